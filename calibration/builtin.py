@@ -1,0 +1,48 @@
+"""Real English-and-code text that every Python installation carries, so that no run needs a network."""
+
+import hashlib
+import importlib.util
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+HELD_OUT_TENTHS = 1
+_SKIPPED_FOLDERS = frozenset(
+    {
+        "test",
+        "tests",
+        "idle_test",
+        "site-packages",
+        "dist-packages",
+        "pydoc_data",
+        "ensurepip",
+        "lib2to3",
+        "__pycache__",
+    }
+)
+
+
+def builtin_documents(split: str) -> Iterator[str]:
+    """Yield the documents of `split` ("train" or "test"), topics of `pydoc` first, then standard-library sources.
+
+    A document belongs to the test split by the hash of its name, so the two splits never share one.
+    """
+    for name, text in _named_documents():
+        held_out = hashlib.sha256(name.encode()).digest()[0] % 10 < HELD_OUT_TENTHS
+        if held_out == (split == "test"):
+            yield text
+
+
+def _named_documents() -> Iterator[tuple[str, str]]:
+    if importlib.util.find_spec("pydoc_data") is not None:
+        from pydoc_data.topics import topics
+
+        for name in sorted(topics):
+            yield f"topic:{name}", topics[name]
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if not _SKIPPED_FOLDERS.intersection(relative.parts):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if text.strip():
+                yield relative.as_posix(), text

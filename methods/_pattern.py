@@ -1,0 +1,86 @@
+"""Which weights of a map compete with each other, and how many of them go."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any positions: the fraction `sparsity` of every row, or of the whole tensor at once."""
+
+    sparsity: float
+    per: Literal["row", "tensor"] = "row"
+
+    def __str__(self) -> str:
+        return f"{self.sparsity:g}"
+
+
+@dataclass(frozen=True)
+class NofM:
+    """`keep` weights stay of every `of` consecutive inputs (2:4 in the language of the hardware)."""
+
+    keep: int
+    of: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.keep / self.of
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+
+Pattern = Unstructured | NofM
+
+
+def pruned_count(sparsity: float, competitors: int) -> int:
+    """How many of `competitors` weights go; the tiny term keeps 0.7 of 10 at 7 in floating point."""
+    return math.floor(sparsity * competitors + 1e-9)
+
+
+def keep_highest(score: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Boolean keep-mask (out, in) of the highest scores under `pattern`.
+
+    Exact counts; of equal scores the lower column goes first (for `per="tensor"`: the lower position in row-major
+    order). Raises ValueError where the number of inputs is no multiple of M.
+    """
+    outputs, inputs = score.shape
+    if isinstance(pattern, NofM):
+        if inputs % pattern.of:
+            raise ValueError(f"{inputs} inputs are no multiple of {pattern.of}, as the pattern {pattern} needs")
+        groups = score.reshape(-1, pattern.of)
+        return ~_lowest_of_small_groups(groups, pattern.of - pattern.keep).reshape(outputs, inputs)
+    if pattern.per == "tensor":
+        row = score.reshape(1, -1)
+        return ~_lowest(row, pruned_count(pattern.sparsity, row.shape[1])).reshape(outputs, inputs)
+    return ~_lowest(score, pruned_count(pattern.sparsity, inputs))
+
+
+def _lowest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Mask of the `count` lowest of each row. A selection, because sorting costs as much as a forward pass on a CPU."""
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = score.topk(count, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
+    lowest = score <= threshold
+    if int(lowest.count_nonzero()) == count * len(score):
+        return lowest
+    below = score < threshold
+    tied = score == threshold
+    room = count - below.sum(1, keepdim=True)
+    return below | (tied & (tied.cumsum(1) <= room))
+
+
+def _lowest_of_small_groups(groups: torch.Tensor, count: int) -> torch.Tensor:
+    """Mask of the `count` lowest of each row of (groups, M), M small: rank = how many neighbours go earlier."""
+    columns = groups.unbind(1)
+    lowest = torch.empty_like(groups, dtype=torch.bool)
+    for j, column in enumerate(columns):
+        rank = torch.zeros_like(column, dtype=torch.int16)
+        for i, other in enumerate(columns):
+            if i != j:
+                rank += (other <= column) if i < j else (other < column)
+        lowest[:, j] = rank < count
+    return lowest

@@ -1,0 +1,30 @@
+"""Random: the baseline that any score must beat (Liu et al., ICLR 2022)."""
+
+from collections.abc import Mapping
+
+import torch
+
+from methods._method import Method, NoOptions
+from methods._pattern import Pattern, keep_highest
+
+
+def prune(
+    weight: torch.Tensor,
+    statistics: Mapping[str, torch.Tensor],
+    pattern: Pattern,
+    options: NoOptions,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep weights (out, in) drawn uniformly within each row by `generator` (a CPU generator, so devices agree)."""
+    score = torch.rand(weight.shape, generator=generator).to(weight.device)
+    keep = keep_highest(score, pattern)
+    return weight.where(keep, 0.0), keep
+
+
+METHOD = Method(
+    summary="keeps weights drawn at random, row by row: the baseline; needs no text",
+    paper="Liu et al., The Unreasonable Effectiveness of Random Pruning, arXiv:2202.02643",
+    cost="one read of the checkpoint, no forward pass",
+    needs=(),
+    prune=prune,
+)

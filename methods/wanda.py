@@ -1,0 +1,29 @@
+"""Wanda: weight times input norm, compared within a row (Sun et al., arXiv:2306.11695, equation 1)."""
+
+from collections.abc import Mapping
+
+import torch
+
+from methods._method import Method, NoOptions
+from methods._pattern import Pattern, keep_highest
+
+
+def prune(
+    weight: torch.Tensor,
+    statistics: Mapping[str, torch.Tensor],
+    pattern: Pattern,
+    options: NoOptions,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep the weights (out, in) with the highest |W_ij| * ||X_j||_2; `statistics["sq_norm"]` is (in,)."""
+    keep = keep_highest(weight.abs() * statistics["sq_norm"].sqrt(), pattern)
+    return weight.where(keep, 0.0), keep
+
+
+METHOD = Method(
+    summary="keeps the weights whose product with the norm of their input is largest, row by row",
+    paper="Sun et al., A Simple and Effective Pruning Approach for Large Language Models, arXiv:2306.11695",
+    cost="one forward pass over the calibration tokens",
+    needs=("sq_norm",),
+    prune=prune,
+)

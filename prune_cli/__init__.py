@@ -1,0 +1,26 @@
+"""Prune a Hugging Face language model in one shot: `prune("model", "out", method="wanda", sparsity=0.5)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prune_cli.errors import PruneError, RequestError
+
+if TYPE_CHECKING:
+    from prune_cli.report import Report
+
+__version__ = "0.1.0"
+__all__ = ["PruneError", "RequestError", "__version__", "prune"]
+
+
+def prune(model: str | Path, out: str | Path, **options: Any) -> Report:
+    """Prune `model` (a folder or a hub id) into the new folder `out`; returns the report.
+
+    `options` are the fields of `PruneRequest`, named like the options of `prune-cli prune`. Raises RequestError where
+    the request cannot be met and PruneError where the run fails.
+    """
+    from prune_cli.request import PruneRequest
+    from prune_cli.run import prune as run
+
+    return run(PruneRequest(model=str(model), out=Path(out), **options))

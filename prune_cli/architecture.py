@@ -1,0 +1,137 @@
+"""From config.json to a causal-LM on meta: what can be pruned block by block, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from prune_cli.errors import RequestError
+
+# Their forward is no single sequence of blocks, so one block in memory at a time is impossible.
+_NO_BLOCK_SEQUENCE = frozenset({"xlm", "hrm_text"})
+_POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as it stands; raises RequestError where there is none or it is no JSON object."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RequestError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{path} is not valid JSON ({error}): download it again.") from error
+    if not isinstance(config, dict):
+        raise RequestError(f"{path} is no JSON object: download it again.")
+    return config
+
+
+def causal_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The config, refused unless it is that of a causal language model stored in plain floats."""
+    raw = read_config(folder)
+    for key in ("quantization_config", "compression_config"):
+        if raw.get(key):
+            method = raw[key].get("quant_method", "unknown") if isinstance(raw[key], dict) else "unknown"
+            raise RequestError(
+                f"{folder} is already quantised ({method}): prune the checkpoint it was made from, then quantise."
+            )
+    model_type = raw.get("model_type")
+    native = model_type in transformers.CONFIG_MAPPING
+    if not native and raw.get("auto_map") and not trust_remote_code:
+        raise RequestError(f"{folder} brings its own code: read it, then add --trust-remote-code to run it.")
+    if not native and not raw.get("auto_map"):
+        raise RequestError(
+            f"{folder} has the model type {model_type!r}, which transformers {transformers.__version__} does not know: "
+            "check config.json, or upgrade transformers."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, OSError, KeyError, AttributeError) as error:
+        raise RequestError(f"{folder}/config.json is refused by transformers ({_first_line(error)}).") from error
+    _check_causal(folder, raw, config)
+    return config
+
+
+def _check_causal(folder: Path, raw: dict[str, Any], config: Any) -> None:
+    architectures = raw.get("architectures") or []
+    if "AutoModelForCausalLM" in (raw.get("auto_map") or {}):
+        return
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    names = {c.__name__ for c in (expected if isinstance(expected, tuple) else (expected,)) if c is not None}
+    if not names or (architectures and not names.intersection(architectures)):
+        found = architectures[0] if architectures else f"a model of type {config.model_type}"
+        wanted = f" (expected {' or '.join(sorted(names))})" if names else ""
+        raise RequestError(f"{folder} is {found}, no causal language model{wanted}: only those can be pruned.")
+    if config.model_type in _NO_BLOCK_SEQUENCE:
+        raise RequestError(f"{folder} is a {config.model_type}, whose forward is no single sequence of blocks.")
+
+
+def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, ZeroDivisionError) as error:
+        raise RequestError(
+            f"config.json describes no model that transformers can build: {_first_line(error)}"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of decoder blocks: known block classes first, then most parameters, then the shallowest."""
+    decoder = model.get_decoder()
+    root = decoder if isinstance(decoder, nn.Module) else model
+    known = set(model._no_split_modules or ())
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and any(module is inner for inner in root.modules())
+    ]
+    if not lists:
+        raise RequestError(
+            f"{type(model).__name__} has no list of decoder blocks, so it cannot be pruned block by block."
+        )
+
+    def rank(item: tuple[str, nn.ModuleList]) -> tuple[bool, int, int]:
+        name, module = item
+        is_known = any(type(element).__name__ in known for element in module)
+        return is_known, sum(parameter.numel() for parameter in module.parameters()), -name.count(".")
+
+    return max(lists, key=rank)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
+    """The checkpoint's tokenizer, or None where the folder has none."""
+    known = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+    if not any((folder / name).is_file() for name in known):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        raise RequestError(f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+
+
+def position_limit(config: Any) -> int | None:
+    """The longest sequence that the config allows, None where it names none."""
+    text = config.get_text_config()
+    limits = [getattr(text, name) for name in _POSITION_LIMITS if isinstance(getattr(text, name, None), int)]
+    return limits[0] if limits else None
+
+
+def calm_libraries() -> None:
+    """Silence the warnings of libraries, which would bury a command's own messages."""
+    transformers_logging.set_verbosity_error()
+    warnings.simplefilter("ignore")

@@ -1,0 +1,191 @@
+"""Gathers what a run knows at its end into the report, and what identifies a run into its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from calibration.tokens import TokenSet
+
+from prune_cli import __version__
+from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.evaluate import PROTOCOL, Evaluation
+from prune_cli.memory import PeakMemory
+from prune_cli.output import OutputFolder
+from prune_cli.plan import Decision
+from prune_cli.prepare import Prepared, pick_batch_size
+from prune_cli.prune_block import sketch_rows
+from prune_cli.report import (
+    SCHEMA_VERSION,
+    BlockReport,
+    EvaluationReport,
+    Report,
+    TensorReport,
+    Totals,
+    gain_of_zeros,
+    text_report,
+)
+from prune_cli.request import PruneRequest
+
+_UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"
+
+
+def fingerprint(
+    request: PruneRequest, job: Prepared, calibration: TokenSet | None, evaluation: TokenSet | None
+) -> dict[str, Any]:
+    """All that the bytes of the output depend on, but for the input's files, which are hashed on the way."""
+    names = "\n".join(job.pruned_names())
+    return {
+        "method": request.method,
+        "options": asdict(job.options),
+        "pattern": str(job.pattern),
+        "seed": request.seed,
+        "calibrate_by": request.calibrate_by,
+        "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
+        "calibration": calibration.sha256 if calibration else None,
+        "batch_size": _batch_size(request, job, calibration),
+        "eval": evaluation.sha256 if evaluation else None,
+        "device": job.device.type,
+        "dtype": str(job.dtype),
+        "versions": _versions(),
+    }
+
+
+def _batch_size(request: PruneRequest, job: Prepared, tokens: TokenSet | None) -> int | None:
+    return None if tokens is None else pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "safetensors")
+    return {"prune-cli": __version__, **{name: version(name) for name in names}}
+
+
+def assemble_report(
+    request: PruneRequest,
+    job: Prepared,
+    output: OutputFolder,
+    calibration: TokenSet | None,
+    evaluation: TokenSet | None,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    memory: PeakMemory,
+    seconds: float,
+) -> Report:
+    """The report of a finished run; sparsities are counted in the written files."""
+    written = output.checkpoint()
+    errors = {name: error for line in output.done.values() for name, error in line["output_errors"].items()}
+    unreached = {name for line in output.done.values() for name in line["unreached"]}
+    decisions = [
+        replace(d, prune=False, reason=_UNREACHED) if d.name in unreached else d for d in job.decisions.values()
+    ]
+    zeros = {name: _zeros(written, name) for name in job.decisions}
+    hashes = output.hashes()
+    tensors = [_tensor_report(job, decision, zeros, errors) for decision in decisions]
+    warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
+    warnings += [f"{name} was kept: {_UNREACHED}." for name in sorted(unreached)]
+    warnings += [f"{file} was not copied: it holds weights that this run did not prune." for file in output.not_copied]
+    measured = None
+    if before is not None and after is not None and evaluation is not None:
+        measured = EvaluationReport(text_report(evaluation), PROTOCOL, before, after)
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        tool={"name": "prune-cli", "version": __version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        request=_request_as_json(request),
+        environment=_environment(job, _batch_size(request, job, calibration)),
+        model={
+            "given": job.source.given,
+            "revision": job.source.revision,
+            "architecture": type(job.model.model).__name__,
+            "files": output.input_hashes,
+        },
+        output={"folder": str(request.out), "files": hashes},
+        method={"name": request.method, "summary": job.method.summary, "paper": job.method.paper},
+        calibration=text_report(calibration) if calibration else None,
+        output_error_rows=sketch_rows(calibration.ids.numel()) if calibration else None,
+        evaluation=measured,
+        totals=_totals(decisions, zeros, written, job.checkpoint.nbytes),
+        gain=gain_of_zeros(str(job.pattern)),
+        blocks=[
+            BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
+        ],
+        tensors=tensors,
+        seconds=seconds,
+        peak_host_bytes=memory.host_bytes,
+        peak_device_bytes=memory.device_bytes,
+        warnings=warnings,
+    )
+
+
+def _request_as_json(request: PruneRequest) -> dict[str, Any]:
+    return {
+        **asdict(request),
+        "out": str(request.out),
+        "include": list(request.include),
+        "exclude": list(request.exclude),
+    }
+
+
+def _environment(job: Prepared, batch_size: int | None) -> dict[str, Any]:
+    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
+    return {
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "device": device,
+        "compute_dtype": str(job.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+    }
+
+
+def _zeros(written: Checkpoint, name: str) -> int | None:
+    """None for storage formats whose zeros cannot be counted without decoding them."""
+    if written.entries[name].dtype not in FLOATS:
+        return None
+    tensor = written.read(name)
+    return tensor.numel() - int(torch.count_nonzero(tensor))
+
+
+def _tensor_report(
+    job: Prepared, decision: Decision, zeros: dict[str, int | None], errors: dict[str, float | None]
+) -> TensorReport:
+    entry = decision.place.entry
+    count = zeros[entry.name]
+    return TensorReport(
+        name=entry.name,
+        role=decision.place.role,
+        block=decision.place.block,
+        shape=entry.shape,
+        dtype=entry.dtype,
+        action="pruned" if decision.prune else "kept",
+        reason=decision.reason,
+        pattern=str(job.pattern) if decision.prune else None,
+        asked_sparsity=job.pattern.sparsity if decision.prune else None,
+        sparsity=None if count is None or not entry.count else count / entry.count,
+        output_error=errors.get(entry.name),
+    )
+
+
+def _totals(
+    decisions: Sequence[Decision], zeros: dict[str, int | None], written: Checkpoint, bytes_before: int
+) -> Totals:
+    pruned = [decision.place.entry for decision in decisions if decision.prune]
+    parameters = sum(entry.count for entry in written.entries.values())
+    pruned_parameters = sum(entry.count for entry in pruned)
+    zeros_in_pruned = sum(zeros[entry.name] or 0 for entry in pruned)
+    return Totals(
+        parameters=parameters,
+        pruned_parameters=pruned_parameters,
+        zeros_in_pruned=zeros_in_pruned,
+        sparsity_of_pruned=zeros_in_pruned / pruned_parameters if pruned_parameters else 0.0,
+        sparsity_of_model=sum(count or 0 for count in zeros.values()) / parameters,
+        bytes_before=bytes_before,
+        bytes_after=written.nbytes,
+    )

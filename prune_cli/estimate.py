@@ -1,0 +1,136 @@
+"""What a run would do, told by --dry-run before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from prune_cli.checkpoint import TensorEntry
+from prune_cli.plan import pruned_parameters
+from prune_cli.prepare import Prepared, prepare
+from prune_cli.report import gain_of_zeros
+from prune_cli.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest
+
+# torch, transformers and their tables; measured as anonymous memory after importing them.
+_LIBRARIES = 400 << 20
+# Paused forward passes keep a residual, a normed copy and the widest input of the block.
+_STATES_BESIDE_WIDEST = 2.0
+
+
+@dataclass(frozen=True)
+class ClassOfTensors:
+    """Tensors that share a role and a fate."""
+
+    role: str
+    action: str
+    tensors: int
+    parameters: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Nothing was read but headers; memory is an estimate in bytes, `peak_device_bytes` None on a CPU."""
+
+    model: str
+    revision: str | None
+    architecture: str
+    method: str
+    pattern: str
+    device: str
+    compute_dtype: str
+    classes: Sequence[ClassOfTensors]
+    parameters: int
+    pruned_parameters: int
+    zeros: int
+    bytes_read: int
+    bytes_written: int
+    calibration_tokens: int | None
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+    gain: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def dry_run(request: PruneRequest) -> DryRun:
+    """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
+    job = prepare(request)
+    tokens = _tokens(request, job)
+    work = _working_memory(job, tokens)
+    on_cpu = job.device.type == "cpu"
+    largest = max(_block_bytes(job, index, stored=True) for index in range(len(job.model.blocks)))
+    return DryRun(
+        model=request.model,
+        revision=job.source.revision,
+        architecture=type(job.model.model).__name__,
+        method=request.method,
+        pattern=str(job.pattern),
+        device=str(job.device),
+        compute_dtype=str(job.dtype).removeprefix("torch."),
+        classes=_classes(job),
+        parameters=sum(entry.count for entry in job.checkpoint.entries.values()),
+        pruned_parameters=sum(job.checkpoint.entries[name].count for name in job.pruned_names()),
+        zeros=sum(pruned_parameters(job.decisions[name].place, job.pattern) for name in job.pruned_names()),
+        bytes_read=job.checkpoint.nbytes * 2,
+        bytes_written=job.checkpoint.nbytes + sum(job.checkpoint.entries[n].nbytes for n in job.pruned_names()),
+        calibration_tokens=tokens,
+        peak_host_bytes=_LIBRARIES + largest + (work if on_cpu else 0),
+        peak_device_bytes=None if on_cpu else work,
+        gain=gain_of_zeros(str(job.pattern)),
+    )
+
+
+def _tokens(request: PruneRequest, job: Prepared) -> int | None:
+    """Samples x length as far as they can be told without reading the text."""
+    if job.calibration is None:
+        return None
+    seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, job.model.position_limit or DEFAULT_SEQ_LEN)
+    return (request.samples or DEFAULT_SAMPLES) * seq_len
+
+
+def _classes(job: Prepared) -> list[ClassOfTensors]:
+    tensors: Counter[tuple[str, str, str]] = Counter()
+    parameters: Counter[tuple[str, str, str]] = Counter()
+    for decision in job.decisions.values():
+        key = (decision.place.role, "prune" if decision.prune else "keep", decision.reason)
+        tensors[key] += 1
+        parameters[key] += decision.place.entry.count
+    return [
+        ClassOfTensors(role, action, tensors[key], parameters[key], why)
+        for key in tensors
+        for role, action, why in [key]
+    ]
+
+
+def _working_memory(job: Prepared, tokens: int | None) -> int:
+    """Weights of a block as computed with, its largest map a few times over, and the paused hidden states."""
+    itemsize = job.dtype.itemsize
+    largest_map = max((job.checkpoint.entries[name].count for name in job.pruned_names()), default=0)
+    if tokens is None:
+        return 4 * 4 * largest_map
+    block = max(_block_bytes(job, index, stored=False) for index in range(len(job.model.blocks)))
+    outside = sum(_outside(job)) * itemsize
+    widest = max((_inputs(job.checkpoint.entries[name]) for name in job.pruned_names()), default=0)
+    states = int(tokens * (_STATES_BESIDE_WIDEST * job.model.hidden_size + widest)) * itemsize
+    return max(outside, block + 4 * 4 * largest_map) + states
+
+
+def _inputs(entry: TensorEntry) -> int:
+    return max(entry.shape) if entry.shape else 0
+
+
+def _outside(job: Prepared) -> list[int]:
+    return [
+        place.entry.count
+        for place in job.model.places.values()
+        if place.block is None and place.parameter and place.role != "output head"
+    ]
+
+
+def _block_bytes(job: Prepared, index: int, *, stored: bool) -> int:
+    entries = [job.checkpoint.entries[name] for name in job.model.block_names(index)]
+    return sum(entry.nbytes if stored else entry.count * job.dtype.itemsize for entry in entries)

@@ -1,0 +1,131 @@
+"""`prune-cli inspect`: what is in a checkpoint, told from the safetensors alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.source import resolve_model
+
+_GROUPS = (2, 4, 8, 16)
+# A pattern counts as found when its groups are nearly full: otherwise a very sparse tensor would show many by chance.
+_FULL = 0.9
+_BLOCK = re.compile(r"(^|\.)\d+\.")
+_EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|word_embeddings\w*|embeddings?)\.(\w+\.)*weight$|(^|\.)(wte|wpe)\.")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|head)\.")
+
+
+@dataclass(frozen=True)
+class InspectedTensor:
+    """`pattern` is N:M along dimension `axis` (1, or 0 for matrices stored (in, out)); None if none is found."""
+
+    name: str
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    bytes: int
+    zeros: int | None
+    sparsity: float | None
+    pattern: str | None
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Total:
+    part: str
+    tensors: int
+    parameters: int
+    bytes: int
+    zeros: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    model: str
+    revision: str | None
+    files: Sequence[str]
+    totals: Sequence[Total]
+    tensors: Sequence[InspectedTensor]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def inspect_model(given: str, revision: str | None = None) -> Inspection:
+    """Look at every tensor of a checkpoint, one at a time. Raises RequestError for one that cannot be opened."""
+    source = resolve_model(given, revision)
+    checkpoint = Checkpoint.open(source.folder)
+    tensors = [_inspect(checkpoint, name) for name in checkpoint.entries]
+    parts = ("embeddings", "blocks", "head", "other")
+    totals = [_total(part, [t for t in tensors if part_of(t.name) == part]) for part in parts]
+    return Inspection(
+        model=given,
+        revision=source.revision,
+        files=checkpoint.files,
+        totals=[total for total in totals if total.tensors] + [_total("all", tensors)],
+        tensors=tensors,
+    )
+
+
+def part_of(name: str) -> str:
+    """Embeddings, blocks, head or other, told by the name: a number in it means a block."""
+    if _BLOCK.search(name):
+        return "blocks"
+    if _HEAD.search(name):
+        return "head"
+    return "embeddings" if _EMBEDDING.search(name) else "other"
+
+
+def _inspect(checkpoint: Checkpoint, name: str) -> InspectedTensor:
+    entry = checkpoint.entries[name]
+    zeros = pattern = axis = None
+    if entry.dtype in FLOATS:
+        nonzero = checkpoint.read(name) != 0
+        zeros = entry.count - int(nonzero.count_nonzero())
+        if zeros and nonzero.ndim == 2:
+            pattern, axis = find_pattern(nonzero)
+    return InspectedTensor(
+        name=name,
+        file=entry.file,
+        shape=entry.shape,
+        dtype=entry.dtype,
+        parameters=entry.count,
+        bytes=entry.nbytes,
+        zeros=zeros,
+        sparsity=zeros / entry.count if zeros is not None and entry.count else None,
+        pattern=pattern,
+        axis=axis,
+    )
+
+
+def find_pattern(nonzero: torch.Tensor) -> tuple[str | None, int | None]:
+    """The tightest N:M that a boolean matrix keeps in every group along its last or, failing that, first dimension."""
+    kept = int(nonzero.count_nonzero())
+    for axis, matrix in ((1, nonzero), (0, nonzero.T)):
+        for of in _GROUPS:
+            if matrix.shape[1] % of:
+                continue
+            most = int(matrix.reshape(-1, of).sum(1, dtype=torch.int32).max())
+            if 0 < most < of and kept >= _FULL * most / of * matrix.numel():
+                return f"{most}:{of}", axis
+    return None, None
+
+
+def _total(part: str, tensors: Sequence[InspectedTensor]) -> Total:
+    parameters = sum(tensor.parameters for tensor in tensors)
+    zeros = sum(tensor.zeros or 0 for tensor in tensors)
+    return Total(
+        part=part,
+        tensors=len(tensors),
+        parameters=parameters,
+        bytes=sum(tensor.bytes for tensor in tensors),
+        zeros=zeros,
+        sparsity=zeros / parameters if parameters else 0.0,
+    )

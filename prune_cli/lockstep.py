@@ -1,0 +1,204 @@
+"""Runs a model's own forward for every batch side by side, one block at a time.
+
+Each batch is a coroutine (a greenlet) inside its own complete `model.forward`. It pauses where the next block begins,
+so that the conductor can change the weights in memory, and at linear maps, so that a map's inputs are known for all
+batches before its weight is decided. Nothing is assumed about the code between the blocks: it is the model's own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import nn
+
+from prune_cli.errors import PruneError
+
+# Called when all batches that reach a map wait there: (key of the map, one input tensor per batch).
+Serve = Callable[[Any, Sequence[torch.Tensor]], None]
+# Called when one batch passes a map in a rehearsal: (key of the map, its input, seen with the previous map already).
+Observe = Callable[[Any, torch.Tensor], None]
+
+
+class _Lane:
+    """One batch on its way: its coroutine, where it waits, and the input it waits with."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.coroutine = greenlet(run)
+        self.place: Hashable = None
+        self.input: torch.Tensor | None = None
+
+
+class Lockstep:
+    """A context in which `blocks` belong to the conductor; leaving it ends all coroutines and restores the blocks.
+
+    `forward` is called once for each of `batches`; call `start`, then `through` for every block in order, then, if the
+    outputs are wanted, `finish`.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[torch.Tensor], Any],
+        blocks: Sequence[nn.Module],
+        batches: Sequence[torch.Tensor],
+    ) -> None:
+        self._blocks = blocks
+        self._lanes = [_Lane(lambda batch=batch: forward(batch)) for batch in batches]
+        self._of_coroutine = {lane.coroutine: lane for lane in self._lanes}
+        self._rehearsing: int | None = None
+
+    def __enter__(self) -> Lockstep:
+        for index, block in enumerate(self._blocks):
+            block.forward = self._pausing_forward(index, block.forward)
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for block in self._blocks:
+            del block.forward
+        for lane in self._lanes:
+            if lane.coroutine:
+                lane.coroutine.throw()
+
+    def _pausing_forward(self, index: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._pause(index)
+            if self._rehearsing == index:
+                self._rehearse(original, args, kwargs)
+            output = original(*args, **kwargs)
+            if index + 1 == len(self._blocks):
+                self._pause(len(self._blocks))
+            return output
+
+        return forward
+
+    def _rehearse(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        before = [value._version for value in inputs]
+        original(*args, **kwargs)
+        if [value._version for value in inputs] != before:
+            raise PruneError(
+                "This architecture changes the inputs of its blocks in place, so a block cannot run twice: "
+                "use --calibrate-by sublayer."
+            )
+        self._pause("rehearsed")
+
+    def _pause(self, place: Hashable, tensor: torch.Tensor | None = None) -> None:
+        lane = self._of_coroutine[getcurrent()]
+        lane.place, lane.input = place, tensor
+        parent = lane.coroutine.parent
+        assert parent is not None
+        parent.switch()
+        lane.input = None
+
+    def _advance(self, lanes: Sequence[_Lane]) -> None:
+        for lane in lanes:
+            lane.coroutine.switch()
+
+    def _all_wait_at(self, place: Hashable) -> None:
+        astray = [lane.place for lane in self._lanes if lane.coroutine.dead or lane.place != place]
+        if astray:
+            raise PruneError(
+                f"The blocks of this architecture do not run one after the other (expected {place}, found "
+                f"{astray[0]}), so it cannot be pruned with one block in memory; please report it."
+            )
+
+    def start(self) -> None:
+        """Run every batch up to the first block."""
+        self._advance(self._lanes)
+        self._all_wait_at(0)
+
+    def through(self, index: int, maps: Mapping[nn.Module, Any], serve: Serve | None = None) -> None:
+        """Run every batch through block `index`, pausing at each of `maps` (module -> key) until `serve` returned.
+
+        A map that no batch reaches is not served; one that only some reach is served with their inputs.
+        """
+        waiting = list(maps)
+        hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in maps}
+        try:
+            self._advance(self._lanes)
+            while here := self._first_stop(waiting):
+                module = here[0].place
+                assert isinstance(module, nn.Module)
+                assert serve is not None
+                hooks.pop(module).remove()
+                waiting.remove(module)
+                serve(maps[module], [lane.input for lane in here if lane.input is not None])
+                self._advance(here)
+        finally:
+            for hook in hooks.values():
+                hook.remove()
+        self._all_wait_at(index + 1)
+
+    def _first_stop(self, waiting: Sequence[nn.Module]) -> list[_Lane]:
+        """The lanes at the earliest map that any lane waits at; empty when all have left the block."""
+        for module in waiting:
+            if here := [lane for lane in self._lanes if lane.place is module]:
+                return here
+        return []
+
+    def _stop_at(self, module: nn.Module) -> Callable[..., None]:
+        def pause(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._pause(module, _first_tensor(args, kwargs))
+
+        return pause
+
+    def rehearse(self, index: int, maps: Mapping[nn.Module, Any], observe: Observe) -> None:
+        """Run every batch through block `index` once for `observe` alone; `through` then runs it from the same inputs.
+
+        The two-pass protocol of the authors' code of Wanda: all statistics of a block come from its dense weights.
+        """
+
+        def seen(key: Any) -> Callable[..., None]:
+            return lambda _module, args, kwargs: observe(key, _first_tensor(args, kwargs))
+
+        hooks = [module.register_forward_pre_hook(seen(key), with_kwargs=True) for module, key in maps.items()]
+        self._rehearsing = index
+        try:
+            self._advance(self._lanes)
+        finally:
+            self._rehearsing = None
+            for hook in hooks:
+                hook.remove()
+        self._all_wait_at("rehearsed")
+
+    def stop_after_blocks(self, module: nn.Module) -> list[torch.Tensor]:
+        """Run every batch from the last block to `module` (the output head); returns its inputs, one per batch."""
+        hook = module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True)
+        try:
+            self._advance(self._lanes)
+        finally:
+            hook.remove()
+        self._all_wait_at(module)
+        return [lane.input for lane in self._lanes if lane.input is not None]
+
+    def finish(self) -> Iterator[Any]:
+        """Run one batch after the other to its end, in order; yields what its forward returned."""
+        while self._lanes:
+            lane = self._lanes.pop(0)
+            output = lane.coroutine.switch()
+            del self._of_coroutine[lane.coroutine], lane
+            yield output
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+
+
+class SameInputs:
+    """Tells whether the batches bring the very tensors that they brought to the previous map (q/k/v, gate/up)."""
+
+    def __init__(self) -> None:
+        self._last: list[tuple[weakref.ref[torch.Tensor], int]] = []
+
+    def repeated(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """True if `inputs` are the tensors of the previous call, unchanged since."""
+        same = len(inputs) == len(self._last) and all(
+            reference() is tensor and version == tensor._version
+            for tensor, (reference, version) in zip(inputs, self._last, strict=True)
+        )
+        self._last = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
+        return same

@@ -1,0 +1,117 @@
+"""The report as a page that a person reads: prune_report.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from prune_cli.report import Report, TensorReport
+
+
+def to_markdown(report: Report) -> str:
+    parts = [_summary(report), _gain(report), _evaluation(report), _how(report), _pruned(report), _kept(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def _summary(report: Report) -> str:
+    totals = report.totals
+    rows = [
+        (
+            "model",
+            f"`{report.model['given']}`" + (f" at `{report.model['revision']}`" if report.model["revision"] else ""),
+        ),
+        ("architecture", str(report.model["architecture"])),
+        ("method", f"{report.method['name']} ({report.method['paper']})"),
+        ("parameters", f"{totals.parameters:,}, of which {totals.pruned_parameters:,} in pruned tensors"),
+        ("zeros in the pruned tensors", f"{totals.zeros_in_pruned:,} ({percent(totals.sparsity_of_pruned)})"),
+        ("zeros in the whole model", percent(totals.sparsity_of_model)),
+        ("weights on disk", f"{totals.bytes_before:,} bytes before, {totals.bytes_after:,} bytes after"),
+        ("time", f"{report.seconds:.1f} s"),
+        ("peak memory", _memory(report)),
+    ]
+    return "# Pruning report\n\n" + table(("", ""), rows)
+
+
+def _memory(report: Report) -> str:
+    host = f"{report.peak_host_bytes / 2**20:,.0f} MiB host"
+    return host if report.peak_device_bytes is None else f"{host}, {report.peak_device_bytes / 2**20:,.0f} MiB device"
+
+
+def _gain(report: Report) -> str:
+    warnings = "".join(f"\n\n**Warning:** {warning}" for warning in report.warnings)
+    return f"## What it gains\n\n{report.gain}{warnings}"
+
+
+def _evaluation(report: Report) -> str:
+    if report.evaluation is None:
+        return ""
+    before, after, text = report.evaluation.before, report.evaluation.after, report.evaluation.text
+    rows = [
+        (name, f"{e.perplexity:.4f}", f"{e.loss:.5f} ± {e.loss_standard_error:.5f}")
+        for name, e in (("before", before), ("after", after))
+    ]
+    return (
+        "## Perplexity\n\n"
+        + table(("", "perplexity", "loss (nats per token)"), rows)
+        + f"\n\nText: {text.source}, {text.samples} windows of {text.seq_len} tokens. {report.evaluation.protocol}."
+    )
+
+
+def _how(report: Report) -> str:
+    lines = [f"- {key}: {value}" for key, value in report.environment.items() if key != "versions"]
+    lines += [f"- {name} {number}" for name, number in report.environment["versions"].items()]
+    if report.calibration is not None:
+        text = report.calibration
+        lines.append(
+            f"- calibration: {text.source}, {text.samples} x {text.seq_len} tokens, seed {text.seed}; {text.protocol}"
+        )
+        lines.append(f"- sha256 of the calibration tokens: {text.sha256}")
+    request = "\n".join(f"- {key}: {value}" for key, value in report.request.items() if value not in (None, (), [], {}))
+    return "## Request\n\n" + request + "\n\n## Setting\n\n" + "\n".join(lines)
+
+
+def _pruned(report: Report) -> str:
+    rows = [
+        (
+            f"`{t.name}`",
+            str(list(t.shape)),
+            t.dtype,
+            percent(t.asked_sparsity),
+            percent(t.sparsity),
+            "–" if t.output_error is None else f"{t.output_error:.4f}",
+        )
+        for t in report.tensors
+        if t.action == "pruned"
+    ]
+    note = "Sparsity is counted in the written files. "
+    if report.calibration is not None and report.output_error_rows is not None:
+        exact = report.output_error_rows >= report.calibration.tokens
+        how = (
+            "on all calibration tokens"
+            if exact
+            else f"estimated from a random sketch of {report.output_error_rows} rows"
+        )
+        note += f"Output error is ‖X(W−Ŵ)ᵀ‖² / ‖XWᵀ‖², {how}."
+    header = ("tensor", "shape", "dtype", "asked", "sparsity", "output error")
+    return "## Pruned tensors\n\n" + note + "\n\n" + table(header, rows)
+
+
+def _kept(report: Report) -> str:
+    def reason(tensor: TensorReport) -> str:
+        return tensor.reason
+
+    kept = sorted((t for t in report.tensors if t.action == "kept"), key=reason)
+    rows = []
+    for why, group in groupby(kept, key=reason):
+        names = [f"`{tensor.name}`" for tensor in group]
+        rows.append((why, str(len(names)), ", ".join(names)))
+    return "## Kept tensors\n\n" + table(("reason", "tensors", "names"), rows) if rows else ""

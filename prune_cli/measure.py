@@ -1,0 +1,100 @@
+"""`prune-cli eval`: a model's perplexity, and its distance to a dense one, streamed block by block."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+from prune_cli.architecture import load_tokenizer
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.errors import RequestError
+from prune_cli.evaluate import PROTOCOL, Comparison, Evaluation, compare, evaluate
+from prune_cli.model import Skeleton
+from prune_cli.prepare import check_seq_len, open_text, pick_batch_size, pick_device, pick_dtype, read_tokens
+from prune_cli.progress import Progress, Silent
+from prune_cli.report import TextReport, text_report
+from prune_cli.request import Dtype, check_counts, check_device
+from prune_cli.source import Source, resolve_model
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What `prune-cli eval` was asked for. None means that the user did not say."""
+
+    model: str
+    data: str
+    against: str | None = None
+    samples: int | None = None
+    seq_len: int | None = None
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """`comparison` is None without a dense model; all figures are on the windows of `text`."""
+
+    model: str
+    against: str | None
+    protocol: str
+    text: TextReport
+    device: str
+    compute_dtype: str
+    evaluation: Evaluation
+    comparison: Comparison | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+@torch.no_grad()
+def measure(request: EvaluationRequest, progress: Progress | None = None) -> EvaluationResult:
+    """Evaluate as `request` says. Raises RequestError where it cannot be met, PruneError where the run fails."""
+    progress = progress or Silent()
+    check_counts(request.samples, request.seq_len, request.batch_size)
+    check_device(request.device)
+    text = open_text(request.data)
+    device = pick_device(request.device)
+    source, model = _open(request.model, request.revision, request, device)
+    check_seq_len(model, request.seq_len)
+    against = _open(request.against, None, request, device)[1] if request.against is not None else None
+    if against is not None and against.vocab_size != model.vocab_size:
+        raise RequestError(
+            f"{request.model} and {request.against} have {model.vocab_size} and {against.vocab_size} tokens: "
+            "only models with the same vocabulary can be compared."
+        )
+    progress.stage("Reading the text", 1)
+    tokenizer = load_tokenizer(source.folder, request.trust_remote_code)
+    tokens = read_tokens(text, model, tokenizer, "evaluation", request.samples, request.seq_len, seed=0)
+    batch_size = pick_batch_size(request.batch_size, device, tokens.ids.shape[1])
+    progress.stage("Evaluating", len(model.blocks) * (1 if against is None else 2))
+    comparison = compare(model, against, tokens.ids, batch_size, progress) if against is not None else None
+    evaluation = comparison.model if comparison else evaluate(model, tokens.ids, batch_size, progress)
+    return EvaluationResult(
+        model=request.model,
+        against=request.against,
+        protocol=PROTOCOL,
+        text=text_report(tokens),
+        device=str(device),
+        compute_dtype=str(model.dtype).removeprefix("torch."),
+        evaluation=evaluation,
+        comparison=comparison,
+        warnings=tokens.warnings,
+    )
+
+
+def _open(
+    given: str, revision: str | None, request: EvaluationRequest, device: torch.device
+) -> tuple[Source, Skeleton]:
+    source = resolve_model(given, revision)
+    checkpoint = Checkpoint.open(source.folder)
+    dtype = pick_dtype(request.dtype, device, checkpoint)
+    trust = request.trust_remote_code
+    return source, Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)

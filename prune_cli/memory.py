@@ -1,0 +1,40 @@
+"""How much memory a run takes: measured while it works, and estimated before it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+
+
+class PeakMemory:
+    """The highest memory seen at the points where `look` is called.
+
+    On Linux the host's figure is anonymous memory: mapped checkpoint files are the system's cache, not ours.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.host_bytes = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def look(self) -> None:
+        self.host_bytes = max(self.host_bytes, _host_bytes())
+
+    @property
+    def device_bytes(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+
+
+def _host_bytes() -> int:
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,327 @@
+"""The model without its weights, and which checkpoint tensor belongs where. The only importer of transformers.
+
+The calls into `transformers.core_model_loading` are undocumented: they stay in this file, and a block is checked after
+each load (nothing may be left on meta).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
+
+from prune_cli.architecture import causal_config, find_blocks, model_on_meta, position_limit
+from prune_cli.checkpoint import Checkpoint, TensorEntry
+from prune_cli.errors import PruneError, RequestError
+from prune_cli.roles import Role, role_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one checkpoint tensor is in the model: `block` is None outside the blocks, `parameter` None if unused."""
+
+    entry: TensorEntry
+    role: Role
+    block: int | None
+    parameter: str | None
+    transposed: bool
+    reason: str
+
+    @property
+    def module_name(self) -> str:
+        assert self.parameter is not None
+        return self.parameter.rpartition(".")[0]
+
+
+class Skeleton:
+    """A causal-LM on meta, its blocks, and a `Place` for every tensor of the checkpoint.
+
+    Raises RequestError where the checkpoint is no causal LM that can be run block by block, or disagrees with its
+    config. `config_folder` holds config.json (it may differ from the folder of the tensors).
+    """
+
+    def __init__(
+        self,
+        config_folder: Path,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        trust_remote_code: bool,
+    ) -> None:
+        config = causal_config(config_folder, trust_remote_code)
+        self.checkpoint = checkpoint
+        self.device = device
+        self.dtype = dtype
+        self.model = model_on_meta(config, dtype, trust_remote_code)
+        self.config = config
+        self.blocks_name, block_list = find_blocks(self.model)
+        self.blocks: list[nn.Module] = list(block_list)
+        self._expected: dict[str, torch.Tensor] = dict(self.model.state_dict())
+        mapping = get_model_conversion_mapping(self.model)
+        self._load_config = LoadStateDictConfig(
+            device_map={"": str(device)},
+            dtype=dtype,
+            dtype_plan=self.model._get_dtype_plan(dtype),
+            weight_mapping=mapping,  # pyright: ignore[reportArgumentType]
+        )
+        self._tied = dict(self.model.all_tied_weights_keys)
+        self.places = self._find_places(mapping)
+        self._untie_what_differs()
+        self._check_nothing_missing()
+        self._fill_buffers()
+        self._on_demand = self._prepare_on_demand()
+
+    # --- what belongs where -------------------------------------------------------------------------------------
+
+    def _find_places(self, mapping: list[Any]) -> dict[str, Place]:
+        renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
+        converters = [item for item in mapping if isinstance(item, WeightConverter)]
+        prefix = self.model.base_model_prefix
+        ignored = _ignored_by_architecture(self.model)
+        places: dict[str, Place] = {}
+        for name, entry in self.checkpoint.entries.items():
+            target, converter = rename_source_key(name, renamings, converters, prefix, self._expected)
+            if target not in self._expected and name in self._expected:
+                target, converter = name, None
+            if target not in self._expected:
+                known = ignored is not None and ignored.search(target) is not None
+                role: Role = "unused" if known else "unknown"
+                reason = "the architecture does not use it" if known else "nothing in the model has this name"
+                places[name] = Place(entry, role, None, None, False, reason)
+                continue
+            places[name] = self._place(entry, target, one_to_one=converter is None)
+        return places
+
+    def _place(self, entry: TensorEntry, parameter: str, *, one_to_one: bool) -> Place:
+        expected = self._expected[parameter]
+        if one_to_one and tuple(expected.shape) != entry.shape:
+            raise RequestError(
+                f"{entry.name} has shape {list(entry.shape)} but config.json describes {list(expected.shape)}: "
+                "the weights and the config do not belong together."
+            )
+        block = self._block_of(parameter)
+        role, reason = role_of(self.model, parameter, expected.ndim, in_block=block is not None)
+        if role == "linear map" and not one_to_one:
+            role, reason = "other", "stored in another layout than the model computes with"
+        if role == "linear map" and self._shared_between_blocks(parameter):
+            role, reason = "other", "shared between blocks"
+        owner = self.model.get_submodule(parameter.rpartition(".")[0])
+        transposed = isinstance(owner, transformers.pytorch_utils.Conv1D) and expected.ndim == 2
+        return Place(entry, role, block, parameter, transposed, reason)
+
+    def _block_of(self, parameter: str) -> int | None:
+        if not parameter.startswith(self.blocks_name + "."):
+            return None
+        return int(parameter[len(self.blocks_name) + 1 :].split(".", 1)[0])
+
+    def _shared_between_blocks(self, parameter: str) -> bool:
+        partners = {alias for alias, source in self._tied.items() if source == parameter}
+        partners |= {self._tied[parameter]} if parameter in self._tied else set()
+        return any(self._block_of(partner) != self._block_of(parameter) for partner in partners)
+
+    def _untie_what_differs(self) -> None:
+        """Like transformers: a tied pair whose two stored tensors differ is not tied."""
+        stored = {place.parameter: name for name, place in self.places.items()}
+        for alias, source in list(self._tied.items()):
+            if alias in stored and source in stored:
+                pair = self.checkpoint.read(stored[alias]), self.checkpoint.read(stored[source])
+                if not torch.equal(*pair):
+                    del self._tied[alias]
+
+    def tied_names(self, name: str) -> tuple[str, ...]:
+        """The other checkpoint tensors that hold the same parameter as `name` (a tied head stored beside it)."""
+        parameter = self.places[name].parameter
+        root = self._tied.get(parameter or "", parameter)
+        return tuple(
+            other
+            for other, place in self.places.items()
+            if other != name and place.parameter and self._tied.get(place.parameter, place.parameter) == root
+        )
+
+    def _check_nothing_missing(self) -> None:
+        found = {place.parameter for place in self.places.values() if place.parameter}
+        converted = {
+            place.block for place in self.places.values() if place.parameter and place.entry.shape != self._shape(place)
+        }
+        found |= {alias for alias, source in self._tied.items() if source in found}
+        found |= {source for alias, source in self._tied.items() if alias in found}
+        ignored = "|".join(f"({pattern})" for pattern in self.model._keys_to_ignore_on_load_missing or ())
+        for parameter in self._expected:
+            skip = self._block_of(parameter) in converted or (ignored and re.search(ignored, parameter))
+            if parameter not in found and not skip:
+                raise RequestError(
+                    f"{parameter} is not in the checkpoint though config.json describes it: "
+                    "the weights and the config do not belong together, or a shard was lost."
+                )
+
+    def _shape(self, place: Place) -> tuple[int, ...]:
+        return tuple(self._expected[place.parameter or ""].shape)
+
+    # --- weights in and out -------------------------------------------------------------------------------------
+
+    def _fill_buffers(self) -> None:
+        """Buffers that no checkpoint holds (rotary tables, ...) get their values before any weight is there."""
+        # Version 5 of transformers fills them so in from_pretrained; found right in 82 of 82 architectures.
+        self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)  # pyright: ignore[reportArgumentType]
+        self.model.initialize_weights()
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = buffer.to(self.device)
+
+    def _prepare_on_demand(self) -> dict[nn.Module, list[str]]:
+        """Embeddings and head load when called: embeddings are done after the first block, the head comes last."""
+        head = self.model.get_output_embeddings()
+        modules: dict[nn.Module, list[str]] = {}
+        for path, module in self.model.named_modules():
+            outside = not path.startswith(self.blocks_name + ".")
+            if outside and (module is head or isinstance(module, nn.Embedding)):
+                own = {f"{path}.{name}" for name, _ in module.named_parameters()}
+                wanted = own | {self._tied[name] for name in own if name in self._tied}
+                wanted |= {alias for alias, source in self._tied.items() if source in own}
+                names = [name for name, place in self.places.items() if place.parameter in wanted]
+                modules[module] = names
+                module.register_forward_pre_hook(self._load_when_called(module, names))
+        return modules
+
+    def _load_when_called(self, module: nn.Module, names: list[str]) -> Any:
+        def load(*_: object) -> None:
+            if any(parameter.is_meta for parameter in module.parameters()):
+                self._load(names, self.checkpoint)
+
+        return load
+
+    def block_names(self, index: int) -> list[str]:
+        """The checkpoint tensors of one block."""
+        return [name for name, place in self.places.items() if place.block == index]
+
+    def load_block(self, index: int, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """Load one block; returns its tensors as stored. Raises PruneError if a parameter stays without a value."""
+        tensors = self._load(self.block_names(index), checkpoint)
+        for name, parameter in self.blocks[index].named_parameters():
+            if parameter.is_meta:
+                raise PruneError(
+                    f"{self.blocks_name}.{index}.{name} got no value from the checkpoint: transformers "
+                    f"{transformers.__version__} does not load this architecture as expected; please report it."
+                )
+        return tensors
+
+    def read_ahead(self, index: int) -> None:
+        """Have the system fetch a block that comes next, if there is one."""
+        if index < len(self.blocks):
+            self.checkpoint.read_ahead(iter(self.block_names(index)))
+
+    def load_outside(self) -> None:
+        """Load everything outside the blocks but the output head, which loads when it is called."""
+        head = self.model.get_output_embeddings()
+        tied_to_embedding = {name for module, names in self._on_demand.items() if module is not head for name in names}
+        head_only = set(self._on_demand.get(head, ())) - tied_to_embedding if head is not None else set()
+        outside = [name for name, place in self.places.items() if place.block is None and place.parameter]
+        self._load([name for name in outside if name not in head_only], self.checkpoint)
+
+    def _load(self, names: Iterable[str], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        tensors = {name: checkpoint.read(name) for name in names}
+        with _quiet():
+            convert_and_load_state_dict_in_model(self.model, tensors, self._load_config)
+        for alias, source in self._tied.items():
+            if not self._get(source).is_meta:
+                self._set(alias, self._get(source))
+            elif not self._get(alias).is_meta:
+                self._set(source, self._get(alias))
+        return tensors
+
+    def unload_block(self, index: int) -> None:
+        for name in self.block_names(index):
+            self._unload(self.places[name].parameter)
+        for name, parameter in self.blocks[index].named_parameters():
+            if not parameter.is_meta:
+                self._unload(f"{self.blocks_name}.{index}.{name}")
+
+    def unload_embeddings(self) -> None:
+        """Embeddings have done their work once every batch has reached the first block."""
+        for names in self._on_demand.values():
+            for name in names:
+                parameter = self.places[name].parameter
+                self._unload(parameter)
+                for alias, source in self._tied.items():
+                    if parameter in (alias, source):
+                        self._unload(alias)
+                        self._unload(source)
+
+    def _unload(self, parameter: str | None) -> None:
+        if parameter is not None:
+            self._set(parameter, self._expected[parameter])
+
+    def _get(self, name: str) -> torch.Tensor:
+        path, _, leaf = name.rpartition(".")
+        return getattr(self.model.get_submodule(path), leaf)
+
+    def _set(self, name: str, value: torch.Tensor) -> None:
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        if leaf in module._buffers:
+            module._buffers[leaf] = value
+        else:
+            module._parameters[leaf] = (
+                value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+            )
+
+    def set_weight(self, place: Place, value: torch.Tensor) -> None:
+        """Put a new value, in the checkpoint's orientation and dtype, where the model computes with it."""
+        assert place.parameter is not None
+        dtype = self._get(place.parameter).dtype
+        self._set(place.parameter, value.to(self.device, dtype))
+
+    # --- facts --------------------------------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def position_limit(self) -> int | None:
+        return position_limit(self.config)
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        """The model's own forward on (batch, length) token ids, without cache."""
+        return self.model(input_ids=input_ids.to(self.device), use_cache=False)
+
+
+def _ignored_by_architecture(model: PreTrainedModel) -> re.Pattern[str] | None:
+    patterns = set(model._keys_to_ignore_on_load_unexpected or ())
+    patterns |= {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"}
+    return re.compile("|".join(f"({pattern})" for pattern in sorted(patterns)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers for every block: the run has its own."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,297 @@
+"""The output folder while it is being made: never half valid, and a killed run continues where it was.
+
+Everything is built in `OUT.partial`: the shards are copied first, then every pruned tensor overwrites its own bytes,
+and a journal line follows each block once its bytes are on the disk. config.json, the index and the report come last;
+then one rename makes it OUT.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from prune_cli.checkpoint import FLOATS, PICKLE_SUFFIXES, Checkpoint, TensorEntry
+from prune_cli.errors import PruneError, RequestError
+from prune_cli.evaluate import Evaluation
+
+JOURNAL = ".prune-journal.jsonl"
+REPORT_JSON = "prune_report.json"
+REPORT_MARKDOWN = "prune_report.md"
+_LAST_FILES = ("config.json", "model.safetensors.index.json")
+_OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
+_CHUNK = 1 << 26
+_TORCH_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_SPARE_BYTES = 1 << 26
+
+
+def partial_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def check_output(out: Path, source: Checkpoint, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output that cannot be made, before any work: taken, inside the model's folder, or no space for it."""
+    resolved = out.expanduser().resolve()
+    model = source.folder.resolve()
+    if resolved == model or model in resolved.parents or resolved in model.parents:
+        raise RequestError(f"{out} and the model's folder {model} lie in each other: choose another OUT.")
+    if os.path.lexists(out) and not overwrite:
+        raise RequestError(f"{out} exists already: choose another OUT, or add --overwrite to replace it.")
+    if os.path.lexists(out) and not _ours_to_replace(out):
+        raise RequestError(f"{out} is no checkpoint folder, so --overwrite does not touch it: choose another OUT.")
+    partial = partial_folder(out)
+    if partial.exists() and not resume and not overwrite:
+        raise RequestError(
+            f"{partial} holds an interrupted run: add --resume to continue it, or --overwrite to start again."
+        )
+    if partial.exists():
+        return
+    existing = next(parent for parent in resolved.parents if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise RequestError(f"{existing} cannot be written to: choose another OUT.")
+    free = shutil.disk_usage(existing).free
+    if free < source.nbytes + _SPARE_BYTES:
+        raise RequestError(
+            f"{existing} has {free / 1e9:.1f} GB free, but the output needs {source.nbytes / 1e9:.1f} GB: "
+            "make space, or choose an OUT on another disk."
+        )
+
+
+def _ours_to_replace(out: Path) -> bool:
+    if not out.is_dir() or out.is_symlink():
+        return False
+    names = {path.name for path in out.iterdir()}
+    return not names or "config.json" in names or REPORT_JSON in names
+
+
+class OutputFolder:
+    """`OUT.partial` and its journal; a context manager, so that the last write is waited for and the lock let go."""
+
+    def __init__(self, out: Path, source: Checkpoint) -> None:
+        self.out = out
+        self.partial = partial_folder(out)
+        self.done: dict[int, dict[str, Any]] = {}
+        self.resumed: frozenset[int] = frozenset()
+        self.evaluation_before: dict[str, Any] | None = None
+        self.input_hashes: dict[str, str] = {}
+        self.not_copied: list[str] = []
+        self._source = source
+        self._journal: IO[str] | None = None
+        self._descriptors: dict[str, int] = {}
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prune-cli-writer")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        if self._journal is not None:
+            self._journal.close()
+
+    # --- begin --------------------------------------------------------------------------------------------------
+
+    def begin(self, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
+        """Copy the shards, or continue a run with the same `fingerprint`.
+
+        Raises RequestError for another run in progress, a different request, or NaN/Inf in a weight (named).
+        """
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._journal = (self.partial / JOURNAL).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(
+                f"Another run is writing to {self.partial}: wait for it, or choose another OUT."
+            ) from None
+        lines = self._journal_lines() if resume else []
+        if lines and lines[0].get("fingerprint") is not None:
+            self._continue(lines, fingerprint)
+            return
+        for path in self.partial.iterdir():
+            if path.name != JOURNAL:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._journal.truncate(0)
+        try:
+            self.input_hashes = {file: self._copy_shard(file) for file in self._source.files}
+        except RequestError:
+            shutil.rmtree(self.partial)
+            raise
+        self._append({"fingerprint": dict(fingerprint), "input_hashes": self.input_hashes})
+
+    def _journal_lines(self) -> list[dict[str, Any]]:
+        """All whole lines; a line cut short by a kill is dropped."""
+        assert self._journal is not None
+        self._journal.seek(0)
+        text = self._journal.read()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._journal.truncate(len(whole.encode()))
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def _continue(self, lines: list[dict[str, Any]], fingerprint: Mapping[str, Any]) -> None:
+        before = lines[0]["fingerprint"]
+        now = json.loads(json.dumps(fingerprint))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            raise RequestError(
+                f"The interrupted run in {self.partial} was asked for something else ({', '.join(changed)} differ): "
+                "repeat its command with --resume, or add --overwrite to start again."
+            )
+        self.input_hashes = {file: _sha256(self._source.folder / file) for file in self._source.files}
+        if self.input_hashes != lines[0]["input_hashes"]:
+            raise RequestError(
+                f"The model has changed since the run in {self.partial} was interrupted: use --overwrite to start anew."
+            )
+        for line in lines[1:]:
+            if "block" in line:
+                self.done[line["block"]] = line
+            elif "evaluation_before" in line:
+                self.evaluation_before = line["evaluation_before"]
+        self.resumed = frozenset(self.done)
+
+    def _copy_shard(self, file: str) -> str:
+        """Copy one shard; returns its sha256. Every float is looked at on the way: NaN and Inf end the run here."""
+        digest = hashlib.sha256()
+        by_begin = sorted((e for e in self._source.entries.values() if e.file == file), key=lambda e: (e.begin, e.end))
+        with (self._source.folder / file).open("rb") as reader, (self.partial / file).open("wb") as writer:
+
+            def copy(count: int, entry: TensorEntry | None) -> None:
+                while count > 0:
+                    chunk = reader.read(min(count, _CHUNK))
+                    if not chunk:
+                        raise PruneError(
+                            f"{file} became shorter while it was read: leave the model alone during a run."
+                        )
+                    count -= len(chunk)
+                    if entry is not None:
+                        _check_finite(entry, chunk)
+                    digest.update(chunk)
+                    writer.write(chunk)
+
+            copy(by_begin[0].begin if by_begin else (self._source.folder / file).stat().st_size, None)
+            for entry in by_begin:
+                copy(entry.nbytes, entry)
+        return digest.hexdigest()
+
+    # --- work ---------------------------------------------------------------------------------------------------
+
+    def write_block(self, block: int, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+        """Overwrite the bytes of `tensors` (name -> stored tensor) in the background, then note the block as done.
+
+        At most one block waits to be written; a failure of the previous write is raised here.
+        """
+        self.wait()
+        self._pending = self._writer.submit(self._write_block, block, dict(tensors), dict(record))
+
+    def wait(self) -> None:
+        """Wait until everything handed over is on the disk; raises what went wrong there."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write_block(self, block: int, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+        files = set()
+        for name, tensor in tensors.items():
+            entry = self._source.entries[name]
+            files.add(entry.file)
+            self._overwrite(entry, tensor)
+        for file in files:
+            os.fdatasync(self._descriptors[file])
+        line = {"block": block, **record}
+        self._append(line)
+        self.done[block] = line
+
+    def _overwrite(self, entry: TensorEntry, tensor: torch.Tensor) -> None:
+        if entry.file not in self._descriptors:
+            self._descriptors[entry.file] = os.open(self.partial / entry.file, os.O_RDWR)
+        data = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        if len(data) != entry.nbytes:
+            raise PruneError(
+                f"{entry.name} has {len(data)} bytes after pruning, {entry.nbytes} before: please report it."
+            )
+        position = entry.begin
+        while data:
+            written = os.pwrite(self._descriptors[entry.file], data, position)
+            data, position = data[written:], position + written
+
+    def note_evaluation_before(self, evaluation: Evaluation) -> None:
+        self.wait()
+        self._append({"evaluation_before": asdict(evaluation)})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        assert self._journal is not None
+        self._journal.write(json.dumps(line) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def checkpoint(self) -> Checkpoint:
+        """The weights as they now lie in `OUT.partial`."""
+        return Checkpoint.open(self.partial, index_folder=self._source.folder)
+
+    # --- end ----------------------------------------------------------------------------------------------------
+
+    def copy_side_files(self) -> None:
+        """Tokenizer, templates, generation config, README and so on; weights in other formats stay behind, listed."""
+        for path in sorted(self._source.folder.rglob("*")):
+            relative = path.relative_to(self._source.folder)
+            if not path.is_file() or any(part.startswith(".") for part in relative.parts):
+                continue
+            if str(relative) in (*self._source.files, *_LAST_FILES, REPORT_JSON, REPORT_MARKDOWN):
+                continue
+            if path.name.endswith(_OTHER_WEIGHTS) or path.name.endswith((".bin.index.json", ".safetensors.index.json")):
+                self.not_copied.append(str(relative))
+                continue
+            target = self.partial / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every shard as it now lies on the disk."""
+        self.wait()
+        return {file: _sha256(self.partial / file) for file in self._source.files}
+
+    def commit(self, reports: Mapping[str, str]) -> None:
+        """Write config, index and `reports` (file name -> text), and make the folder OUT in one rename."""
+        self.wait()
+        for file in _LAST_FILES:
+            if (self._source.folder / file).is_file() and (file in ("config.json", self._source.index)):
+                shutil.copyfile(self._source.folder / file, self.partial / file)
+        for file, text in reports.items():
+            (self.partial / file).write_text(text, encoding="utf-8")
+        (self.partial / JOURNAL).unlink()
+        if self.out.exists():
+            replaced = self.out.with_name(self.out.name + ".replaced")
+            self.out.rename(replaced)
+            self.partial.rename(self.out)
+            shutil.rmtree(replaced)
+        else:
+            self.partial.rename(self.out)
+
+
+def _check_finite(entry: TensorEntry, chunk: bytes) -> None:
+    if entry.dtype not in FLOATS:
+        return
+    values = torch.frombuffer(bytearray(chunk), dtype=_TORCH_FLOATS[entry.dtype])
+    if not bool(torch.isfinite(values).all()):
+        kind = "NaN" if bool(torch.isnan(values).any()) else "infinite values"
+        raise RequestError(
+            f"{entry.name} in {entry.file} holds {kind}: the checkpoint is damaged or its training diverged; "
+            "get a sound copy."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""Which tensors are pruned and which are kept, each with its reason; refused before any work where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from methods._method import Method
+from methods._pattern import NofM, Pattern, Unstructured, pruned_count
+from prune_cli.checkpoint import FLOATS
+from prune_cli.errors import RequestError
+from prune_cli.model import Place, Skeleton
+from prune_cli.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
+
+# Their inputs are known when a batch arrives there; for all others only methods without statistics work.
+ROLES_WITH_INPUTS = frozenset({"linear map", "output head"})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one tensor of the checkpoint, and why it is kept if it is."""
+
+    place: Place
+    prune: bool
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.place.entry.name
+
+
+def pattern_of(request: PruneRequest) -> Pattern:
+    if request.pattern is not None:
+        return NofM(*split_pattern(request.pattern))
+    return Unstructured(DEFAULT_SPARSITY if request.sparsity is None else request.sparsity)
+
+
+def matrix_shape(place: Place) -> tuple[int, int]:
+    """(out, in) of the tensor as a method sees it; a vector is one row."""
+    shape = place.entry.shape
+    if len(shape) < 2:
+        return 1, place.entry.count
+    rows, columns = shape[0], place.entry.count // shape[0] if shape[0] else 0
+    return (columns, rows) if place.transposed else (rows, columns)
+
+
+def plan_tensors(model: Skeleton, request: PruneRequest, method: Method) -> dict[str, Decision]:
+    """Decide every tensor, in the order of the checkpoint. Raises RequestError where the request cannot be met."""
+    chosen = _chosen(model.places, request)
+    decisions: dict[str, Decision] = {}
+    for name, place in model.places.items():
+        excluded = any(fnmatchcase(name, glob) for glob in request.exclude)
+        if name in chosen and not excluded:
+            decisions[name] = Decision(place, True, "")
+        elif excluded:
+            decisions[name] = Decision(place, False, "excluded by --exclude")
+        else:
+            decisions[name] = Decision(place, False, place.reason or "not named by --include")
+    _check_unsupported(decisions, request)
+    for decision in decisions.values():
+        if decision.prune:
+            _check_prunable(model, decision, method, pattern_of(request))
+    if not any(decision.prune for decision in decisions.values()):
+        raise RequestError("Nothing is left to prune: no linear map of a block passes --include and --exclude.")
+    return decisions
+
+
+def _chosen(places: Mapping[str, Place], request: PruneRequest) -> set[str]:
+    """A pattern that matches maps pruned by default narrows the run to them; any other adds what it names."""
+    default = {name for name, place in places.items() if place.role == "linear map"}
+    narrowed: set[str] = set()
+    added: set[str] = set()
+    for glob in request.include:
+        matches = {name for name in places if fnmatchcase(name, glob)}
+        if not matches:
+            raise RequestError(
+                f"--include {glob!r} matches no tensor: prune-cli inspect {request.model} lists the names."
+            )
+        if matches & default:
+            narrowed |= matches & default
+        else:
+            added |= matches
+    for glob in request.exclude:
+        if not any(fnmatchcase(name, glob) for name in places):
+            raise RequestError(
+                f"--exclude {glob!r} matches no tensor: prune-cli inspect {request.model} lists the names."
+            )
+    return (narrowed or default) | added
+
+
+def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest) -> None:
+    for role, what in (
+        ("expert", "tensors of experts, which cannot be pruned yet"),
+        ("unknown", "tensors unknown to the model"),
+    ):
+        names = [name for name, decision in decisions.items() if decision.place.role == role]
+        if names and not request.allow_unsupported:
+            raise RequestError(
+                f"{request.model} has {len(names)} {what} (the first is {names[0]}): "
+                "add --allow-unsupported to keep them as they are and prune the rest."
+            )
+
+
+def _check_prunable(model: Skeleton, decision: Decision, method: Method, pattern: Pattern) -> None:
+    place, name = decision.place, decision.name
+    if place.role in ("expert", "unknown", "unused") or place.entry.dtype not in FLOATS:
+        raise RequestError(f"{name} cannot be pruned ({place.reason or place.entry.dtype}): leave it out of --include.")
+    if method.needs and place.role not in ROLES_WITH_INPUTS:
+        raise RequestError(
+            f"{name} is no linear map whose inputs could be measured ({place.role}): "
+            "leave it out of --include, or use --method magnitude."
+        )
+    inputs = matrix_shape(place)[1]
+    if isinstance(pattern, NofM) and inputs % pattern.of:
+        raise RequestError(
+            f"{name} has {inputs} inputs, no multiple of {pattern.of}, so {pattern} does not fit: "
+            f"add --exclude {name!r} or use --sparsity."
+        )
+
+
+def pruned_parameters(place: Place, pattern: Pattern) -> int:
+    """How many weights of the tensor the pattern takes (row by row; a whole-tensor selection differs by rounding)."""
+    rows, inputs = matrix_shape(place)
+    if isinstance(pattern, NofM):
+        return rows * (inputs // pattern.of) * (pattern.of - pattern.keep)
+    return rows * pruned_count(pattern.sparsity, inputs)

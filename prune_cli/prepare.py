@@ -1,0 +1,176 @@
+"""Everything that is settled before any weight is touched: the checkpoint, the model on meta, the plan, the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from calibration.errors import CalibrationError
+from calibration.sources import Source as TextSource
+from calibration.sources import parse_source
+from calibration.tokens import Role, TokenSet, load_tokens
+
+from methods._method import Method
+from methods._pattern import Pattern
+from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.errors import RequestError
+from prune_cli.model import Skeleton
+from prune_cli.output import check_output
+from prune_cli.plan import Decision, pattern_of, plan_tensors
+from prune_cli.request import (
+    DEFAULT_SAMPLES,
+    DEFAULT_SEQ_LEN,
+    DEFAULT_SOURCE,
+    PruneRequest,
+    find_method,
+    parse_options,
+)
+from prune_cli.source import Source, resolve_model
+
+_STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
+# Enough tokens a batch to keep the device busy; more only costs memory.
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request and what it means on this machine. `calibration` is None for a method that needs no text."""
+
+    source: Source
+    checkpoint: Checkpoint
+    model: Skeleton
+    decisions: dict[str, Decision]
+    method: Method
+    options: Any
+    pattern: Pattern
+    device: torch.device
+    dtype: torch.dtype
+    calibration: TextSource | None
+    evaluation: TextSource | None
+    trust_remote_code: bool
+
+    def pruned_names(self, group: int | None = None) -> list[str]:
+        """The tensors to prune: of one block, of what lies outside (group = number of blocks), or all of them."""
+        blocks = len(self.model.blocks)
+        return [
+            name
+            for name, decision in self.decisions.items()
+            if decision.prune
+            and (group is None or (blocks if decision.place.block is None else decision.place.block) == group)
+        ]
+
+    def with_checkpoint(self, checkpoint: Checkpoint) -> Skeleton:
+        """The same model over other weights, as those of the output."""
+        return Skeleton(
+            self.source.folder,
+            checkpoint,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def prepare(request: PruneRequest) -> Prepared:
+    """Check all that can be checked without weights; raises RequestError (or PruneError when the hub fails)."""
+    request.check()
+    method = find_method(request.method)
+    needs_text = bool(method.needs) or request.calibration is not None
+    calibration = open_text(request.calibration or DEFAULT_SOURCE) if needs_text else None
+    evaluation = open_text(request.eval) if request.eval is not None else None
+    device = pick_device(request.device)
+    source = resolve_model(request.model, request.revision)
+    checkpoint = Checkpoint.open(source.folder)
+    check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
+    dtype = pick_dtype(request.dtype, device, checkpoint)
+    model = Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code)
+    if calibration is not None or evaluation is not None:
+        check_seq_len(model, request.seq_len)
+    return Prepared(
+        source=source,
+        checkpoint=checkpoint,
+        model=model,
+        decisions=plan_tensors(model, request, method),
+        method=method,
+        options=parse_options(request.method, request.options),
+        pattern=pattern_of(request),
+        device=device,
+        dtype=dtype,
+        calibration=calibration,
+        evaluation=evaluation,
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def open_text(text: str) -> TextSource:
+    try:
+        return parse_source(text)
+    except CalibrationError as error:
+        raise RequestError(str(error)) from error
+
+
+def read_tokens(
+    text: TextSource,
+    model: Skeleton,
+    tokenizer: Any | None,
+    role: Role,
+    samples: int | None,
+    seq_len: int | None,
+    seed: int,
+) -> TokenSet:
+    """Windows of `text` in the model's own tokens. Raises RequestError for text that does not do."""
+    try:
+        return load_tokens(
+            text,
+            tokenizer,
+            role=role,
+            samples=samples,
+            seq_len=seq_len,
+            default_samples=DEFAULT_SAMPLES,
+            default_seq_len=min(DEFAULT_SEQ_LEN, model.position_limit or DEFAULT_SEQ_LEN),
+            seed=seed,
+            vocab_size=model.vocab_size,
+        )
+    except CalibrationError as error:
+        raise RequestError(str(error)) from error
+
+
+def check_seq_len(model: Skeleton, seq_len: int | None) -> None:
+    limit = model.position_limit
+    if seq_len is not None and limit is not None and seq_len > limit:
+        raise RequestError(f"--seq-len is {seq_len}, but the model takes at most {limit} positions.")
+
+
+def pick_device(asked: str) -> torch.device:
+    """The torch device for --device; raises RequestError where there is none such."""
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise RequestError(f"--device is {asked}, but torch sees {count} CUDA devices here: use auto or cpu.")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RequestError("--device is mps, but torch sees no Metal device here: use auto or cpu.")
+    return device
+
+
+def pick_dtype(asked: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of the forward pass: float32 on a CPU, elsewhere what most of the checkpoint is stored in."""
+    if asked != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+    if device.type == "cpu":
+        return torch.float32
+    weights: Counter[str] = Counter()
+    for entry in checkpoint.entries.values():
+        if entry.dtype in FLOATS:
+            weights[entry.dtype] += entry.count
+    return _STORED[weights.most_common(1)[0][0]] if weights else torch.float32
+
+
+def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len: int) -> int:
+    return asked if asked != "auto" else max(1, _BATCH_TOKENS.get(device.type, 2048) // seq_len)

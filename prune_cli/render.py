@@ -1,0 +1,122 @@
+"""The results of the commands as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prune_cli.estimate import DryRun
+from prune_cli.inspection import Inspection
+from prune_cli.markdown import percent
+from prune_cli.measure import EvaluationResult
+from prune_cli.report import Report
+
+
+def size(count: int) -> str:
+    """Bytes in the units that disks and memory are sold in."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def show_report(console: Console, report: Report, *, verbose: bool) -> None:
+    totals = report.totals
+    table = _table(f"{report.request['model']} pruned with {report.method['name']}", "", "before", "after")
+    table.add_row("zeros in the pruned tensors", "", percent(totals.sparsity_of_pruned))
+    table.add_row("zeros in the whole model", "", percent(totals.sparsity_of_model))
+    table.add_row("weights on disk", size(totals.bytes_before), size(totals.bytes_after))
+    if report.evaluation is not None:
+        before, after = report.evaluation.before, report.evaluation.after
+        table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}")
+        table.add_row("loss (nats per token)", f"{before.loss:.4f}", f"{after.loss:.4f}")
+    console.print(table)
+    if verbose:
+        tensors = _table("Pruned tensors", "tensor", "sparsity", "output error")
+        for tensor in report.tensors:
+            if tensor.action == "pruned":
+                error = "–" if tensor.output_error is None else f"{tensor.output_error:.4f}"
+                tensors.add_row(tensor.name, percent(tensor.sparsity), error)
+        console.print(tensors)
+    kept = sum(tensor.action == "kept" for tensor in report.tensors)
+    peak = size(report.peak_host_bytes)
+    console.print(
+        f"{len(report.tensors) - kept} tensors pruned, {kept} kept (reasons in prune_report.md); "
+        f"{report.seconds:.1f} s, peak memory {peak}.",
+        highlight=False,
+    )
+    console.print(report.gain, highlight=False)
+    console.print(f"Written to {report.output['folder']}", highlight=False, soft_wrap=True)
+
+
+def show_dry_run(console: Console, plan: DryRun) -> None:
+    console.print(
+        f"{plan.model} ({plan.architecture}): {plan.method}, {plan.pattern}, on {plan.device} in {plan.compute_dtype}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = _table("What would happen", "role", "action", "tensors", "parameters", "reason")
+    for item in plan.classes:
+        table.add_row(item.role, item.action, str(item.tensors), f"{item.parameters:,}", item.reason)
+    console.print(table)
+    table = _table("Figures", "", "")
+    table.add_row("parameters", f"{plan.parameters:,}")
+    table.add_row("in pruned tensors", f"{plan.pruned_parameters:,}")
+    table.add_row("zeros to be made", f"{plan.zeros:,}")
+    table.add_row("read", size(plan.bytes_read))
+    table.add_row("written", size(plan.bytes_written))
+    tokens = "none needed" if plan.calibration_tokens is None else f"{plan.calibration_tokens:,} tokens"
+    table.add_row("calibration", tokens)
+    table.add_row("peak memory, estimated", size(plan.peak_host_bytes))
+    if plan.peak_device_bytes is not None:
+        table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))
+    console.print(table)
+    console.print(plan.gain, highlight=False)
+
+
+def show_evaluation(console: Console, result: EvaluationResult) -> None:
+    table = _table(f"{result.text.samples} windows of {result.text.seq_len} tokens of {result.text.source}", "", "")
+    evaluation = result.evaluation
+    table.add_row("perplexity", f"{evaluation.perplexity:.4f}")
+    table.add_row("loss (nats per token)", f"{evaluation.loss:.5f} ± {evaluation.loss_standard_error:.5f}")
+    if result.comparison is not None:
+        other = result.comparison
+        table.add_row(f"perplexity of {result.against}", f"{other.dense.perplexity:.4f}")
+        table.add_row("loss increase", f"{other.loss_increase:+.5f} ± {other.loss_increase_standard_error:.5f}")
+        table.add_row("KL divergence from it", f"{other.kl_from_dense:.5f}")
+        table.add_row("same first choice", percent(other.top1_agreement))
+    console.print(table)
+    console.print(f"{result.protocol}. {result.text.protocol}", highlight=False)
+
+
+def show_inspection(console: Console, inspection: Inspection) -> None:
+    table = _table(inspection.model, "tensor", "shape", "dtype", "zeros", "pattern")
+    for tensor in inspection.tensors:
+        pattern = "" if tensor.pattern is None else tensor.pattern + ("" if tensor.axis == 1 else " (columns)")
+        table.add_row(tensor.name, "x".join(map(str, tensor.shape)), tensor.dtype, percent(tensor.sparsity), pattern)
+    console.print(table)
+    table = _table("Totals", "part", "tensors", "parameters", "size", "zeros")
+    for total in inspection.totals:
+        row = (str(total.tensors), f"{total.parameters:,}", size(total.bytes), percent(total.sparsity))
+        table.add_row(total.part, *row)
+    console.print(table)
+
+
+def show_methods(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
+    for facts in described:
+        table = _table(facts["name"], "", "")
+        table.columns[1].justify = "left"
+        table.add_row("what it does", facts["summary"])
+        table.add_row("needs", ", ".join(facts["needs"]) or "nothing but the weights")
+        table.add_row("costs", facts["cost"])
+        table.add_row("paper", facts["paper"])
+        for option in facts["options"]:
+            table.add_row(f"-o {option['name']}=...", f"{option['help']} (default: {option['default']})")
+        console.print(table)

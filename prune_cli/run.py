@@ -1,0 +1,191 @@
+"""The story of a pruning run, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from calibration.tokens import TokenSet
+
+from prune_cli.architecture import load_tokenizer
+from prune_cli.assemble import assemble_report, fingerprint
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.evaluate import Evaluation, evaluate
+from prune_cli.lockstep import Lockstep
+from prune_cli.markdown import to_markdown
+from prune_cli.memory import PeakMemory
+from prune_cli.model import Skeleton
+from prune_cli.output import REPORT_JSON, REPORT_MARKDOWN, OutputFolder
+from prune_cli.prepare import Prepared, pick_batch_size, prepare, read_tokens
+from prune_cli.progress import Progress, Silent
+from prune_cli.prune_block import BlockPruner
+from prune_cli.prune_map import PrunedMap, Settings, prune_map
+from prune_cli.report import Report
+from prune_cli.request import PruneRequest
+
+
+@torch.no_grad()
+def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
+    """Prune as `request` says and write OUT; returns the report that is written there too.
+
+    Raises RequestError before any work where the request cannot be met, PruneError where the run fails. A run that was
+    killed or interrupted continues with `resume=True` and writes the same bytes.
+    """
+    progress = progress or Silent()
+    begun = time.monotonic()
+    job = prepare(request)
+    memory = PeakMemory(job.device)
+    calibration, evaluation = _read_texts(request, job, progress)
+    with OutputFolder(request.out, job.checkpoint) as output:
+        progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
+        output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
+        before = _perplexity_before(request, job, evaluation, output, progress)
+        progress.stage(f"Pruning with {request.method}", len(job.pruned_names()))
+        if calibration is None:
+            _prune_without_text(request, job, output, progress, memory)
+        else:
+            _prune_with_text(request, job, calibration, output, progress, memory)
+        after = _perplexity(request, job, evaluation, output.checkpoint(), "Perplexity after", progress)
+        output.copy_side_files()
+        report = assemble_report(
+            request, job, output, calibration, evaluation, before, after, memory, time.monotonic() - begun
+        )
+        output.commit({REPORT_JSON: report.to_json(), REPORT_MARKDOWN: to_markdown(report)})
+    return report
+
+
+def _read_texts(request: PruneRequest, job: Prepared, progress: Progress) -> tuple[TokenSet | None, TokenSet | None]:
+    """The calibration and the evaluation windows, where asked for. Evaluation always takes the whole text."""
+    if job.calibration is None and job.evaluation is None:
+        return None, None
+    progress.stage("Reading text", 1)
+    tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
+    calibration = evaluation = None
+    if job.calibration is not None:
+        calibration = read_tokens(
+            job.calibration, job.model, tokenizer, "calibration", request.samples, request.seq_len, request.seed
+        )
+    if job.evaluation is not None:
+        evaluation = read_tokens(
+            job.evaluation, job.model, tokenizer, "evaluation", None, request.seq_len, request.seed
+        )
+    for tokens in (calibration, evaluation):
+        for warning in tokens.warnings if tokens is not None else ():
+            progress.say(f"warning: {warning}")
+    return calibration, evaluation
+
+
+def _settings(request: PruneRequest, job: Prepared) -> Settings:
+    return Settings(job.method, job.pattern, job.options, request.seed, job.device)
+
+
+def _prune_without_text(
+    request: PruneRequest, job: Prepared, output: OutputFolder, progress: Progress, memory: PeakMemory
+) -> None:
+    """No forward pass: a method that looks at weights alone, block by block, then what lies outside the blocks."""
+    for group in range(len(job.model.blocks) + 1):
+        names = job.pruned_names(group)
+        if group not in output.done and names:
+            begun = time.monotonic()
+            pruned = {name: _prune_blind(job, name, _settings(request, job)) for name in names}
+            _write(job.model, output, group, pruned, [], begun)
+            memory.look()
+        progress.advance(len(names))
+    output.wait()
+
+
+def _prune_blind(job: Prepared, name: str, settings: Settings) -> PrunedMap:
+    return prune_map(job.decisions[name].place, job.checkpoint.read(name), settings, {}, None)
+
+
+def _prune_with_text(
+    request: PruneRequest,
+    job: Prepared,
+    calibration: TokenSet,
+    output: OutputFolder,
+    progress: Progress,
+    memory: PeakMemory,
+) -> None:
+    """One pass of the calibration batches, block by block; blocks done before are passed as they were left."""
+    model = job.model
+    batch_size = pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1])
+    model.load_outside()
+    with Lockstep(model.forward, model.blocks, calibration.ids.split(batch_size)) as stream:
+        stream.start()
+        model.unload_embeddings()
+        for index in range(len(model.blocks)):
+            begun = time.monotonic()
+            names = job.pruned_names(index)
+            if index in output.done:
+                model.load_block(index, output.checkpoint())
+                stream.through(index, {})
+                progress.advance(len(names))
+            else:
+                tensors = model.load_block(index, job.checkpoint)
+                model.read_ahead(index + 1)
+                pruner = BlockPruner(job, tensors, names, _settings(request, job), calibration.ids.numel(), progress)
+                pruner.run(stream, index, twice=request.calibrate_by == "block")
+                _write(model, output, index, pruner.pruned, pruner.unreached, begun)
+            memory.look()
+            model.unload_block(index)
+        _prune_outside_blocks(request, job, calibration, stream, output, progress)
+    output.wait()
+
+
+def _prune_outside_blocks(
+    request: PruneRequest,
+    job: Prepared,
+    calibration: TokenSet,
+    stream: Lockstep,
+    output: OutputFolder,
+    progress: Progress,
+) -> None:
+    """What --include added beyond the blocks; the blocks were calibrated with these tensors still dense."""
+    group = len(job.model.blocks)
+    names = job.pruned_names(group)
+    if names and group not in output.done:
+        begun = time.monotonic()
+        tensors = {name: job.checkpoint.read(name) for name in names}
+        pruner = BlockPruner(job, tensors, names, _settings(request, job), calibration.ids.numel(), progress)
+        pruner.run_outside_blocks(stream)
+        _write(job.model, output, group, pruner.pruned, pruner.unreached, begun)
+
+
+def _write(
+    model: Skeleton,
+    output: OutputFolder,
+    group: int,
+    pruned: Mapping[str, PrunedMap],
+    unreached: Sequence[str],
+    begun: float,
+) -> None:
+    """Hand a group's tensors to the writer, a tied tensor that is stored twice to both its places."""
+    tensors = {name: result.stored for name, result in pruned.items()}
+    for name, result in pruned.items():
+        tensors |= dict.fromkeys(model.tied_names(name), result.stored)
+    errors = {name: result.output_error for name, result in pruned.items()}
+    seconds = time.monotonic() - begun
+    output.write_block(group, tensors, {"seconds": seconds, "output_errors": errors, "unreached": list(unreached)})
+
+
+def _perplexity_before(
+    request: PruneRequest, job: Prepared, text: TokenSet | None, output: OutputFolder, progress: Progress
+) -> Evaluation | None:
+    """Measured once, also when the run is resumed."""
+    if output.evaluation_before is not None:
+        return Evaluation(**output.evaluation_before)
+    before = _perplexity(request, job, text, job.checkpoint, "Perplexity before", progress)
+    if before is not None:
+        output.note_evaluation_before(before)
+    return before
+
+
+def _perplexity(
+    request: PruneRequest, job: Prepared, text: TokenSet | None, checkpoint: Checkpoint, title: str, progress: Progress
+) -> Evaluation | None:
+    if text is None:
+        return None
+    model = job.model if checkpoint is job.checkpoint else job.with_checkpoint(checkpoint)
+    progress.stage(title, len(model.blocks))
+    return evaluate(model, text.ids, pick_batch_size(request.batch_size, job.device, text.ids.shape[1]), progress)

@@ -1,0 +1,86 @@
+"""Shared by all tests: tiny checkpoints, token files, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from prune_cli.cli import app
+from tests.tiny import VOCABULARY, save_tiny
+
+SAMPLES, LENGTH = 6, 24
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed and how it ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+RunCommand = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command() -> RunCommand:
+    """Run `prune-cli` in this process; the arguments are turned into text."""
+
+    def run(*arguments: object) -> Outcome:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+def in_new_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start `prune-cli` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "prune_cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def token_ids(seed: int = 0, samples: int = SAMPLES, length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(3, VOCABULARY - 28, (samples, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def tokens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pre-tokenised text: `token_ids()` as a .safetensors file."""
+    path = tmp_path_factory.mktemp("tokens") / "calibration.safetensors"
+    save_file({"input_ids": token_ids()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untied Llama in several shards; never written to."""
+    return save_tiny(tmp_path_factory.mktemp("llama") / "model", "llama-untied")
+
+
+def folder_bytes(folder: Path, *, without_reports: bool = True) -> dict[str, bytes]:
+    """Every file of a folder, but for the reports, which hold times."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not (without_reports and path.name.startswith("prune_report."))
+    }

@@ -1,0 +1,122 @@
+"""Configurations of three-block models, a few kilobytes each, one for every layout the tests cover."""
+
+from typing import Any, cast
+
+from transformers import AutoConfig, PreTrainedConfig
+
+VOCABULARY = 128
+BOS, EOS = 0, 1
+
+# Wide enough that a map of 32 inputs keeps the size of what it is given, so that logits depend on every block.
+_SPREAD = 0.16
+_WINDOW = 8
+
+_SHARED: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    # Several defaults lie outside the small vocabulary, and a padding row would be all zeros.
+    "pad_token_id": None,
+    "initializer_range": _SPREAD,
+}
+_DENSE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_GROUPED: dict[str, Any] = {**_DENSE, "num_key_value_heads": 2}
+# Heads whose widths do not add up to the hidden size, as in the published models of these kinds.
+_WIDE_HEADS: dict[str, Any] = {**_GROUPED, "head_dim": 16}
+_GEMMA: dict[str, Any] = {**_WIDE_HEADS, "query_pre_attn_scalar": 16, "sliding_window": _WINDOW}
+_GPT: dict[str, Any] = {
+    "n_embd": 32,
+    "n_inner": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+_OPT: dict[str, Any] = {
+    "hidden_size": 32,
+    "ffn_dim": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "init_std": _SPREAD,
+    "dropout": 0.0,
+}
+_FALCON: dict[str, Any] = {
+    "hidden_size": 32,
+    "ffn_hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-tied": ("llama", {**_GROUPED, "tie_word_embeddings": True}),
+    "llama-untied": ("llama", {**_GROUPED, "tie_word_embeddings": False}),
+    "qwen2": ("qwen2", _GROUPED),
+    "qwen3": ("qwen3", {**_WIDE_HEADS, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {**_GROUPED, "sliding_window": _WINDOW}),
+    "gemma2": ("gemma2", _GEMMA),
+    "gemma3_text": ("gemma3_text", {**_GEMMA, "sliding_window_pattern": 2}),
+    "phi3": ("phi3", {**_GROUPED, "original_max_position_embeddings": 64}),
+    "opt": ("opt", {**_OPT, "word_embed_proj_dim": 32}),
+    # The layout of opt-350m: maps around the blocks, and norms after the sums.
+    "opt-projected": ("opt", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "gpt2": ("gpt2", _GPT),
+    "gpt_neox": ("gpt_neox", {**_DENSE, "hidden_dropout": 0.0, "attention_dropout": 0.0}),
+    "falcon-new": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-old": ("falcon", {**_FALCON, "new_decoder_architecture": False}),
+    "falcon-alibi": ("falcon", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "bloom": ("bloom", {"hidden_size": 32, "n_layer": 3, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}),
+    "granite": (
+        "granite",
+        {
+            **_GROUPED,
+            "embedding_multiplier": 4.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.25,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "cohere": ("cohere", {**_GROUPED, "logit_scale": 0.5}),
+    "stablelm": ("stablelm", _GROUPED),
+    "olmo2": ("olmo2", _GROUPED),
+    "mpt": ("mpt", {"d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}),
+    "gptj": ("gptj", {**_GPT, "rotary_dim": 4}),
+    "mamba": (
+        "mamba",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "state_size": 8,
+            # The default would give the step's map two inputs, too few for a pattern of four or eight.
+            "time_step_rank": 8,
+        },
+    ),
+    "mixtral": ("mixtral", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    # The middle block is dense, the two beside it hold experts.
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **_WIDE_HEADS,
+            "moe_intermediate_size": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mlp_only_layers": [1],
+        },
+    ),
+}
+
+ARCHITECTURES: tuple[str, ...] = tuple(_KINDS)
+
+
+def tiny_config(architecture: str, **overrides: object) -> PreTrainedConfig:
+    model_type, settings = _KINDS[architecture]
+    return cast("PreTrainedConfig", AutoConfig.for_model(model_type, **{**_SHARED, **settings, **overrides}))
