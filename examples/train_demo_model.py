@@ -102,7 +102,7 @@ def main() -> None:
     model = new_model()
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     train(model, tokens, arguments.minutes)
-    model.to(torch.bfloat16).save_pretrained(arguments.folder)
+    model.bfloat16().save_pretrained(arguments.folder)
     tokenizer.save_pretrained(arguments.folder)
 
 

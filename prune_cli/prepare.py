@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from calibration.errors import CalibrationError
-from calibration.sources import Source as TextSource
-from calibration.sources import parse_source
-from calibration.tokens import Role, TokenSet, load_tokens
 
+from calibration.errors import CalibrationError
+from calibration.sources import Role, parse_source
+from calibration.sources import Source as TextSource
+from calibration.tokens import TokenSet, load_tokens
 from methods._method import Method
 from methods._pattern import Pattern
 from prune_cli.checkpoint import FLOATS, Checkpoint

@@ -66,15 +66,20 @@ def run_with_inputs(
 ) -> dict[str, list[torch.Tensor]]:
     """One whole forward of the model per batch; the inputs that each of `maps` saw."""
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in maps}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].detach().clone()))
-        for name, module in maps.items()
-    ]
+    hooks = [module.register_forward_pre_hook(_remember(seen[name])) for name, module in maps.items()]
     for batch in batches:
         model(input_ids=batch, use_cache=False)
     for hook in hooks:
         hook.remove()
     return seen
+
+
+def _remember(inputs: list[torch.Tensor]) -> Callable[[nn.Module, Any], None]:
+    return lambda _module, args: inputs.append(args[0].detach().clone())
+
+
+def _note(order: list[str], name: str) -> Callable[[nn.Module, Any], None]:
+    return lambda _module, _args: order.append(name)
 
 
 @torch.no_grad()
@@ -107,10 +112,7 @@ def prune_whole_model(
 
 def _in_order_of_calls(model: Any, batches: Sequence[torch.Tensor], maps: dict[str, nn.Linear | Conv1D]) -> list[str]:
     order: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, _args, name=name: order.append(name))
-        for name, module in maps.items()
-    ]
+    hooks = [module.register_forward_pre_hook(_note(order, name)) for name, module in maps.items()]
     for batch in batches:
         model(input_ids=batch, use_cache=False)
     for hook in hooks:

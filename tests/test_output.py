@@ -70,9 +70,7 @@ def test_overwrite_replaces_an_earlier_output(llama: Path, tmp_path: Path, comma
 
 
 @pytest.mark.parametrize("where", ["itself", "inside", "around"])
-def test_output_and_model_must_not_lie_in_each_other(
-    where: str, tmp_path: Path, command: RunCommand
-) -> None:
+def test_output_and_model_must_not_lie_in_each_other(where: str, tmp_path: Path, command: RunCommand) -> None:
     model = save_tiny(tmp_path / "a" / "model", "llama-tied")
     out = {"itself": model, "inside": model / "out", "around": tmp_path / "a"}[where]
     refused = command("prune", model, out, "-m", "magnitude", "--overwrite")
@@ -113,7 +111,7 @@ def _wait_until_done(out: Path, blocks: int, process: subprocess.Popen[str]) -> 
     """Until the journal counts `blocks` blocks, or exists at all for -1, or the process has ended."""
     journal = partial_folder(out) / JOURNAL
     while process.poll() is None:
-        if journal.exists() and journal.read_text().count('"block":') >= max(blocks, 0):
-            if blocks < 0 or "fingerprint" in journal.read_text():
-                return
+        text = journal.read_text() if journal.exists() else None
+        if text is not None and (blocks < 0 or ("fingerprint" in text and text.count('"block":') >= blocks)):
+            return
         time.sleep(0.001)

@@ -17,7 +17,7 @@ from tests.conftest import RunCommand, folder_bytes, in_new_process
 from tests.tiny import save_tiny
 
 
-class PulledPlug(PruneError):
+class PulledPlugError(PruneError):
     """Stands for a crash: the run ends here."""
 
 
@@ -29,7 +29,7 @@ def _stop_when(monkeypatch: pytest.MonkeyPatch, block: int, *, half_written: boo
             if half_written:
                 name, tensor = next(iter(tensors.items()))
                 self._overwrite(self._source.entries[name], tensor * 0 + 7)
-            raise PulledPlug("the plug was pulled")
+            raise PulledPlugError("the plug was pulled")
         original(self, index, tensors, record)
 
     monkeypatch.setattr(OutputFolder, "_write_block", write_block)
@@ -128,7 +128,9 @@ def test_an_interrupt_says_how_to_continue(
     signal_number: signal.Signals, llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
 ) -> None:
     out = tmp_path / "out"
-    process = in_new_process("prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file)
+    process = in_new_process(
+        "prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file
+    )
     journal = partial_folder(out) / JOURNAL
     deadline = time.monotonic() + 60
     while not (journal.exists() and "fingerprint" in journal.read_text()) and time.monotonic() < deadline:
@@ -139,7 +141,9 @@ def test_an_interrupt_says_how_to_continue(
     assert "continue with: prune-cli prune" in stderr
     assert "Traceback" not in stderr
     assert stderr.rstrip().endswith("--resume")
-    resumed = command("prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file, "--resume", "-q")
+    resumed = command(
+        "prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file, "--resume", "-q"
+    )
     assert resumed.code == 0, resumed.stderr
 
 
