@@ -1,0 +1,48 @@
+"""One block in memory: the peak does not grow with the depth of the model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.conftest import in_new_process, token_ids
+from tests.tiny import save_tiny
+
+WIDE = {"hidden_size": 384, "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 2}
+BLOCK_BYTES = 4 * (384 * 384 * 3 + 384 * 2048 * 3)
+
+
+def peak_of(*arguments: object) -> int:
+    """The highest anonymous memory of a `prune-cli` process, watched from outside."""
+    process = in_new_process(*arguments)
+    status = Path(f"/proc/{process.pid}/status")
+    peak = 0
+    while process.poll() is None:
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+        time.sleep(0.002)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    return peak
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("by", ["sublayer", "block"])
+def test_twice_the_blocks_take_the_same_memory(by: str, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.safetensors"
+    save_file({"input_ids": token_ids(samples=8, length=64)}, tokens)
+    peaks = []
+    for blocks in (6, 12):
+        model = save_tiny(tmp_path / f"model-{blocks}", "llama-untied", num_hidden_layers=blocks, **WIDE)
+        out = tmp_path / f"out-{blocks}"
+        peaks.append(peak_of("prune", model, out, "--calibration", tokens, "--calibrate-by", by, "-q"))
+    assert peaks[1] < 1.05 * peaks[0]
+    # The other blocks would have taken much more than the tolerance.
+    assert 0.1 * peaks[0] < 6 * BLOCK_BYTES
+    hidden_states = 8 * 64 * 384 * 4
+    assert peaks[1] < 2 * BLOCK_BYTES + 3.5 * hidden_states + 2**30

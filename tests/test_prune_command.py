@@ -1,0 +1,206 @@
+"""`prune-cli prune` as a user meets it: what it prints, what it reports, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+import prune_cli
+from methods import load_method
+from prune_cli.report import report_schema
+from tests import reference
+from tests.conftest import RunCommand, folder_bytes, in_new_process, token_ids
+from tests.tiny import load_plain, save_tiny
+
+
+def report_of(out: Path) -> Any:
+    return json.loads((out / "prune_report.json").read_text())
+
+
+def pruned_rows(report: Any) -> dict[str, Any]:
+    return {tensor["name"]: tensor for tensor in report["tensors"] if tensor["action"] == "pruned"}
+
+
+def test_json_is_one_valid_document_and_the_report_on_disk(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    out = tmp_path / "out"
+    outcome = command("prune", llama, out, "--calibration", tokens_file, "--eval", tokens_file, "--json")
+    assert outcome.code == 0
+    jsonschema.validate(outcome.json, report_schema(), cls=jsonschema.Draft202012Validator)
+    assert outcome.json == report_of(out)
+    page = (out / "prune_report.md").read_text()
+    assert "model.layers.0.self_attn.q_proj.weight" in page
+    assert "Unstructured zeros make the file no smaller" in page
+
+
+def test_the_report_holds_what_is_in_the_written_files(tmp_path: Path, tokens_file: Path, command: RunCommand) -> None:
+    model = save_tiny(tmp_path / "model", "llama-tied")
+    out = tmp_path / "out"
+    assert command("prune", model, out, "--calibration", tokens_file, "-s", 0.6, "-q").code == 0
+    report = report_of(out)
+    weights = load_plain(out).state_dict()
+    rows = pruned_rows(report)
+    assert len(rows) == 21
+    for name, row in rows.items():
+        assert row["asked_sparsity"] == 0.6
+        assert row["sparsity"] == int((weights[name] == 0).sum()) / weights[name].numel()
+        assert row["sparsity"] == int(0.6 * weights[name].shape[1] + 1e-9) / weights[name].shape[1]
+    kept = {t["name"]: t["reason"] for t in report["tensors"] if t["action"] == "kept"}
+    assert kept["model.embed_tokens.weight"] == "embeddings are kept by default"
+    assert kept["model.norm.weight"] == "norms are kept by default"
+    assert report["totals"]["zeros_in_pruned"] == sum(int((weights[name] == 0).sum()) for name in rows)
+    assert report["totals"]["bytes_before"] == report["totals"]["bytes_after"]
+    assert report["model"]["files"].keys() == report["output"]["files"].keys()
+    assert report["model"]["files"] != report["output"]["files"]
+
+
+@torch.no_grad()
+def test_output_errors_are_those_of_a_naive_computation(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    out = tmp_path / "out"
+    assert command("prune", llama, out, "--calibration", tokens_file, "-q").code == 0
+    dense, pruned = load_plain(llama), load_plain(out)
+    report = report_of(out)
+    assert report["output_error_rows"] == token_ids().numel()
+    maps = {
+        f"model.layers.{i}.{n}": m for i in range(3) for n, m in reference.linear_maps(pruned.model.layers[i]).items()
+    }
+    seen = reference.run_with_inputs(pruned, [token_ids()], maps)
+    for name, row in pruned_rows(report).items():
+        inputs = seen[name.removesuffix(".weight")][0].flatten(0, 1).double()
+        before, after = dense.state_dict()[name].double(), pruned.state_dict()[name].double()
+        error = (inputs @ (before - after).T).square().sum() / (inputs @ before.T).square().sum()
+        assert row["output_error"] == pytest.approx(float(error), rel=1e-4)
+
+
+@torch.no_grad()
+def test_perplexity_before_and_after(llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand) -> None:
+    out = tmp_path / "out"
+    assert command("prune", llama, out, "-m", "magnitude", "-s", 0.7, "--eval", tokens_file, "-q").code == 0
+    evaluation = report_of(out)["evaluation"]
+    assert evaluation["before"]["perplexity"] == pytest.approx(
+        reference.perplexity(load_plain(llama), token_ids()), rel=1e-5
+    )
+    assert evaluation["after"]["perplexity"] == pytest.approx(
+        reference.perplexity(load_plain(out), token_ids()), rel=1e-5
+    )
+
+
+def test_the_terminal_output(llama: Path, tmp_path: Path, tokens_file: Path) -> None:
+    process = in_new_process(
+        "prune", llama, tmp_path / "out", "--calibration", tokens_file, env={**os.environ, "NO_COLOR": "1"}
+    )
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0
+    assert "zeros in the pruned tensors" in stdout
+    assert "50.00 %" in stdout
+    assert "Unstructured zeros make the file no smaller" in " ".join(stdout.split())
+    assert stderr.splitlines() == ["Reading text", "Copying 5 file(s)", "Pruning with wanda"]
+    assert "\x1b" not in stdout + stderr
+
+
+def test_quiet_prints_nothing(llama: Path, tmp_path: Path, tokens_file: Path) -> None:
+    process = in_new_process("prune", llama, tmp_path / "out", "--calibration", tokens_file, "-q")
+    assert process.communicate() == ("", "")
+    assert process.returncode == 0
+
+
+def test_failures_in_json_are_json_too(tmp_path: Path, command: RunCommand) -> None:
+    outcome = command("prune", tmp_path / "nowhere", tmp_path / "out", "--json")
+    assert outcome.code == 2
+    assert outcome.json["exit_code"] == 2
+    assert "nowhere" in outcome.json["error"]
+    assert outcome.json["error"] in outcome.stderr
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+def test_methods_that_need_no_text_read_none(
+    method: str, llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    blind, measured = tmp_path / "blind", tmp_path / "measured"
+    assert command("prune", llama, blind, "-m", method, "-q").code == 0
+    assert command("prune", llama, measured, "-m", method, "-q", "--calibration", tokens_file).code == 0
+    assert folder_bytes(blind) == folder_bytes(measured)
+    assert report_of(blind)["calibration"] is None
+    assert all(row["output_error"] is None for row in pruned_rows(report_of(blind)).values())
+    assert all(0 < row["output_error"] < 2 for row in pruned_rows(report_of(measured)).values())
+
+
+def test_random_follows_the_seed_and_the_name_alone(llama: Path, tmp_path: Path, command: RunCommand) -> None:
+    outs = [tmp_path / name for name in ("a", "b", "c", "d")]
+    extra = [[], [], ["--seed", 1], ["--exclude", "*q_proj*"]]
+    for out, arguments in zip(outs, extra, strict=True):
+        assert command("prune", llama, out, "-m", "random", "-q", *arguments).code == 0
+    weights = [load_plain(out).state_dict() for out in outs]
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert folder_bytes(outs[0]) == folder_bytes(outs[1])
+    assert not torch.equal(weights[0][name], weights[2][name])
+    assert torch.equal(weights[0][name], weights[3][name])
+
+
+def test_options_of_a_method(llama: Path, tmp_path: Path, command: RunCommand) -> None:
+    out = tmp_path / "out"
+    assert command("prune", llama, out, "-m", "magnitude", "-o", "per=row", "-q").code == 0
+    for name in pruned_rows(report_of(out)):
+        weight = load_plain(out).state_dict()[name]
+        assert ((weight == 0).sum(1) == weight.shape[1] // 2).all()
+
+
+def test_include_narrows_or_adds_and_exclude_keeps(llama: Path, tmp_path: Path, command: RunCommand) -> None:
+    narrowed, added = tmp_path / "narrowed", tmp_path / "added"
+    arguments = ["--include", "*.mlp.*", "--exclude", "*.1.*"]
+    assert command("prune", llama, narrowed, "-m", "magnitude", "-q", *arguments).code == 0
+    expected = {f"model.layers.{i}.mlp.{m}_proj.weight" for i in (0, 2) for m in ("gate", "up", "down")}
+    assert set(pruned_rows(report_of(narrowed))) == expected
+    assert command("prune", llama, added, "-m", "magnitude", "-q", "--include", "lm_head.weight").code == 0
+    assert len(pruned_rows(report_of(added))) == 22
+    assert report_of(added)["blocks"][-1]["index"] == 3
+
+
+def test_dry_run_writes_nothing_and_says_what_would_happen(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    out = tmp_path / "out"
+    dry = command("prune", llama, out, "--calibration", tokens_file, "--pattern", "2:4", "--dry-run", "--json")
+    assert dry.code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert command("prune", llama, out, "--calibration", tokens_file, "--pattern", "2:4", "-q").code == 0
+    totals = report_of(out)["totals"]
+    assert dry.json["zeros"] == totals["zeros_in_pruned"]
+    assert dry.json["pruned_parameters"] == totals["pruned_parameters"]
+    assert dry.json["parameters"] == totals["parameters"]
+    assert {(c["role"], c["action"], c["tensors"]) for c in dry.json["classes"]} == {
+        ("linear map", "prune", 21),
+        ("norm", "keep", 7),
+        ("embedding", "keep", 1),
+        ("output head", "keep", 1),
+    }
+    assert "2:4 zeros make the file no smaller" in dry.json["gain"]
+    text = command("prune", llama, tmp_path / "other", "-m", "magnitude", "--dry-run")
+    assert "peak memory, estimated" in text.stdout
+
+
+def test_the_python_api(llama: Path, tmp_path: Path, tokens_file: Path) -> None:
+    report = prune_cli.prune(llama, tmp_path / "out", method="wanda", pattern="1:4", calibration=str(tokens_file))
+    assert report.totals.sparsity_of_pruned == 0.75
+    with pytest.raises(prune_cli.RequestError, match="exists already"):
+        prune_cli.prune(llama, tmp_path / "out")
+
+
+def test_methods_are_listed_with_their_options(command: RunCommand) -> None:
+    listed = command("methods", "--json").json
+    assert [item["name"] for item in listed] == ["magnitude", "random", "wanda"]
+    one = command("methods", "magnitude")
+    assert "-o per=..." in one.stdout
+    assert load_method("magnitude").paper.split(",")[0] in one.stdout
+    unknown = command("methods", "wandaa")
+    assert unknown.code == 2
+    assert "magnitude, random, wanda" in unknown.stderr
