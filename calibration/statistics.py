@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+_CACHED_ROWS = 128
+
 
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The widest float for sums over batches (Metal has no float64)."""
@@ -19,11 +21,31 @@ class SquaredNorm:
 
     def add(self, rows: torch.Tensor) -> None:
         """Take in `rows` (tokens, in) of any float dtype."""
-        rows = rows.float()
-        self._sum += rows.square().sum(0).to(self._sum.dtype)
+        # Partial sums that fit a CPU's cache are several times faster than squaring all rows first.
+        chunk_rows = _CACHED_ROWS if rows.device.type == "cpu" else len(rows)
+        partial = torch.zeros(min(chunk_rows, len(rows)), rows.shape[1], device=rows.device)
+        for chunk in rows.split(chunk_rows):
+            chunk = chunk.float()
+            partial[: len(chunk)].addcmul_(chunk, chunk)
+        self._sum += partial.sum(0, dtype=self._sum.dtype)
 
     def value(self) -> torch.Tensor:
         return self._sum.float()
+
+
+class Gram:
+    """`gram` (in, in): the sum over tokens of x^T x; with a second stream of inputs, `cross`: of y^T x."""
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self._sum = torch.zeros(inputs, inputs, device=device)
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor | None = None) -> None:
+        """Take in `rows` x (tokens, in), and `others` y (tokens, in) for a cross product, of any float dtype."""
+        rows = rows.float()
+        self._sum.addmm_((rows if others is None else others.float()).T, rows)
+
+    def value(self) -> torch.Tensor:
+        return self._sum
 
 
 class RowSketch:
@@ -40,15 +62,15 @@ class RowSketch:
 
     def add(self, rows: torch.Tensor) -> None:
         """Take in `rows` (tokens, in) of any float dtype, in the order of the tokens."""
+        signs = torch.randint(0, 2, (len(rows), 1), generator=self._generator).mul_(2).sub_(1)
+        signed = rows * signs.to(rows.device, torch.float32)
+        # Folded as if the first token fell into the first bucket, then turned to where it really falls.
         buckets = len(self._rows)
-        for chunk in rows.split(buckets):
-            signs = torch.randint(0, 2, (len(chunk), 1), generator=self._generator).mul_(2).sub_(1)
-            first = self._taken % buckets
-            head = min(len(chunk), buckets - first)
-            signed = chunk.float() * signs.to(chunk.device)
-            self._rows[first : first + head] += signed[:head]
-            self._rows[: len(chunk) - head] += signed[head:]
-            self._taken += len(chunk)
+        whole = len(rows) - len(rows) % buckets
+        folded = signed[:whole].reshape(-1, buckets, rows.shape[1]).sum(0)
+        folded[: len(rows) - whole] += signed[whole:]
+        self._rows += folded.roll(self._taken % buckets, 0)
+        self._taken += len(rows)
 
     def value(self) -> torch.Tensor:
         return self._rows
@@ -60,4 +82,4 @@ class Accumulator(Protocol):
 
 
 # The statistics that a method may ask for by name.
-ACCUMULATORS: dict[str, Callable[[int, torch.device], Accumulator]] = {"sq_norm": SquaredNorm}
+ACCUMULATORS: dict[str, Callable[[int, torch.device], Accumulator]] = {"sq_norm": SquaredNorm, "gram": Gram}

@@ -11,10 +11,17 @@ if TYPE_CHECKING:
 
     from methods._pattern import Pattern
 
-    # (weight (out, in) float32, statistics, pattern, options, seeded generator) -> (weight, keep), both (out, in)
-    PruneFunction = Callable[
-        [torch.Tensor, Mapping[str, torch.Tensor], Pattern, Any, torch.Generator], tuple[torch.Tensor, torch.Tensor]
-    ]
+    # weight (out, in) float32, statistics by name, pattern, options, seeded generator
+    PruneFunction = Callable[[torch.Tensor, Mapping[str, torch.Tensor], Pattern, Any, torch.Generator], "Pruned"]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a method returns: `weight` and `keep`, both (out, in), and what a reader of the report should know."""
+
+    weight: torch.Tensor
+    keep: torch.Tensor
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ def keep_highest(score: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     return ~_lowest(score, pruned_count(pattern.sparsity, inputs))
 
 
+def keep_highest_count(score: torch.Tensor, pruned: int) -> torch.Tensor:
+    """Boolean keep-mask (out, in) without the `pruned` lowest of the whole tensor, ties as in `keep_highest`."""
+    return ~_lowest(score.reshape(1, -1), pruned).reshape(score.shape)
+
+
 def _lowest(score: torch.Tensor, count: int) -> torch.Tensor:
     """Mask of the `count` lowest of each row. A selection, because sorting costs as much as a forward pass on a CPU."""
     if count == 0:

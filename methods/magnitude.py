@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from methods._method import Method
+from methods._method import Method, Pruned
 from methods._pattern import Pattern, Unstructured, keep_highest
 
 
@@ -24,12 +24,12 @@ def prune(
     pattern: Pattern,
     options: Options,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Pruned:
     """Keep the weights (out, in) with the highest |W_ij|; reads no statistics."""
     if isinstance(pattern, Unstructured):
         pattern = replace(pattern, per=options.per)
     keep = keep_highest(weight.abs(), pattern)
-    return weight.where(keep, 0.0), keep
+    return Pruned(weight.where(keep, 0.0), keep)
 
 
 METHOD = Method(

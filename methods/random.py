@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from methods._method import Method, NoOptions
+from methods._method import Method, NoOptions, Pruned
 from methods._pattern import Pattern, keep_highest
 
 
@@ -14,11 +14,11 @@ def prune(
     pattern: Pattern,
     options: NoOptions,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Pruned:
     """Keep weights (out, in) drawn uniformly within each row by `generator` (a CPU generator, so devices agree)."""
     score = torch.rand(weight.shape, generator=generator).to(weight.device)
     keep = keep_highest(score, pattern)
-    return weight.where(keep, 0.0), keep
+    return Pruned(weight.where(keep, 0.0), keep)
 
 
 METHOD = Method(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from methods._method import Method, NoOptions
+from methods._method import Method, NoOptions, Pruned
 from methods._pattern import Pattern, keep_highest
 
 
@@ -14,10 +14,10 @@ def prune(
     pattern: Pattern,
     options: NoOptions,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Pruned:
     """Keep the weights (out, in) with the highest |W_ij| * ||X_j||_2; `statistics["sq_norm"]` is (in,)."""
     keep = keep_highest(weight.abs() * statistics["sq_norm"].sqrt(), pattern)
-    return weight.where(keep, 0.0), keep
+    return Pruned(weight.where(keep, 0.0), keep)
 
 
 METHOD = Method(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from prune_cli.errors import RequestError
+from prune_cli.errors import RequestError, one_line
 
 # Their forward is no single sequence of blocks, so one block in memory at a time is impossible.
 _NO_BLOCK_SEQUENCE = frozenset({"xlm", "hrm_text"})
@@ -28,10 +29,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise RequestError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not valid JSON ({error}): download it again.") from error
     if not isinstance(config, dict):
         raise RequestError(f"{path} is no JSON object: download it again.")
+    for key, kind, wanted in (
+        ("model_type", str, "a text"),
+        ("architectures", list, "a list of class names"),
+        ("auto_map", dict, "an object"),
+    ):
+        if config.get(key) is not None and not isinstance(config[key], kind):
+            raise RequestError(f"{path} has {key} = {reprlib.repr(config[key])}, expected {wanted}: download it again.")
     return config
 
 
@@ -55,19 +63,23 @@ def causal_config(folder: Path, trust_remote_code: bool) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, OSError, KeyError, AttributeError) as error:
-        raise RequestError(f"{folder}/config.json is refused by transformers ({_first_line(error)}).") from error
-    _check_causal(folder, raw, config)
+    except Exception as error:  # whatever transformers, its validators or the checkpoint's own code raise
+        raise RequestError(
+            f"{folder}/config.json is refused by transformers ({one_line(error)}): correct it, or download it again."
+        ) from error
+    _check_causal(folder, raw, config, trust_remote_code)
     return config
 
 
-def _check_causal(folder: Path, raw: dict[str, Any], config: Any) -> None:
+def _check_causal(folder: Path, raw: dict[str, Any], config: Any, trust_remote_code: bool) -> None:
     architectures = raw.get("architectures") or []
-    if "AutoModelForCausalLM" in (raw.get("auto_map") or {}):
+    own_code = "AutoModelForCausalLM" in (raw.get("auto_map") or {})
+    if own_code and trust_remote_code:
         return
     expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     names = {c.__name__ for c in (expected if isinstance(expected, tuple) else (expected,)) if c is not None}
-    if not names or (architectures and not names.intersection(architectures)):
+    # Code that has since become part of transformers may call its class otherwise (MPTForCausalLM).
+    if not names or (architectures and not own_code and not names.intersection(architectures)):
         found = architectures[0] if architectures else f"a model of type {config.model_type}"
         wanted = f" (expected {' or '.join(sorted(names))})" if names else ""
         raise RequestError(f"{folder} is {found}, no causal language model{wanted}: only those can be pruned.")
@@ -79,10 +91,18 @@ def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> P
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # whatever transformers or the checkpoint's own code raise
         raise RequestError(
-            f"config.json describes no model that transformers can build: {_first_line(error)}"
+            f"config.json describes no model that transformers can build ({one_line(error)}): "
+            "correct it, or download the checkpoint again."
         ) from error
+    # Encoders of the BERT family carry the name of a causal model also where they read in both directions.
+    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    if getattr(model.config, "is_decoder", None) is False and True not in causal:
+        raise RequestError(
+            f"config.json says that this {type(model).__name__} is no decoder (is_decoder is false), so it is "
+            "no causal language model: only those can be pruned."
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -109,10 +129,6 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return max(lists, key=rank)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
     """The checkpoint's tokenizer, or None where the folder has none."""
     known = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
@@ -120,8 +136,11 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-        raise RequestError(f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise RequestError(
+            f"The tokenizer in {folder} cannot be loaded ({one_line(error)}): download its files again, "
+            "or give pre-tokenised text as a .safetensors file with input_ids."
+        ) from error
 
 
 def position_limit(config: Any) -> int | None:

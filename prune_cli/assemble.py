@@ -11,8 +11,8 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from calibration.tokens import TokenSet
 
+from calibration.tokens import TokenSet
 from prune_cli import __version__
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.evaluate import PROTOCOL, Evaluation
@@ -47,6 +47,7 @@ def fingerprint(
         "pattern": str(job.pattern),
         "seed": request.seed,
         "calibrate_by": request.calibrate_by,
+        "target": request.target,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
         "calibration": calibration.sha256 if calibration else None,
         "batch_size": _batch_size(request, job, calibration),
@@ -80,13 +81,17 @@ def assemble_report(
     """The report of a finished run; sparsities are counted in the written files."""
     written = output.checkpoint()
     errors = {name: error for line in output.done.values() for name, error in line["output_errors"].items()}
+    notes = {name: tuple(texts) for line in output.done.values() for name, texts in line["notes"].items()}
     unreached = {name for line in output.done.values() for name in line["unreached"]}
     decisions = [
         replace(d, prune=False, reason=_UNREACHED) if d.name in unreached else d for d in job.decisions.values()
     ]
     zeros = {name: _zeros(written, name) for name in job.decisions}
     hashes = output.hashes()
-    tensors = [_tensor_report(job, decision, zeros, errors) for decision in decisions]
+    tensors = [
+        _tensor_report(job, decision, zeros[decision.name], errors.get(decision.name), notes.get(decision.name, ()))
+        for decision in decisions
+    ]
     warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
     warnings += [f"{name} was kept: {_UNREACHED}." for name in sorted(unreached)]
     warnings += [f"{file} was not copied: it holds weights that this run did not prune." for file in output.not_copied]
@@ -154,10 +159,9 @@ def _zeros(written: Checkpoint, name: str) -> int | None:
 
 
 def _tensor_report(
-    job: Prepared, decision: Decision, zeros: dict[str, int | None], errors: dict[str, float | None]
+    job: Prepared, decision: Decision, zeros: int | None, error: float | None, notes: tuple[str, ...]
 ) -> TensorReport:
     entry = decision.place.entry
-    count = zeros[entry.name]
     return TensorReport(
         name=entry.name,
         role=decision.place.role,
@@ -168,8 +172,9 @@ def _tensor_report(
         reason=decision.reason,
         pattern=str(job.pattern) if decision.prune else None,
         asked_sparsity=job.pattern.sparsity if decision.prune else None,
-        sparsity=None if count is None or not entry.count else count / entry.count,
-        output_error=errors.get(entry.name),
+        sparsity=None if zeros is None or not entry.count else zeros / entry.count,
+        output_error=error,
+        notes=notes,
     )
 
 

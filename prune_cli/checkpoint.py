@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from prune_cli.errors import RequestError
 
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_METADATA = "__metadata__"
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_FILE_NAME = 255
+_MAX_DIMENSIONS = 64
+_MAX_NUMBER = 2**63
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -64,7 +69,7 @@ class Checkpoint:
         Raises RequestError for anything that is missing, truncated or inconsistent, by name.
         """
         weight_map = _weight_map(folder, index_folder or folder)
-        files = tuple(dict.fromkeys(weight_map.values())) if weight_map is not None else (SINGLE_FILE,)
+        files = tuple(sorted(set(weight_map.values()))) if weight_map is not None else (SINGLE_FILE,)
         entries: dict[str, TensorEntry] = {}
         for file in files:
             for entry in _read_header(folder, file):
@@ -113,15 +118,19 @@ def _weight_map(folder: Path, index_folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         raise RequestError(_why_no_safetensors(folder))
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names_ok = weight_map and all(isinstance(file, str) for file in weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"{path} is no index of a checkpoint ({error!r}): download it again.") from error
-    if not names_ok:
+        index = _strict_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is no index of a checkpoint ({error}): download it again.") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise RequestError(f"{path} has no usable weight_map: download it again.")
     for file in dict.fromkeys(weight_map.values()):
         if file != Path(file).name or "\\" in file or file in {"", ".", ".."}:
             raise RequestError(f"{path} names the file {file!r} outside the folder: such an index is not followed.")
+        if not file.endswith(".safetensors") or not file.isprintable() or len(file.encode()) > _MAX_FILE_NAME:
+            raise RequestError(
+                f"{path} names the file {reprlib.repr(file)}, expected a *.safetensors: download it again."
+            )
         if not (folder / file).is_file():
             raise RequestError(
                 f"{folder / file} is missing though {INDEX_FILE} names it: download the checkpoint again."
@@ -145,40 +154,94 @@ def _why_no_safetensors(folder: Path) -> str:
     return f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: give the folder of a Hugging Face checkpoint."
 
 
+def _strict_json(data: bytes) -> Any:
+    """JSON in UTF-8 without a name given twice, of which Python would silently take the last."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"it has {reprlib.repr(name)} twice")
+            found[name] = value
+        return found
+
+    return json.loads(data.decode("utf-8"), object_pairs_hook=once)
+
+
 def _read_header(folder: Path, file: str) -> Iterator[TensorEntry]:
     """The entries of one shard in the order of their bytes, checked against each other and against the file's size."""
     path = folder / file
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > _MAX_HEADER_BYTES or 8 + length > size:
-            raise RequestError(f"{path} is truncated or no safetensors file ({size} bytes): download it again.")
-        text = stream.read(length)
+    text, size = _header_bytes(path)
     try:
-        header = json.loads(text)
-        entries = [_entry(name, file, fields, 8 + length) for name, fields in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        header = _strict_json(text)
+        if not isinstance(header, dict):
+            raise ValueError("it is no JSON object")
+        entries = [_entry(name, file, fields, 8 + len(text)) for name, fields in header.items() if name != _METADATA]
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} has a damaged header ({error}): download it again.") from error
-    position = 8 + length
+    position = 8 + len(text)
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != position:
-            raise RequestError(f"{entry.name} in {path} overlaps or leaves a hole at byte {position}: it is damaged.")
+            raise RequestError(
+                f"{entry.name} in {path} overlaps another tensor or leaves a hole at byte {position}: "
+                "download it again."
+            )
         position = entry.end
-        yield entry
     if position != size:
         raise RequestError(
             f"{path} is truncated or damaged: its header needs {position} bytes, it has {size}: download it again."
         )
+    _check_with_library(path)
+    return iter(sorted(entries, key=lambda entry: (entry.begin, entry.end)))
 
 
-def _entry(name: str, file: str, fields: dict[str, Any], data_begin: int) -> TensorEntry:
-    begin, end = fields["data_offsets"]
-    shape = tuple(fields["shape"])
-    if fields["dtype"] not in _BITS:
-        raise ValueError(f"{name} has the unknown dtype {fields['dtype']}")
-    integers = all(
-        isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in (begin, end, *shape)
+def _header_bytes(path: Path) -> tuple[bytes, int]:
+    """The header's text and the size of the file."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        if start == b"version ":
+            raise RequestError(f"{path} is a pointer of git-lfs, not the weights: run git lfs pull in its folder.")
+        length = int.from_bytes(start, "little")
+        if size < 8 or length > _MAX_HEADER_BYTES or 8 + length > size:
+            raise RequestError(
+                f"{path} is truncated or no safetensors file: it has {size} bytes and its header asks for {length}: "
+                "download it again."
+            )
+        return stream.read(length), size
+
+
+def _check_with_library(path: Path) -> None:
+    """The library that reads the tensors has the last word: it also refuses what would be harmless here."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise RequestError(f"{path} is refused by safetensors ({error}): download it again.") from error
+
+
+def _entry(name: str, file: str, fields: Any, data_begin: int) -> TensorEntry:
+    """Raises ValueError that names the tensor for anything but {dtype, shape, data_offsets} that fit together."""
+    if not name.isprintable():
+        raise ValueError(f"the name {reprlib.repr(name)} is not printable")
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name} has no dtype, shape and data_offsets")
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise ValueError(f"{name} has the unknown dtype {reprlib.repr(dtype)}")
+    if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name} has the shape {reprlib.repr(shape)} and data_offsets {reprlib.repr(offsets)}")
+    begin, end = offsets
+    if (end - begin) * 8 != prod(shape) * _BITS[dtype]:
+        raise ValueError(f"{name} has {end - begin} bytes for shape {reprlib.repr(shape)} of {dtype}")
+    return TensorEntry(name, file, dtype, tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _is_counts(values: Any) -> TypeGuard[list[int]]:
+    return (
+        isinstance(values, list)
+        and len(values) <= _MAX_DIMENSIONS
+        and all(type(value) is int and 0 <= value < _MAX_NUMBER for value in values)
     )
-    if not integers or (end - begin) * 8 != prod(shape) * _BITS[fields["dtype"]]:
-        raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {fields['dtype']}")
-    return TensorEntry(name, file, fields["dtype"], shape, data_begin + begin, data_begin + end)

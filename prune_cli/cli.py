@@ -19,6 +19,7 @@ from prune_cli import __version__
 from prune_cli.errors import PruneError, RequestError
 
 _INTERRUPTED = 130
+_MOST_DIGITS = 10
 _RUN, _TEXT, _MACHINE, _OUTPUT = "What to prune", "Calibration and evaluation", "Machine", "Output"
 
 app = typer.Typer(
@@ -132,6 +133,14 @@ def prune(
             rich_help_panel=_TEXT,
         ),
     ] = "sublayer",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What sparsegpt and admm solve for. pruned: what the dense map gives on its inputs now; dense: what "
+            "it gave in the dense model (a second stream of hidden states; much better).",
+            rich_help_panel=_TEXT,
+        ),
+    ] = "pruned",
     evaluation: Annotated[
         str | None,
         typer.Option(
@@ -176,11 +185,12 @@ def prune(
             seq_len=seq_len,
             seed=seed,
             device=device,
-            dtype=_dtype(dtype),
+            dtype=_checked_later(dtype),
             batch_size=_batch_size(batch_size),
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
-            calibrate_by=_calibrate_by(calibrate_by),
+            calibrate_by=_checked_later(calibrate_by),
+            target=_checked_later(target),
             eval=evaluation,
             resume=resume,
             overwrite=overwrite,
@@ -245,7 +255,7 @@ def evaluate(
             samples=samples,
             seq_len=seq_len,
             device=device,
-            dtype=_dtype(dtype),
+            dtype=_checked_later(dtype),
             batch_size=_batch_size(batch_size),
             trust_remote_code=trust_remote_code,
             revision=revision,
@@ -304,17 +314,13 @@ def _key_values(pairs: list[str]) -> dict[str, str]:
 def _batch_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise RequestError(f"--batch-size is {text!r}, but must be a whole number or auto.")
     return int(text)
 
 
-def _dtype(text: str) -> Any:
-    """Checked with the rest of the request; the type says what is allowed there."""
-    return text
-
-
-def _calibrate_by(text: str) -> Any:
+def _checked_later(text: str) -> Any:
+    """For the words of a Literal: the request checks them, with the rest."""
     return text
 
 
@@ -322,7 +328,7 @@ def _print(document: str, *, as_json: bool, quiet: bool, show: Any) -> None:
     if as_json:
         sys.stdout.write(document)
     elif not quiet:
-        show(Console())
+        show(Console(markup=False))  # names may hold brackets
 
 
 def _calm_libraries(*, verbose: bool) -> None:
@@ -334,38 +340,43 @@ def _calm_libraries(*, verbose: bool) -> None:
 
 @contextmanager
 def _failures(*, as_json: bool, verbose: bool, out: Path | None = None) -> Iterator[None]:
-    """Every failure becomes one sentence on stderr and an exit code; a second rendering is JSON on stdout."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Every failure becomes one sentence on stderr and an exit code; with --json also a document on stdout."""
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except KeyboardInterrupt:
-        _fail(_how_to_continue(out), _INTERRUPTED, as_json=as_json)
-    except PruneError as error:
-        if verbose:
-            Console(stderr=True).print_exception()
-        _fail(str(error), error.exit_code, as_json=as_json)
-    except MemoryError as error:
-        _fail(f"Out of memory ({error}): use fewer --samples or a smaller --batch-size.", 1, as_json=as_json)
-    except OSError as error:
-        if verbose:
-            Console(stderr=True).print_exception()
-        _fail(
-            f"The system refused to read or write ({error}); --resume continues once that is mended.",
-            1,
-            as_json=as_json,
-        )
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
+    except (Exception, KeyboardInterrupt) as error:
+        # An interrupt inside a library may come out of it as an error of its own.
+        if interrupted or isinstance(error, KeyboardInterrupt):
+            _fail(_how_to_continue(out), _INTERRUPTED, as_json=as_json)
+        sentence = _sentence(error)
+        if sentence is None:
             raise
-        _fail(
-            "The device is out of memory: use a smaller --batch-size, fewer --samples or --device cpu.",
-            1,
-            as_json=as_json,
-        )
+        if verbose:
+            Console(stderr=True).print_exception()
+        _fail(sentence, error.exit_code if isinstance(error, PruneError) else 1, as_json=as_json)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _sentence(error: BaseException) -> str | None:
+    """What to tell a user about an error; None for one that is a mistake of ours and deserves its traceback."""
+    if isinstance(error, PruneError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"Out of memory ({error}): use fewer --samples or a smaller --batch-size."
+    if isinstance(error, OSError):
+        return f"The system refused to read or write ({error}); --resume continues once that is mended."
+    if isinstance(error, RuntimeError) and "out of memory" in str(error):
+        return "The device is out of memory: use a smaller --batch-size, fewer --samples or --device cpu."
+    return None
 
 
 def _how_to_continue(out: Path | None) -> str:

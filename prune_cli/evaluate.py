@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from prune_cli.errors import PruneError
-from prune_cli.lockstep import Lockstep
 from prune_cli.model import Skeleton
 from prune_cli.progress import Progress
+from prune_cli.stream import Stream
 
 PROTOCOL = (
     "perplexity = exp(mean over windows of a window's mean next-token loss in nats); each window is predicted on its "
@@ -92,20 +92,15 @@ def _groups(model: Skeleton, windows: torch.Tensor, batch_size: int) -> Iterator
 
 
 @contextmanager
-def _before_the_head(model: Skeleton, batches: Sequence[torch.Tensor], progress: Progress) -> Iterator[Lockstep]:
+def _before_the_head(model: Skeleton, batches: Sequence[torch.Tensor], progress: Progress) -> Iterator[Stream]:
     """All batches brought through all blocks, waiting before what comes after them."""
-    model.load_outside()
-    with Lockstep(model.forward, model.blocks, batches) as stream:
-        stream.start()
-        model.unload_embeddings()
-        for index in range(len(model.blocks)):
-            model.load_block(index, model.checkpoint)
-            model.read_ahead(index + 1)
-            stream.through(index, {})
-            model.unload_block(index)
+    with Stream(model, batches) as stream:
+        for block in range(len(model.blocks)):
+            stream.load(block)
+            stream.through(block)
+            stream.unload(block)
             progress.advance()
         yield stream
-    model.unload_embeddings()
 
 
 def _logits(logits: torch.Tensor, ids: torch.Tensor, row: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,15 +6,21 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.source import resolve_model
 
-_GROUPS = (2, 4, 8, 16)
-# A pattern counts as found when its groups are nearly full: otherwise a very sparse tensor would show many by chance.
+if TYPE_CHECKING:
+    import torch
+
+_GROUPS = range(2, 33)
+# A pattern counts as found when there are groups enough and nearly all of them keep just N: zeros that fell where they
+# did make one only by chance. One group a row is no pattern, but rows that are all equally sparse.
+_FEWEST = 32
 _FULL = 0.9
+_FULL_IN_SAMPLE = 0.7
+_SAMPLE_ROWS = 64
 _BLOCK = re.compile(r"(^|\.)\d+\.")
 _EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|word_embeddings\w*|embeddings?)\.(\w+\.)*weight$|(^|\.)(wte|wpe)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|head)\.")
@@ -80,7 +86,7 @@ def part_of(name: str) -> str:
         return "blocks"
     if _HEAD.search(name):
         return "head"
-    return "embeddings" if _EMBEDDING.search(name) else "other"
+    return "embeddings" if _EMBEDDING.search(name) and "norm" not in name.lower() else "other"
 
 
 def _inspect(checkpoint: Checkpoint, name: str) -> InspectedTensor:
@@ -106,16 +112,29 @@ def _inspect(checkpoint: Checkpoint, name: str) -> InspectedTensor:
 
 
 def find_pattern(nonzero: torch.Tensor) -> tuple[str | None, int | None]:
-    """The tightest N:M that a boolean matrix keeps in every group along its last or, failing that, first dimension."""
-    kept = int(nonzero.count_nonzero())
+    """The N:M of the smallest M that a boolean matrix keeps along its last or, failing that, its first dimension."""
     for axis, matrix in ((1, nonzero), (0, nonzero.T)):
+        rows, columns = matrix.shape
+        some_rows = matrix[:: max(1, rows // _SAMPLE_ROWS)]
         for of in _GROUPS:
-            if matrix.shape[1] % of:
+            if columns % of or columns < 2 * of or matrix.numel() < _FEWEST * of:
                 continue
-            most = int(matrix.reshape(-1, of).sum(1, dtype=torch.int32).max())
-            if 0 < most < of and kept >= _FULL * most / of * matrix.numel():
-                return f"{most}:{of}", axis
+            # Nearly always the sample settles it, without a pass over the whole matrix.
+            most, full = _groups(some_rows, of)
+            if most < of and full >= _FULL_IN_SAMPLE:
+                most, full = _groups(matrix, of)
+                if 0 < most < of and full >= _FULL:
+                    return f"{most}:{of}", axis
     return None, None
+
+
+def _groups(matrix: torch.Tensor, of: int) -> tuple[int, float]:
+    """The most places that a group of `of` columns keeps, and the share of the groups that keep as many."""
+    import torch
+
+    kept = matrix.reshape(-1, of).sum(1, dtype=torch.int32)
+    most = int(kept.max())
+    return most, float((kept == most).float().mean())
 
 
 def _total(part: str, tensors: Sequence[InspectedTensor]) -> Total:

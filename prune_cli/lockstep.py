@@ -18,10 +18,8 @@ from torch import nn
 
 from prune_cli.errors import PruneError
 
-# Called when all batches that reach a map wait there: (key of the map, one input tensor per batch).
-Serve = Callable[[Any, Sequence[torch.Tensor]], None]
-# Called when one batch passes a map in a rehearsal: (key of the map, its input, seen with the previous map already).
-Observe = Callable[[Any, torch.Tensor], None]
+# Called when one batch passes a map in a rehearsal: (name of the map, its input).
+Observe = Callable[[str, torch.Tensor], None]
 
 
 class _Lane:
@@ -111,10 +109,16 @@ class Lockstep:
         self._advance(self._lanes)
         self._all_wait_at(0)
 
-    def through(self, index: int, maps: Mapping[nn.Module, Any], serve: Serve | None = None) -> None:
-        """Run every batch through block `index`, pausing at each of `maps` (module -> key) until `serve` returned.
+    def through(self, index: int) -> None:
+        """Run every batch through block `index` without a stop."""
+        for _ in self.stops(index, {}):
+            raise AssertionError("there is no map to stop at")
 
-        A map that no batch reaches is not served; one that only some reach is served with their inputs.
+    def stops(self, index: int, maps: Mapping[nn.Module, str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """Run every batch through block `index`; yields each of `maps` (module -> name) when the batches wait there.
+
+        With the name come the inputs, one per batch that waits; they go on when the next stop is asked for. A map that
+        no batch reaches is not yielded. The iterator must be run to its end.
         """
         waiting = list(maps)
         hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in maps}
@@ -123,10 +127,9 @@ class Lockstep:
             while here := self._first_stop(waiting):
                 module = here[0].place
                 assert isinstance(module, nn.Module)
-                assert serve is not None
                 hooks.pop(module).remove()
                 waiting.remove(module)
-                serve(maps[module], [lane.input for lane in here if lane.input is not None])
+                yield maps[module], [lane.input for lane in here if lane.input is not None]
                 self._advance(here)
         finally:
             for hook in hooks.values():
@@ -146,16 +149,16 @@ class Lockstep:
 
         return pause
 
-    def rehearse(self, index: int, maps: Mapping[nn.Module, Any], observe: Observe) -> None:
+    def rehearse(self, index: int, maps: Mapping[nn.Module, str], observe: Observe) -> None:
         """Run every batch through block `index` once for `observe` alone; `through` then runs it from the same inputs.
 
         The two-pass protocol of the authors' code of Wanda: all statistics of a block come from its dense weights.
         """
 
-        def seen(key: Any) -> Callable[..., None]:
-            return lambda _module, args, kwargs: observe(key, _first_tensor(args, kwargs))
+        def seen(name: str) -> Callable[..., None]:
+            return lambda _module, args, kwargs: observe(name, _first_tensor(args, kwargs))
 
-        hooks = [module.register_forward_pre_hook(seen(key), with_kwargs=True) for module, key in maps.items()]
+        hooks = [module.register_forward_pre_hook(seen(name), with_kwargs=True) for module, name in maps.items()]
         self._rehearsing = index
         try:
             self._advance(self._lanes)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from prune_cli.report import Report, TensorReport
+if TYPE_CHECKING:
+    from prune_cli.report import Report, TensorReport
 
 
 def to_markdown(report: Report) -> str:

@@ -77,7 +77,9 @@ def prepare(request: PruneRequest) -> Prepared:
     request.check()
     method = find_method(request.method)
     needs_text = bool(method.needs) or request.calibration is not None
-    calibration = open_text(request.calibration or DEFAULT_SOURCE) if needs_text else None
+    calibration = (
+        open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration) if needs_text else None
+    )
     evaluation = open_text(request.eval) if request.eval is not None else None
     device = pick_device(request.device)
     source = resolve_model(request.model, request.revision)
@@ -104,6 +106,8 @@ def prepare(request: PruneRequest) -> Prepared:
 
 
 def open_text(text: str) -> TextSource:
+    if not text.strip():
+        raise RequestError("The text to read is an empty name: give a file, a folder, or a name like builtin.")
     try:
         return parse_source(text)
     except CalibrationError as error:
@@ -121,7 +125,7 @@ def read_tokens(
 ) -> TokenSet:
     """Windows of `text` in the model's own tokens. Raises RequestError for text that does not do."""
     try:
-        return load_tokens(
+        tokens = load_tokens(
             text,
             tokenizer,
             role=role,
@@ -134,6 +138,12 @@ def read_tokens(
         )
     except CalibrationError as error:
         raise RequestError(str(error)) from error
+    length, limit = tokens.ids.shape[1], model.position_limit
+    if limit is not None and length > limit:
+        raise RequestError(
+            f"{text.given} holds samples of {length} tokens, but the model takes at most {limit} positions: cut them."
+        )
+    return tokens
 
 
 def check_seq_len(model: Skeleton, seq_len: int | None) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 
-from calibration.statistics import ACCUMULATORS, Accumulator, RowSketch
-from prune_cli.lockstep import Lockstep, SameInputs
+from calibration.statistics import ACCUMULATORS, Accumulator, Gram, RowSketch
+from prune_cli.lockstep import SameInputs
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
+from prune_cli.stream import Stream
 
 _SKETCH_SEED = 0
 # Up to this many tokens the output error is exact; above, it is estimated from a sketch of 1/64 of the tokens.
@@ -31,21 +31,28 @@ def sketch_rows(tokens: int) -> int:
 class InputStatistics:
     """What is known about the inputs of one map, or of several that read the same tensor."""
 
-    def __init__(self, needs: Sequence[str], inputs: int, tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, needs: Sequence[str], inputs: int, tokens: int, device: torch.device, *, with_dense: bool
+    ) -> None:
         self._accumulators: dict[str, Accumulator] = {name: ACCUMULATORS[name](inputs, device) for name in needs}
+        self._cross = Gram(inputs, device) if with_dense else None
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
 
-    def add(self, tensor: torch.Tensor) -> None:
-        """Take in the input of one batch, (..., in)."""
+    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None = None) -> None:
+        """Take in the input of one batch, (..., in), and what the dense model has in its place."""
         rows = tensor.detach().reshape(-1, tensor.shape[-1])
         for accumulator in self._accumulators.values():
             accumulator.add(rows)
         self._sketch.add(rows)
+        if self._cross is not None and dense is not None:
+            self._cross.add(rows, dense.detach().reshape(rows.shape))
 
     def values(self) -> dict[str, torch.Tensor]:
         if self._values is None:
             self._values = {name: accumulator.value() for name, accumulator in self._accumulators.items()}
+            if self._cross is not None:
+                self._values["cross"] = self._cross.value()
         return self._values
 
     def rows(self) -> torch.Tensor:
@@ -84,45 +91,49 @@ class BlockPruner:
         """Maps that no batch called (some models multiply by a weight without calling its module): they stay dense."""
         return [name for name in self._places if name not in self.pruned]
 
-    def run(self, stream: Lockstep, block: int, *, twice: bool) -> None:
-        """Bring the batches through `block` and leave it pruned.
+    def run(self, stream: Stream, block: int) -> None:
+        """Single pass: a map is pruned when all batches wait at it, so its inputs come from maps already pruned."""
+        self._prune_blind()
+        for name, inputs in stream.stops(block, list(self._maps)):
+            self._serve(name, inputs)
 
-        Single pass: a map is pruned when all batches wait at it, so its inputs come from maps already pruned. Twice
-        (the authors' protocol): all statistics come from the dense block, then the pruned block makes the outputs.
-        """
-        if twice:
-            stream.rehearse(block, self._modules(), self._observe)
-            for name, statistics in self._observed.items():
-                self._prune(name, statistics)
-            self._prune_blind()
-            stream.through(block, {})
-        else:
-            self._prune_blind()
-            stream.through(block, self._modules(), self._serve)
+    def run_beside_dense(self, stream: Stream, dense: Stream, block: int) -> None:
+        """Like `run`, with the dense model's inputs of the same map at hand."""
+        self._prune_blind()
+        names = list(self._maps)
+        for (name, inputs), (same, others) in zip(stream.stops(block, names), dense.stops(block, names), strict=True):
+            assert name == same
+            self._serve(name, inputs, others)
 
-    def run_outside_blocks(self, stream: Lockstep) -> None:
+    def run_twice(self, stream: Stream, block: int) -> None:
+        """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
+        stream.rehearse(block, list(self._maps), self._observe)
+        for name, statistics in self._observed.items():
+            self._prune(name, statistics)
+        self._prune_blind()
+        stream.through(block)
+
+    def run_outside_blocks(self, stream: Stream) -> None:
         """Prune what lies outside the blocks; the batches end at the output head if it is among them."""
         self._prune_blind()
-        for name, place in self._heads.items():
-            self._serve(name, stream.stop_after_blocks(self._model.model.get_submodule(place.module_name)))
+        for name in self._heads:
+            self._serve(name, stream.stop_at_head(name))
 
     def _prune_blind(self) -> None:
         """Tensors that have no inputs (norms, biases, tables), for methods that need none."""
         for name, place in self._blind.items():
             self._finish(name, prune_map(place, self._tensors[name], self._settings, {}, None))
 
-    def _modules(self) -> dict[nn.Module, str]:
-        return {self._model.model.get_submodule(place.module_name): name for name, place in self._maps.items()}
-
-    def _new_statistics(self, name: str) -> InputStatistics:
+    def _new_statistics(self, name: str, *, with_dense: bool = False) -> InputStatistics:
         inputs = matrix_shape(self._places[name])[1]
-        return InputStatistics(self._settings.method.needs, inputs, self._tokens, self._settings.device)
+        settings = self._settings
+        return InputStatistics(settings.method.needs, inputs, self._tokens, settings.device, with_dense=with_dense)
 
-    def _serve(self, name: str, inputs: Sequence[torch.Tensor]) -> None:
+    def _serve(self, name: str, inputs: Sequence[torch.Tensor], dense: Sequence[torch.Tensor] | None = None) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
-            self._statistics = self._new_statistics(name)
-            for tensor in inputs:
-                self._statistics.add(tensor)
+            self._statistics = self._new_statistics(name, with_dense=dense is not None)
+            for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
+                self._statistics.add(tensor, other)
         self._prune(name, self._statistics)
 
     def _observe(self, name: str, tensor: torch.Tensor) -> None:

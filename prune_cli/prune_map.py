@@ -33,6 +33,7 @@ class PrunedMap:
 
     stored: torch.Tensor
     output_error: float | None
+    notes: tuple[str, ...] = ()
 
 
 def prune_map(
@@ -52,11 +53,11 @@ def prune_map(
     weight = as_matrix(place, stored).to(settings.device, torch.float32)
     generator = torch.Generator().manual_seed(_seed_of(name, settings.seed))
     try:
-        new, _ = settings.method.prune(weight, statistics, settings.pattern, settings.options, generator)
+        result = settings.method.prune(weight, statistics, settings.pattern, settings.options, generator)
     except ValueError as error:
         raise PruneError(f"{name} cannot be pruned: {error}") from error
-    error = None if rows is None else _output_error(rows, weight, new)
-    return PrunedMap(as_stored(place, new, stored.dtype), error)
+    measured = None if rows is None else _output_error(rows, weight, result.weight)
+    return PrunedMap(as_stored(place, result.weight, stored.dtype), measured, result.notes)
 
 
 def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.estimate import DryRun
-from prune_cli.inspection import Inspection
 from prune_cli.markdown import percent
-from prune_cli.measure import EvaluationResult
-from prune_cli.report import Report
+
+# Only their types: `inspect` and `methods` answer without importing transformers.
+if TYPE_CHECKING:
+    from prune_cli.estimate import DryRun
+    from prune_cli.inspection import Inspection
+    from prune_cli.measure import EvaluationResult
+    from prune_cli.report import Report
 
 
 def size(count: int) -> str:

@@ -10,7 +10,6 @@ from importlib import resources
 from typing import Any, Literal
 
 from calibration.tokens import TokenSet
-
 from prune_cli.evaluate import Evaluation
 
 SCHEMA_VERSION = 1
@@ -31,6 +30,7 @@ class TensorReport:
     asked_sparsity: float | None
     sparsity: float | None
     output_error: float | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ DEFAULT_SPARSITY = 0.5
 DEFAULT_SAMPLES = 128
 DEFAULT_SEQ_LEN = 2048
 DEFAULT_SOURCE = "builtin"
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_PATTERN = re.compile(r"(\d+):(\d+)")
+_MOST = 2**31 - 1
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?")
+_PATTERN = re.compile(r"(\d{1,6}):(\d{1,6})")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CalibrateBy = Literal["sublayer", "block"]
+Target = Literal["pruned", "dense"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class PruneRequest:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibrate_by: CalibrateBy = "sublayer"
+    target: Target = "pruned"
     eval: str | None = None
     resume: bool = False
     overwrite: bool = False
@@ -71,8 +74,20 @@ class PruneRequest:
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
         if self.calibrate_by not in typing.get_args(CalibrateBy):
             raise RequestError(f"--calibrate-by is {self.calibrate_by!r}: choose sublayer or block.")
+        self._check_target()
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed is {self.seed}, but must be between 0 and 2**63 - 1.")
+
+    def _check_target(self) -> None:
+        if self.target not in typing.get_args(Target):
+            raise RequestError(f"--target is {self.target!r}: choose pruned or dense.")
+        if self.target == "dense" and "gram" not in find_method(self.method).needs:
+            raise RequestError(
+                f"--target dense is for methods that solve for new weights, and {self.method} keeps them as they are: "
+                "leave it out, or use --method admm or sparsegpt."
+            )
+        if self.target == "dense" and self.calibrate_by == "block":
+            raise RequestError("--target dense needs --calibrate-by sublayer: the two streams stop at every map.")
 
 
 def find_method(name: str) -> Method:
@@ -97,6 +112,8 @@ def check_counts(samples: int | None, seq_len: int | None, batch_size: int | Lit
     for option, (value, least) in counts.items():
         if isinstance(value, int) and value < least:
             raise RequestError(f"{option} is {value}, but must be at least {least}.")
+        if isinstance(value, int) and value > _MOST:
+            raise RequestError(f"{option} is {value}, but must be at most {_MOST}.")
 
 
 def check_device(device: str) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
-from calibration.tokens import TokenSet
 
+from calibration.tokens import TokenSet
 from prune_cli.architecture import load_tokenizer
 from prune_cli.assemble import assemble_report, fingerprint
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.evaluate import Evaluation, evaluate
-from prune_cli.lockstep import Lockstep
 from prune_cli.markdown import to_markdown
 from prune_cli.memory import PeakMemory
 from prune_cli.model import Skeleton
@@ -23,6 +23,7 @@ from prune_cli.prune_block import BlockPruner
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.report import Report
 from prune_cli.request import PruneRequest
+from prune_cli.stream import Stream
 
 
 @torch.no_grad()
@@ -108,36 +109,59 @@ def _prune_with_text(
     memory: PeakMemory,
 ) -> None:
     """One pass of the calibration batches, block by block; blocks done before are passed as they were left."""
-    model = job.model
-    batch_size = pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1])
-    model.load_outside()
-    with Lockstep(model.forward, model.blocks, calibration.ids.split(batch_size)) as stream:
-        stream.start()
-        model.unload_embeddings()
-        for index in range(len(model.blocks)):
-            begun = time.monotonic()
-            names = job.pruned_names(index)
-            if index in output.done:
-                model.load_block(index, output.checkpoint())
-                stream.through(index, {})
-                progress.advance(len(names))
+    batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+    with ExitStack() as stack:
+        stream = stack.enter_context(Stream(job.model, batches))
+        streams = [stream]
+        if request.target == "dense":
+            streams.append(stack.enter_context(Stream(job.with_checkpoint(job.checkpoint), batches)))
+        for block in range(len(job.model.blocks)):
+            if block in output.done:
+                _pass_done_block(block, streams, output.checkpoint())
+                progress.advance(len(job.pruned_names(block)))
             else:
-                tensors = model.load_block(index, job.checkpoint)
-                model.read_ahead(index + 1)
-                pruner = BlockPruner(job, tensors, names, _settings(request, job), calibration.ids.numel(), progress)
-                pruner.run(stream, index, twice=request.calibrate_by == "block")
-                _write(model, output, index, pruner.pruned, pruner.unreached, begun)
+                _prune_block(request, job, calibration, block, streams, output, progress)
             memory.look()
-            model.unload_block(index)
+            for each in streams:
+                each.unload(block)
         _prune_outside_blocks(request, job, calibration, stream, output, progress)
     output.wait()
+
+
+def _pass_done_block(block: int, streams: Sequence[Stream], pruned: Checkpoint) -> None:
+    """An earlier run pruned this block: the first stream sees it so, the one beside it the dense block."""
+    for each, checkpoint in zip(streams, (pruned, None), strict=False):
+        each.load(block, checkpoint)
+        each.through(block)
+
+
+def _prune_block(
+    request: PruneRequest,
+    job: Prepared,
+    calibration: TokenSet,
+    block: int,
+    streams: Sequence[Stream],
+    output: OutputFolder,
+    progress: Progress,
+) -> None:
+    begun = time.monotonic()
+    tensors, *_ = [each.load(block) for each in streams]
+    names = job.pruned_names(block)
+    pruner = BlockPruner(job, tensors, names, _settings(request, job), calibration.ids.numel(), progress)
+    if request.target == "dense":
+        pruner.run_beside_dense(streams[0], streams[1], block)
+    elif request.calibrate_by == "block":
+        pruner.run_twice(streams[0], block)
+    else:
+        pruner.run(streams[0], block)
+    _write(job.model, output, block, pruner.pruned, pruner.unreached, begun)
 
 
 def _prune_outside_blocks(
     request: PruneRequest,
     job: Prepared,
     calibration: TokenSet,
-    stream: Lockstep,
+    stream: Stream,
     output: OutputFolder,
     progress: Progress,
 ) -> None:
@@ -161,12 +185,17 @@ def _write(
     begun: float,
 ) -> None:
     """Hand a group's tensors to the writer, a tied tensor that is stored twice to both its places."""
-    tensors = {name: result.stored for name, result in pruned.items()}
+    tensors: dict[str, torch.Tensor] = {}
     for name, result in pruned.items():
-        tensors |= dict.fromkeys(model.tied_names(name), result.stored)
-    errors = {name: result.output_error for name, result in pruned.items()}
-    seconds = time.monotonic() - begun
-    output.write_block(group, tensors, {"seconds": seconds, "output_errors": errors, "unreached": list(unreached)})
+        for place in (name, *model.tied_names(name)):
+            tensors.setdefault(place, result.stored)
+    record = {
+        "seconds": time.monotonic() - begun,
+        "output_errors": {name: result.output_error for name, result in pruned.items()},
+        "notes": {name: list(result.notes) for name, result in pruned.items() if result.notes},
+        "unreached": list(unreached),
+    }
+    output.write_block(group, tensors, record)
 
 
 def _perplexity_before(

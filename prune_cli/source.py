@@ -1,10 +1,12 @@
 """From what the user typed (a folder or a hub id) to a local folder and the exact revision it holds."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from prune_cli.errors import PruneError, RequestError
+from prune_cli.checkpoint import INDEX_FILE, SINGLE_FILE
+from prune_cli.errors import PruneError, RequestError, one_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.pkl", "original/*"]
@@ -21,6 +23,8 @@ class Source:
 
 def resolve_model(given: str, revision: str | None) -> Source:
     """Find `given` on this machine, or fetch it from the hub; raises RequestError or PruneError in one sentence."""
+    if not given.strip():
+        raise RequestError("MODEL is an empty name: give the folder of a checkpoint or a model id of the hub.")
     path = Path(given).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -43,13 +47,15 @@ def _fetch(given: str, revision: str | None) -> Source:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         folder = Path(snapshot_download(given, revision=revision, ignore_patterns=_NEVER_FETCHED))
     except GatedRepoError as error:
@@ -64,12 +70,19 @@ def _fetch(given: str, revision: str | None) -> Source:
             "check the name, or log in (hf auth login, or HF_TOKEN) if it is private."
         ) from error
     except LocalEntryNotFoundError as error:
-        why = "offline mode is on" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        why = "offline mode is on" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached or fails"
         raise RequestError(
             f"{given} is no folder here and not in the hub's cache, and {why}: give a local folder, or fetch it online."
         ) from error
     except HFValidationError as error:
         raise RequestError(f"{given} is not there, and it is no valid model id of the hub either.") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise PruneError(f"Fetching {given} from {constants.ENDPOINT} failed ({error}): try again.") from error
+    except Exception as error:  # the client's transport has exceptions of its own
+        raise PruneError(
+            f"Fetching {given} from {constants.ENDPOINT} failed ({one_line(error)}): try again."
+        ) from error
+    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE, "adapter_config.json")):
+        raise RequestError(
+            f"{given} has neither {SINGLE_FILE} nor {INDEX_FILE} on the hub, and weights in other formats (pickle, "
+            "GGUF) are not fetched: look for a revision or a copy with safetensors."
+        )
     return Source(given, folder, folder.name)

@@ -77,6 +77,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("llama") / "model", "llama-untied")
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in one file; never written to."""
+    return save_tiny(tmp_path_factory.mktemp("whole") / "model", "llama-untied", shards=False)
+
+
 def folder_bytes(folder: Path, *, without_reports: bool = True) -> dict[str, bytes]:
     """Every file of a folder, but for the reports, which hold times."""
     return {

@@ -48,7 +48,7 @@ def test_block_by_block_equals_the_whole_forward_exactly(kind: str, tmp_path: Pa
         model.unload_embeddings()
         for index in range(len(model.blocks)):
             model.load_block(index, model.checkpoint)
-            stream.through(index, {})
+            stream.through(index)
             model.unload_block(index)
             assert all(parameter.is_meta for parameter in model.blocks[index].parameters())
         outputs = [output.logits for output in stream.finish()]

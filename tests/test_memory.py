@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -12,7 +13,12 @@ from safetensors.torch import save_file
 from tests.conftest import in_new_process, token_ids
 from tests.tiny import save_tiny
 
-WIDE = {"hidden_size": 384, "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 2}
+WIDE: dict[str, Any] = {
+    "hidden_size": 384,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 BLOCK_BYTES = 4 * (384 * 384 * 3 + 384 * 2048 * 3)
 
 

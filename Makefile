@@ -1,0 +1,30 @@
+# `make demo` and `make test` start from nothing: they make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := examples/demo-model
+
+.PHONY: demo test check format clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+demo: .venv/ready
+	$(BIN)/prune-cli prune $(MODEL) demo-out --method wanda --sparsity 0.5 --eval builtin --overwrite
+	$(BIN)/prune-cli inspect demo-out
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: .venv/ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv demo-out demo-out.partial build *.egg-info

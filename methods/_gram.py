@@ -1,0 +1,39 @@
+"""Parts that the solvers share: a damped Gram matrix, and the target that the pruned map should reproduce."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+_MOST_RAISES = 8
+
+
+def dense_target(weight: torch.Tensor, statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor:
+    """W (alpha C + (1 - alpha) G) (out, in): the right-hand side whose solution on all inputs is the best target.
+
+    G = X'^T X' of the map's inputs, C = X^T X' with the dense model's inputs X ("cross"); without C it is W G.
+    """
+    gram = statistics["gram"]
+    if "cross" not in statistics:
+        return weight @ gram
+    return weight @ torch.lerp(gram, statistics["cross"], alpha)
+
+
+def damped(
+    gram: torch.Tensor, damping: float, factor: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, float]:
+    """`factor(gram + damping * mean diagonal * I)`, the damping raised tenfold until it succeeds; and that damping.
+
+    Raises ValueError when no reasonable damping makes the matrix positive definite.
+    """
+    mean = float(gram.diagonal().mean())
+    for raised in range(_MOST_RAISES):
+        tried = damping * 10**raised
+        matrix = gram.clone()
+        matrix.diagonal().add_(tried * mean)
+        try:
+            result = factor(matrix)
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+            continue
+        if bool(torch.isfinite(result).all()):
+            return result, tried
+    raise ValueError("the Gram matrix of its inputs stays singular however much it is damped: use other text or wanda")

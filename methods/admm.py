@@ -1,0 +1,93 @@
+"""ADMM: alternates between the best weights and the best mask, both from the Gram matrix (Boža, arXiv:2401.02938)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from methods._gram import damped
+from methods._method import Method, Pruned
+from methods._pattern import NofM, Pattern, Unstructured, keep_highest
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = field(default=20, metadata={"help": "alternations in all"})
+    mask_steps: int = field(
+        default=15, metadata={"help": "of these, how many choose the mask anew (sparsity ramps up)"}
+    )
+    rho: float = field(default=1.0, metadata={"help": "weight of the constraint"})
+    damping: float = field(default=0.1, metadata={"help": "added to the Gram matrix scaled to a unit diagonal"})
+    alpha: float = field(default=0.75, metadata={"help": "with --target dense: how far to follow the dense model"})
+
+
+def prune(
+    weight: torch.Tensor,
+    statistics: Mapping[str, torch.Tensor],
+    pattern: Pattern,
+    options: Options,
+    generator: torch.Generator,
+) -> Pruned:
+    """Minimise ||X W^T - X' W_new^T|| over sparse W_new (out, in); `gram` and, for dense targets, `cross` are (in, in).
+
+    Columns are scaled by d = sqrt(diag G), so that the scaled Gram matrix has a unit diagonal. Raises ValueError where
+    it cannot be made positive definite.
+    """
+    scale = statistics["gram"].diagonal().sqrt()
+    dead = scale == 0
+    scale = scale.masked_fill(dead, 1.0)
+    gram = _scaled(statistics["gram"], scale)
+    start = weight.masked_fill(dead, 0.0) * scale
+    aim = start @ _damp(_target(statistics, gram, scale, options.alpha), options.damping)
+    inverse, _ = damped(_damp(gram, options.damping + options.rho), 0.0, _inverse)
+    current, dual = start, torch.zeros_like(start)
+    keep = torch.ones_like(start, dtype=torch.bool)
+    for step in range(1, options.steps + 1):
+        wish = current + dual
+        if step <= options.mask_steps:
+            keep = keep_highest(wish.abs(), _ramped(pattern, step / options.mask_steps))
+        sparse = wish.where(keep, 0.0)
+        dual = wish - sparse
+        current = (aim + options.rho * (sparse - dual)) @ inverse
+    new = (current + dual).where(keep, 0.0) / scale
+    return Pruned(new, keep)
+
+
+def _scaled(matrix: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return matrix / scale / scale[:, None]
+
+
+def _damp(matrix: torch.Tensor, damping: float) -> torch.Tensor:
+    matrix = matrix.clone()
+    matrix.diagonal().add_(damping)
+    return matrix
+
+
+def _target(
+    statistics: Mapping[str, torch.Tensor], gram: torch.Tensor, scale: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    if "cross" not in statistics:
+        return gram
+    return torch.lerp(gram, _scaled(statistics["cross"], scale), alpha)
+
+
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
+def _ramped(pattern: Pattern, progress: float) -> Pattern:
+    """The sparsity on its way up, cubically; an N:M mask is whole from the first step."""
+    if isinstance(pattern, NofM):
+        return pattern
+    assert isinstance(pattern, Unstructured)
+    return replace(pattern, sparsity=pattern.sparsity * (1 - (1 - progress) ** 3))
+
+
+METHOD = Method(
+    summary="solves for the mask and the kept weights together by ADMM on the inputs' Gram matrix; the strongest",
+    paper="Boža, Fast and Effective Weight Update for Pruned Large Language Models, arXiv:2401.02938",
+    cost="one forward pass, a Gram matrix and an inverse per distinct input, 20 products (out, in) x (in, in)",
+    needs=("gram",),
+    prune=prune,
+    options=Options,
+)

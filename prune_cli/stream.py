@@ -1,0 +1,70 @@
+"""A model and the batches on their way through it: the weights come and go block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.lockstep import Lockstep, Observe
+from prune_cli.model import Skeleton
+
+
+class Stream:
+    """A context in which `batches` (each (batch, length) of ids) stand between two blocks of `model`, then in the next.
+
+    On entering they wait before the first block. For every block in order: `load`, one of `through`, `stops` or
+    `rehearse` and `through`, `unload`; then `finish` for what the model returns, or `stop_at_head`.
+    """
+
+    def __init__(self, model: Skeleton, batches: Sequence[torch.Tensor]) -> None:
+        self.model = model
+        self._lockstep = Lockstep(model.forward, model.blocks, batches)
+
+    def __enter__(self) -> Stream:
+        self.model.load_outside()
+        self._lockstep.__enter__()
+        self._lockstep.start()
+        self.model.unload_embeddings()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._lockstep.__exit__(kind, value, trace)
+        self.model.unload_embeddings()
+
+    def load(self, block: int, checkpoint: Checkpoint | None = None) -> dict[str, torch.Tensor]:
+        """Load a block from `checkpoint` (the model's own by default); returns its tensors as stored."""
+        tensors = self.model.load_block(block, checkpoint or self.model.checkpoint)
+        self.model.read_ahead(block + 1)
+        return tensors
+
+    def unload(self, block: int) -> None:
+        self.model.unload_block(block)
+
+    def through(self, block: int) -> None:
+        self._lockstep.through(block)
+
+    def stops(self, block: int, names: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """Stop at the maps of the tensors `names`, in the order of the forward: the name and one input per batch."""
+        return self._lockstep.stops(block, self._modules(names))
+
+    def rehearse(self, block: int, names: Sequence[str], observe: Observe) -> None:
+        """Pass `block` once for `observe` (name, input) alone."""
+        self._lockstep.rehearse(block, self._modules(names), observe)
+
+    def stop_at_head(self, name: str) -> list[torch.Tensor]:
+        """Go on from the last block to the map of the tensor `name`; returns its inputs, one per batch."""
+        return self._lockstep.stop_after_blocks(self._module(name))
+
+    def finish(self) -> Iterator[Any]:
+        return self._lockstep.finish()
+
+    def _modules(self, names: Sequence[str]) -> dict[nn.Module, str]:
+        return {self._module(name): name for name in names}
+
+    def _module(self, name: str) -> nn.Module:
+        return self.model.model.get_submodule(self.model.places[name].module_name)

@@ -1,0 +1,54 @@
+"""Tokenizers and texts that the tests of `calibration` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from calibration.sources import Role, parse_source
+from calibration.tokens import TokenSet, load_tokens
+
+BOS, EOS = 256, 257
+CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+
+
+def byte_tokenizer(*, bos: bool = False, eos: bool = True, chat: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without merges: the id of an ASCII character is its code; `bos` puts one before every text."""
+    vocabulary = {_spelling(byte): byte for byte in range(256)} | {"<s>": BOS, "</s>": EOS}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = cast("Any", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.decoder = cast("Any", decoders.ByteLevel())
+    if bos:
+        template = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+        tokenizer.post_processor = cast("Any", template)
+    special = {"eos_token": "</s>"} if eos else {}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", model_max_length=16, **special)
+    made.chat_template = CHAT if chat else None
+    return made
+
+
+def _spelling(byte: int) -> str:
+    """How byte-level vocabularies write a byte: printable Latin-1 as it is, the others counted from U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in plain]
+    return chr(byte) if byte in plain else chr(0x100 + others.index(byte))
+
+
+def load(
+    given: str | Path,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    role: Role = "calibration",
+    **options: Any,
+) -> TokenSet:
+    """Windows of `given`, 3 of 8 tokens unless said otherwise."""
+    asked: dict[str, Any] = {"samples": None, "seq_len": None, "default_samples": 3, "default_seq_len": 8, "seed": 0}
+    return load_tokens(parse_source(str(given)), cast("Any", tokenizer), role=role, **{**asked, **options})
+
+
+def as_text(ids: torch.Tensor) -> str:
+    """ASCII back from byte ids, BOS as ^ and EOS as $."""
+    return "".join({BOS: "^", EOS: "$"}.get(value) or chr(value) for value in ids.flatten().tolist())

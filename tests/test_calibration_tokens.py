@@ -1,0 +1,250 @@
+"""Windows of tokens from text of any kind and from stored ids. Ids are ASCII codes, so windows are read as text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from calibration.builtin import builtin_documents
+from calibration.errors import CalibrationError
+from calibration.sources import Role
+from calibration.tokens import TokenSet
+from tests.calibration_texts import as_text, byte_tokenizer, load
+
+PLAIN = byte_tokenizer()
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+def text_file(folder: Path, text: str, name: str = "text.txt") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def rows(tokens: TokenSet) -> list[str]:
+    return [as_text(window) for window in tokens.ids]
+
+
+def test_evaluation_is_the_whole_text_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = load(text_file(tmp_path, ALPHABET), PLAIN, "evaluation")
+    assert rows(tokens) == [ALPHABET[start : start + 8] for start in range(0, 56, 8)]
+    assert (tokens.ids.dtype, tokens.seed, tokens.available_tokens, tokens.warnings) == (torch.int64, None, 62, ())
+    assert tokens.protocol == (
+        "documents in order, tokenised without special tokens and packed, with EOS between documents, "
+        "cut into consecutive windows, the remainder dropped"
+    )
+    assert caplog.text == ""
+
+
+def test_evaluation_of_a_text_equals_its_tokenisation(tmp_path: Path) -> None:
+    text = "Grüße, 世界\n\n" * 20
+    tokens = load(text_file(tmp_path, text), PLAIN, "evaluation")
+    whole = PLAIN(text, add_special_tokens=False)["input_ids"]
+    assert tokens.ids.flatten().tolist() == whole[: len(whole) // 8 * 8]
+    assert tokens.available_tokens == len(whole) == len(text.encode())
+
+
+def test_samples_limit_an_evaluation_to_the_first_windows(tmp_path: Path) -> None:
+    path = text_file(tmp_path, ALPHABET)
+    assert rows(load(path, PLAIN, "evaluation", samples=2)) == ["abcdefgh", "ijklmnop"]
+    with pytest.raises(CalibrationError, match=r"has 62 tokens, but 8 samples of 8 need 64: .* at most --samples 7"):
+        load(path, PLAIN, "evaluation", samples=8)
+
+
+def test_documents_are_joined_by_eos_and_empty_ones_leave_no_trace(tmp_path: Path) -> None:
+    for name, text in {"a": "one", "b": "", "c": "two", "d": "three"}.items():
+        text_file(tmp_path, text, name)
+    assert rows(load(tmp_path, PLAIN, "evaluation")) == ["one$two$"]
+    assert rows(load(tmp_path, byte_tokenizer(eos=False), "evaluation")) == ["onetwoth"]
+    assert "EOS" not in load(tmp_path, byte_tokenizer(eos=False), "evaluation").protocol
+
+
+def test_a_tokenizer_that_starts_with_bos_gets_it_in_every_window(tmp_path: Path) -> None:
+    path, bos = text_file(tmp_path, ALPHABET), byte_tokenizer(bos=True)
+    tokens = load(path, bos, "evaluation")
+    assert rows(tokens)[:2] == ["^abcdefg", "^hijklmn"]
+    assert tokens.ids.shape == (8, 8)
+    assert tokens.protocol.endswith("each window after a BOS of its own")
+    drawn = load(path, bos, samples=8)
+    assert sorted(row[0] for row in rows(drawn)) == ["^"] * 8
+    assert all(row[1:] in ALPHABET for row in rows(drawn))
+    with pytest.raises(CalibrationError, match="62 tokens, but 9 samples of 7 need 63"):
+        load(path, bos, samples=9)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(length=st.integers(2, 12), samples=st.integers(1, 30), seed=st.integers(0, 2**63 - 1))
+def test_calibration_draws_windows_that_do_not_overlap(tmp_path: Path, length: int, samples: int, seed: int) -> None:
+    path = text_file(tmp_path, ALPHABET)
+    whole = len(ALPHABET) // length
+    if samples > whole:
+        with pytest.raises(CalibrationError, match=f"need {samples * length}: .* at most --samples {whole}"):
+            load(path, PLAIN, samples=samples, seq_len=length, seed=seed)
+        return
+    tokens = load(path, PLAIN, samples=samples, seq_len=length, seed=seed)
+    again = load(path, PLAIN, samples=samples, seq_len=length, seed=seed)
+    assert tokens.ids.shape == (samples, length)
+    assert (tokens.sha256, tokens.seed) == (again.sha256, seed)
+    # Every character stands once in the text: windows are pieces of it, and none shares a character with another.
+    assert all(row in ALPHABET for row in rows(tokens))
+    assert len(set("".join(rows(tokens)))) == samples * length
+
+
+def test_the_draw_is_pinned(tmp_path: Path) -> None:
+    # Written down from a run: whoever must change it changes every user's masks, which belongs in the CHANGELOG.
+    tokens = load(text_file(tmp_path, ALPHABET), PLAIN, seed=1)
+    assert rows(tokens) == ["yzABCDEF", "ijklmnop", "OPQRSTUV"]
+    assert tokens.sha256 == hashlib.sha256(b"(3, 8)" + tokens.ids.numpy().astype("<i8").tobytes()).hexdigest()
+    assert tokens.sha256 == "c01b741c0086e371e55bc502eff0fae13db6af7b42398d46cd91c8a44a3265f1"
+
+
+def test_documents_are_shuffled_by_the_seed_and_no_more_are_read_than_needed(tmp_path: Path) -> None:
+    for letter in ALPHABET:
+        text_file(tmp_path, letter * 40, f"{ord(letter)}.txt")
+    one, two = (load(tmp_path, PLAIN, seed=seed) for seed in (1, 2))
+    # Four times 3 x 8 tokens are wanted, and 41 x 3 - 1 is the first whole number of documents that has them.
+    assert one.available_tokens == two.available_tokens == 122
+    assert set(as_text(one.ids)) != set(as_text(two.ids))
+
+
+def test_long_texts_are_drawn_from_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.packing._LONG_DOCUMENT", 100)
+    lines = [f"{number:06d}\n" for number in range(1000)]
+    path = text_file(tmp_path, "".join(lines))
+    tokens = load(path, PLAIN, samples=1, seq_len=98)
+    assert tokens.available_tokens == 4 * 98 + 3, "four pieces of whole lines, joined by EOS"
+    assert load(path, PLAIN, "evaluation", seq_len=7).ids.shape == (1000, 7)
+    starts = {rows(load(path, PLAIN, samples=1, seq_len=98, seed=seed))[0][:6] for seed in range(5)}
+    assert len(starts) == 5
+
+
+@given(text=st.text(alphabet="ab\n", max_size=60), size=st.integers(1, 10))
+def test_pieces_make_up_the_text(text: str, size: int) -> None:
+    from calibration import packing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_LONG_DOCUMENT", size)
+        pieces = [piece for piece in packing._pieces(text) if isinstance(piece, str)]
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= size
+
+
+def test_fewer_samples_with_a_warning_if_none_were_asked_for(tmp_path: Path) -> None:
+    path = text_file(tmp_path, ALPHABET[:20])
+    tokens = load(path, PLAIN)
+    assert tokens.ids.shape == (2, 8)
+    assert tokens.warnings == (f"{path} gives 2 samples of 8 tokens, not 3.",)
+
+
+@pytest.mark.parametrize("role", ["calibration", "evaluation"])
+def test_a_shorter_window_with_a_warning_if_no_length_was_asked_for(role: Role, tmp_path: Path) -> None:
+    path = text_file(tmp_path, ALPHABET[:9])
+    tokens = load(path, PLAIN, role, default_seq_len=2048)
+    assert rows(tokens) == [ALPHABET[:9]]
+    assert tokens.warnings == (f"{path} has only 9 tokens: its one window is 9 tokens long, not 2048.",)
+    with pytest.raises(CalibrationError, match="has 9 tokens, too few for one window of 10"):
+        load(path, PLAIN, role, seq_len=10)
+
+
+@pytest.mark.parametrize("text", ["", "1234567"])
+def test_hardly_any_text_is_refused(text: str, tmp_path: Path) -> None:
+    path = text_file(tmp_path, text)
+    with pytest.raises(CalibrationError, match=f"has {len(text)} tokens, too few for one window of 8: give more text"):
+        load(path, PLAIN)
+
+
+def chat_file(folder: Path, *messages: dict[str, str]) -> Path:
+    return text_file(folder, json.dumps({"messages": messages}) + "\n", "chat.jsonl")
+
+
+def test_chats_go_through_the_template(tmp_path: Path) -> None:
+    path = chat_file(tmp_path, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"})
+    assert rows(load(path, byte_tokenizer(chat=True), "evaluation")) == ["<user>hi", "\n<assist"]
+    with pytest.raises(CalibrationError, match=r"chat\.jsonl holds chats, but the tokenizer has no chat template"):
+        load(path, PLAIN)
+
+
+def test_chats_that_do_not_fit_the_template(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    path = chat_file(tmp_path, {"role": "user", "content": "hi"})
+    with pytest.raises(CalibrationError, match=r"chat template refuses \(roles must alternate\)"):
+        load(path, tokenizer)
+    path = chat_file(tmp_path, {"from": "human", "value": "hi"})
+    with pytest.raises(CalibrationError, match="a message without a role"):
+        load(path, byte_tokenizer(chat=True))
+
+
+def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"folder has no tokenizer, .* give a \.safetensors file with input_ids"):
+        load(text_file(tmp_path, ALPHABET))
+
+
+def test_a_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "abcdefgz")
+    assert load(path, PLAIN, "evaluation", vocab_size=ord("z") + 1).ids.max() == ord("z")
+    with pytest.raises(CalibrationError, match="gives the token 122, but the model knows 0 to 121: use a tokenizer"):
+        load(path, PLAIN, "evaluation", vocab_size=ord("z"))
+
+
+def ids_file(folder: Path, ids: torch.Tensor, name: str = "input_ids") -> Path:
+    path = folder / "ids.safetensors"
+    save_file({name: ids}, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("role", ["calibration", "evaluation"])
+def test_stored_ids_are_used_as_they_are(role: Role, dtype: torch.dtype, tmp_path: Path) -> None:
+    ids = torch.arange(12).reshape(4, 3)
+    path = ids_file(tmp_path, ids.to(dtype))
+    tokens = load(path, None, role, vocab_size=12)
+    assert torch.equal(tokens.ids, ids)
+    assert (tokens.ids.dtype, tokens.seed, tokens.available_tokens) == (torch.int64, None, 12)
+    assert (tokens.source, tokens.warnings) == (str(path), ())
+    assert tokens.sha256 == hashlib.sha256(b"(4, 3)" + ids.numpy().astype("<i8").tobytes()).hexdigest()
+    assert torch.equal(load(path, None, role, samples=2, seq_len=3).ids, ids[:2])
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        (torch.ones(2, 3), {}, r"is \[2, 3\] of float32: save integers of shape \(samples, length\)"),
+        (torch.ones(2, 3, dtype=torch.bool), {}, "of bool"),
+        (torch.ones(6, dtype=torch.int64), {}, r"is \[6\] of int64"),
+        (torch.ones(0, 3, dtype=torch.int64), {}, r"is \[0, 3\] of int64"),
+        (torch.tensor([[1, -5]]), {}, r"ids\.safetensors gives the token -5, but the model knows 0 to 9: use a file"),
+        (torch.tensor([[1, 10]]), {}, r"ids\.safetensors gives the token 10, but the model knows 0 to 9"),
+        (torch.ones(2, 3, dtype=torch.int64), {"seq_len": 4}, "holds samples of 3 tokens, .* leave out --seq-len 4"),
+        (torch.ones(2, 3, dtype=torch.int64), {"samples": 4}, "holds 2 samples, but --samples asks for 4"),
+    ],
+)
+def test_stored_ids_that_do_not_do(ids: torch.Tensor, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        load(ids_file(tmp_path, ids), None, vocab_size=10, **options)
+
+
+def test_a_file_without_stored_ids(tmp_path: Path) -> None:
+    path = ids_file(tmp_path, torch.ones(2, 3), "weight")
+    with pytest.raises(CalibrationError, match="has no tensor input_ids, but weight: rename"):
+        load(path)
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(CalibrationError, match="is no readable safetensors file"):
+        load(path)
+
+
+def test_builtin_text_gives_different_windows_to_each_seed_and_role() -> None:
+    drawn = [load("builtin", PLAIN, samples=4, seq_len=64, seed=seed) for seed in (0, 0, 1)]
+    assert [tokens.ids.shape for tokens in drawn] == [(4, 64)] * 3
+    assert drawn[0].sha256 == drawn[1].sha256 != drawn[2].sha256
+    held_out = load("builtin", PLAIN, "evaluation", samples=2, seq_len=64)
+    first = next(builtin_documents("test")).encode()[:128]
+    assert held_out.ids.flatten().tolist() == list(first)
