@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +41,14 @@ def _named_documents() -> Iterator[tuple[str, str]]:
         for name in sorted(topics):
             yield f"topic:{name}", topics[name]
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if not _SKIPPED_FOLDERS.intersection(relative.parts):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if text.strip():
-                yield relative.as_posix(), text
+    for path in sorted(_python_files(root)):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text.strip():
+            yield path.relative_to(root).as_posix(), text
+
+
+def _python_files(root: Path) -> Iterator[Path]:
+    """Every file that is not in a skipped folder, without walking through those: site-packages can be huge."""
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in _SKIPPED_FOLDERS]
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))

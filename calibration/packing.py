@@ -15,6 +15,8 @@ from calibration.token_set import Tokenizer, TokenSet, Wanted, token_set, tokeni
 from calibration.windows import consecutive, drawn, window_length
 
 _MOST_DOCUMENTS_SHUFFLED = 10_000
+# Books are long: without it, gigabytes would be fetched and held before the first is tokenised.
+_MOST_CHARACTERS_SHUFFLED = 1 << 27
 _TOKENS_PER_TOKEN_USED = 4
 _LONG_DOCUMENT = 1 << 18
 
@@ -73,9 +75,21 @@ def _ordered(want: Wanted) -> Iterator[Document]:
     if want.role == "evaluation":
         return found
     pieces = itertools.chain.from_iterable(map(_pieces, found))
-    head = list(itertools.islice(pieces, _MOST_DOCUMENTS_SHUFFLED))
+    head = _head(pieces)
     order = torch.randperm(len(head), generator=want.generator()).tolist()
     return itertools.chain((head[index] for index in order), pieces)
+
+
+def _head(documents: Iterator[Document]) -> list[Document]:
+    """The documents that are shuffled; chats count for nothing, they are short."""
+    head: list[Document] = []
+    characters = 0
+    for document in itertools.islice(documents, _MOST_DOCUMENTS_SHUFFLED):
+        head.append(document)
+        characters += len(document) if isinstance(document, str) else 0
+        if characters >= _MOST_CHARACTERS_SHUFFLED:
+            break
+    return head
 
 
 def _pieces(document: Document) -> Iterator[Document]:

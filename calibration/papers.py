@@ -7,7 +7,7 @@ import itertools
 import torch
 
 from calibration.errors import CalibrationError
-from calibration.rows import hub_table
+from calibration.hub import hub_table
 from calibration.sources import Role
 from calibration.token_set import Tokenizer, TokenSet, Wanted, token_set, tokenise
 from calibration.windows import consecutive, window_length

@@ -1,55 +1,55 @@
-"""Rows of structured text, read through `datasets`, which is imported only when a row is wanted."""
+"""Rows of structured text files, and the column of rows that holds the text."""
 
 from __future__ import annotations
 
 import glob
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from calibration.errors import CalibrationError
+from calibration.loading import Row, each_row, explained, load_file
 
 Document = str | list[dict[str, Any]]
-Row = dict[str, Any]
 
 LOADERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _GUESSED_COLUMNS = ("messages", "text", "content")
-_NETWORK = "check the name and the network; builtin and local files need no network"
 
 
 def file_rows(path: Path) -> Iterator[Row]:
     """The rows of a JSON, CSV or Parquet file in order. Raises CalibrationError if it cannot be read as that."""
-    if path.stat().st_size == 0:
-        return
     loader = LOADERS[path.suffix.lower()]
+    failure, remedy = f"{path} cannot be read as {loader}", f"mend the file, or name it .txt if it is no {loader}"
+    # datasets would put the working folder before a relative path unescaped, and it stumbles over "..".
+    full = str(path.parent.resolve() / path.name)
+    if "::" in full:
+        raise CalibrationError(f"{path} has :: in its path, which `datasets` takes for an address: rename or move it.")
+    with explained(failure, remedy):
+        if path.stat().st_size == 0:
+            return
+        # A streamed file needs no cache, but datasets leaves locks there, and the user's may be read-only.
+        with tempfile.TemporaryDirectory() as cache:
+            options = {"streaming": True, "split": "train", "cache_dir": cache, **_options(path)}
+            rows = load_file(str(path), loader, data_files=glob.escape(full), **options)
+    yield from each_row(rows, failure, remedy)
+
+
+def _options(path: Path) -> dict[str, Any]:
+    if LOADERS[path.suffix.lower()] != "csv":
+        return {}
     # pandas would take "NA" and empty fields for missing text.
-    options: dict[str, Any] = {"keep_default_na": False, "na_filter": False} if loader == "csv" else {}
-    if path.suffix.lower() == ".tsv":
-        options["delimiter"] = "\t"
-    remedy = f"mend the file, or name it .txt if it is no {loader}"
-    with _explained(f"{path} cannot be read as {loader}", remedy):
-        rows = _load(loader, data_files=glob.escape(str(path)), split="train", streaming=True, **options)
-    yield from _each(rows, f"{path} cannot be read as {loader}", remedy)
+    as_typed = {"keep_default_na": False, "na_filter": False}
+    return {**as_typed, "delimiter": "\t" if path.suffix.lower() == ".tsv" else ","}
 
 
-def hub_rows(repo: str, config: str | None = None, **options: Any) -> Iterator[Row]:
-    """The rows of a data set on the hub as they stream in. Raises CalibrationError, in the midst of reading too."""
-    with _explained(f"{repo} could not be fetched", _NETWORK):
-        rows = _load(repo, config, streaming=True, **options)
-    yield from _each(rows, f"{repo} could not be fetched", _NETWORK)
+def column_of(where: str, rows: Iterable[Row], column: str | None, prefix: str) -> Iterator[Document]:
+    """The documents in one column, guessed if None; a user names a column by `prefix` and its name.
 
-
-def hub_table(repo: str, config: str | None = None, **options: Any) -> Any:
-    """A data set on the hub, downloaded whole: a sequence of rows. Raises CalibrationError."""
-    with _explained(f"{repo} could not be fetched", _NETWORK):
-        return _load(repo, config, **options)
-
-
-def column_of(where: str, rows: Iterable[Row], column: str | None) -> Iterator[Document]:
-    """The documents in one column, guessed if None. Raises CalibrationError, naming `where`, if it holds no text."""
+    Raises CalibrationError, naming `where`, if the column holds no text.
+    """
     for number, row in enumerate(rows, start=1):
-        column = column or _guess_column(where, row)
+        column = column or _guess_column(where, row, prefix)
         if column not in row:
             raise CalibrationError(f"{where} has no column {column!r}: use one of {', '.join(row)}.")
         value = row[column]
@@ -59,50 +59,18 @@ def column_of(where: str, rows: Iterable[Row], column: str | None) -> Iterator[D
         elif value is not None:
             raise CalibrationError(
                 f"Row {number} of {where} holds {type(value).__name__} in column {column!r}, but text or chat messages "
-                "are expected: mend the row or name another column by adding :COLUMN to the source."
+                f"are expected: mend the row or name another column, as {prefix}COLUMN."
             )
 
 
-def _guess_column(where: str, row: Row) -> str:
+def _guess_column(where: str, row: Row, prefix: str) -> str:
     for name in _GUESSED_COLUMNS:
         if name in row:
             return name
     texts = [name for name, value in row.items() if isinstance(value, str)]
     if len(texts) != 1:
         raise CalibrationError(
-            f"{where} has the columns {', '.join(row)}: name the one with the text by adding :COLUMN to the source, "
-            f"such as :{(texts or list(row))[0]}."
+            f"{where} has the columns {', '.join(row)}: name the one with the text, such as "
+            f"{prefix}{(texts or list(row) or ['COLUMN'])[0]}."
         )
     return texts[0]
-
-
-def _load(path: str, config: str | None = None, **options: Any) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise CalibrationError(
-            f"Reading {path} needs the package datasets: pip install datasets, or use builtin or a plain text file."
-        ) from error
-    return datasets.load_dataset(path, config, **options)
-
-
-def _each(rows: Iterable[Row], failure: str, remedy: str) -> Iterator[Row]:
-    rest = iter(rows)
-    while True:
-        with _explained(failure, remedy):
-            row = next(rest, None)
-        if row is None:
-            return
-        yield row
-
-
-@contextmanager
-def _explained(failure: str, remedy: str) -> Iterator[None]:
-    """Turn whatever `datasets` and the many libraries under it raise into one sentence."""
-    try:
-        yield
-    except CalibrationError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CalibrationError(f"{failure} ({reason}): {remedy}.") from error

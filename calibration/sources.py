@@ -10,13 +10,15 @@ from typing import Literal
 
 from calibration.builtin import builtin_documents
 from calibration.errors import CalibrationError
-from calibration.rows import LOADERS, Document, column_of, file_rows, hub_rows
+from calibration.hub import hub_rows
+from calibration.rows import LOADERS, Document, column_of, file_rows
 
 Role = Literal["calibration", "evaluation"]
 Kind = Literal["builtin", "paper", "hub", "files", "tokens"]
 
 PAPER_NAMES = ("c4", "wikitext2", "ptb")
 _NEVER_OPENED = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".npy", ".npz", ".ckpt"})
+_LONGEST_SHOWN = 120
 _REPO = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FORMS = (
     "builtin, c4, wikitext2, ptb, hf:REPO[:CONFIG][:SPLIT][:COLUMN], a text, JSONL, CSV or Parquet file "
@@ -47,11 +49,22 @@ def parse_source(given: str) -> Source:
         return _hub_source(given)
     if not given.strip():
         raise CalibrationError(f"No text is named: give {_FORMS}.")
+    try:
+        return _local_source(given)
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name too long, a folder closed to the user, the home of nobody, a null byte.
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise CalibrationError(f"{_shown(given)} cannot be opened ({reason}): give {_FORMS}.") from error
+
+
+def _local_source(given: str) -> Source:
     path, column = _split_column(given)
     if path.is_dir():
         return Source(given, "files", files=_files_in(path), column=column)
     if not path.is_file():
-        raise CalibrationError(f"There is no text {given!r}: give {_FORMS}.{_hub_hint(given)}")
+        if path.exists():
+            raise CalibrationError(f"{path} is no regular file: save the text to one and give its path.")
+        raise CalibrationError(f"There is no text {_shown(given)}: give {_FORMS}.{_hub_hint(given)}")
     _refuse_pickle(path)
     stored = path.suffix.lower() == ".safetensors"
     if column is not None and path.suffix.lower() not in LOADERS:
@@ -67,11 +80,14 @@ def documents(source: Source, role: Role) -> Iterator[Document]:
     if source.kind == "builtin":
         yield from builtin_documents(source.split or ("train" if role == "calibration" else "test"))
     elif source.kind == "hub":
-        yield from column_of(source.given, hub_rows(source.repo, source.config, split=source.split), source.column)
+        rows = hub_rows(source.repo, source.config, split=source.split)
+        prefix = f"hf:{source.repo}:{source.config or ''}:{source.split}:"
+        yield from column_of(source.given, rows, source.column, prefix)
     elif source.kind == "files":
+        prefix = source.given.removesuffix(f":{source.column}") + ":"
         for path in source.files:
             if path.suffix.lower() in LOADERS:
-                yield from column_of(str(path), file_rows(path), source.column)
+                yield from column_of(str(path), file_rows(path), source.column, prefix)
             else:
                 yield _plain_text(path)
     else:
@@ -88,6 +104,10 @@ def _hub_source(given: str) -> Source:
     return Source(given, "hub", repo=repo, config=config or None, split=split or "train", column=column or None)
 
 
+def _shown(given: str) -> str:
+    return repr(given if len(given) <= _LONGEST_SHOWN else given[:_LONGEST_SHOWN] + "...")
+
+
 def _hub_hint(given: str) -> str:
     if not _REPO.fullmatch(given) or given.count("/") != 1:
         return ""
@@ -95,11 +115,16 @@ def _hub_hint(given: str) -> str:
 
 
 def _split_column(given: str) -> tuple[Path, str | None]:
-    path = Path(given).expanduser()
+    path = _path(given)
     head, _, column = given.rpartition(":")
-    if head and column and not path.exists() and Path(head).expanduser().exists():
-        return Path(head).expanduser(), column
+    if head and column and not path.exists() and _path(head).exists():
+        return _path(head), column
     return path, None
+
+
+def _path(given: str) -> Path:
+    path = Path(given)
+    return path.expanduser() if given.startswith("~") and not path.exists() else path
 
 
 def _files_in(folder: Path) -> tuple[Path, ...]:
@@ -130,9 +155,11 @@ def _refuse_pickle(path: Path) -> None:
 
 def _plain_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path} is not UTF-8 text ({error}): convert it, or give another file.") from error
+        raise CalibrationError(
+            f"{path} is not UTF-8 text ({error}): convert it (or unpack it), or give another file."
+        ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
 

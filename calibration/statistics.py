@@ -63,14 +63,14 @@ class RowSketch:
     def add(self, rows: torch.Tensor) -> None:
         """Take in `rows` (tokens, in) of any float dtype, in the order of the tokens."""
         signs = torch.randint(0, 2, (len(rows), 1), generator=self._generator).mul_(2).sub_(1)
-        signed = rows * signs.to(rows.device, torch.float32)
-        # Folded as if the first token fell into the first bucket, then turned to where it really falls.
-        buckets = len(self._rows)
-        whole = len(rows) - len(rows) % buckets
-        folded = signed[:whole].reshape(-1, buckets, rows.shape[1]).sum(0)
-        folded[: len(rows) - whole] += signed[whole:]
-        self._rows += folded.roll(self._taken % buckets, 0)
-        self._taken += len(rows)
+        signs = signs.to(rows.device, torch.float32)
+        begin = 0
+        while begin < len(rows):
+            first = self._taken % len(self._rows)
+            end = min(begin + len(self._rows) - first, len(rows))
+            self._rows[first : first + end - begin].addcmul_(rows[begin:end].float(), signs[begin:end])
+            self._taken += end - begin
+            begin = end
 
     def value(self) -> torch.Tensor:
         return self._rows

@@ -15,9 +15,14 @@ def window_length(want: Wanted, tokens: int, own: int = 0) -> tuple[int, list[st
 
     It is as wanted, or what `tokens` allow where the user left it open. Raises CalibrationError for too little text.
     """
+    where = want.source.given
+    if want.length <= own:
+        raise CalibrationError(
+            f"--seq-len {want.length} leaves no room for {where} after the BOS of each window: "
+            f"ask for {own + 1} or more."
+        )
     if tokens + own >= want.length:
         return want.length, []
-    where = want.source.given
     if want.seq_len is not None or tokens + own < _SHORTEST_WINDOW:
         raise CalibrationError(
             f"{where} has {tokens} tokens, too few for one window of {want.length}: "

@@ -16,7 +16,7 @@ def prune(
     generator: torch.Generator,
 ) -> Pruned:
     """Keep the weights (out, in) with the highest |W_ij| * ||X_j||_2; `statistics["sq_norm"]` is (in,)."""
-    keep = keep_highest(weight.abs() * statistics["sq_norm"].sqrt(), pattern)
+    keep = keep_highest(weight.abs().mul_(statistics["sq_norm"].sqrt()), pattern)
     return Pruned(weight.where(keep, 0.0), keep)
 
 

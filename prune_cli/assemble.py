@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -86,8 +87,9 @@ def assemble_report(
     decisions = [
         replace(d, prune=False, reason=_UNREACHED) if d.name in unreached else d for d in job.decisions.values()
     ]
-    zeros = {name: _zeros(written, name) for name in job.decisions}
-    hashes = output.hashes()
+    with ThreadPoolExecutor(max_workers=1) as background:
+        hashes = background.submit(output.hashes)
+        zeros = {name: _zeros(written, name) for name in job.decisions}
     tensors = [
         _tensor_report(job, decision, zeros[decision.name], errors.get(decision.name), notes.get(decision.name, ()))
         for decision in decisions
@@ -110,7 +112,7 @@ def assemble_report(
             "architecture": type(job.model.model).__name__,
             "files": output.input_hashes,
         },
-        output={"folder": str(request.out), "files": hashes},
+        output={"folder": str(request.out), "files": hashes.result()},
         method={"name": request.method, "summary": job.method.summary, "paper": job.method.paper},
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=sketch_rows(calibration.ids.numel()) if calibration else None,

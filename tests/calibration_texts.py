@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from calibration.sources import Role, parse_source
+from calibration.errors import CalibrationError
+from calibration.rows import Document
+from calibration.sources import Role, documents, parse_source
 from calibration.tokens import TokenSet, load_tokens
 
+ROOT = Path(__file__).parent.parent
 BOS, EOS = 256, 257
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
 
@@ -38,6 +44,12 @@ def _spelling(byte: int) -> str:
     return chr(byte) if byte in plain else chr(0x100 + others.index(byte))
 
 
+def replace_hub(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[..., object]) -> None:
+    """Let `load_dataset` answer for the hub; offline, nobody asks first whether the real one is there."""
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
 def load(
     given: str | Path,
     tokenizer: PreTrainedTokenizerFast | None = None,
@@ -52,3 +64,21 @@ def load(
 def as_text(ids: torch.Tensor) -> str:
     """ASCII back from byte ids, BOS as ^ and EOS as $."""
     return "".join({BOS: "^", EOS: "$"}.get(value) or chr(value) for value in ids.flatten().tolist())
+
+
+def read(given: str | Path, role: Role = "calibration") -> list[Document]:
+    return list(documents(parse_source(str(given)), role))
+
+
+def write_lines(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def refusal(given: str | Path) -> str:
+    """The one sentence that refuses a source, at once or while reading."""
+    with pytest.raises(CalibrationError) as caught:
+        read(given)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -8,7 +8,7 @@ import pytest
 
 from calibration.errors import CalibrationError
 from calibration.sources import Role
-from tests.calibration_texts import as_text, byte_tokenizer, load
+from tests.calibration_texts import as_text, byte_tokenizer, load, replace_hub
 
 PLAIN, WITH_BOS = byte_tokenizer(), byte_tokenizer(bos=True)
 C4_TRAIN = {"train": "en/c4-train.00000-of-01024.json.gz"}
@@ -29,7 +29,7 @@ class Hub:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, column: str, *texts: str) -> Hub:
     hub = Hub(column, *texts)
-    monkeypatch.setattr("datasets.load_dataset", hub)
+    replace_hub(monkeypatch, hub)
     return hub
 
 
@@ -130,7 +130,7 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach 'Salesforce/wikitext' on the Hub")
 
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    replace_hub(monkeypatch, unreachable)
     with pytest.raises(CalibrationError) as caught:
         load("wikitext2", PLAIN)
     assert str(caught.value) == (

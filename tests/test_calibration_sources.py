@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
@@ -20,32 +17,20 @@ from calibration.builtin import builtin_documents
 from calibration.errors import CalibrationError
 from calibration.rows import Document
 from calibration.sources import Role, documents, parse_source
-
-ROOT = Path(__file__).parent.parent
-
-
-def read(given: str | Path, role: Role = "calibration") -> list[Document]:
-    return list(documents(parse_source(str(given)), role))
-
-
-def write_lines(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def refusal(given: str | Path) -> str:
-    """The one sentence that refuses a source, at once or while reading."""
-    with pytest.raises(CalibrationError) as caught:
-        read(given)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+from tests.calibration_texts import ROOT, read, refusal, write_lines
 
 
 def test_checking_a_source_imports_neither_torch_nor_datasets() -> None:
     code = "import sys, calibration.sources; print(sorted({'torch', 'datasets', 'safetensors'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_builtin_splits_share_no_document() -> None:
+    train, test = set(builtin_documents("train")), set(builtin_documents("test"))
+    assert len(train) > len(test) > 20
+    assert {text for text in train & test if len(text) > 300} == set(), "short files may happen to be the same"
+    assert min(map(len, train | test)) > 0
 
 
 def test_builtin_follows_the_role_unless_a_split_is_named() -> None:
@@ -81,6 +66,24 @@ def test_json_lines(name: str, tmp_path: Path) -> None:
     assert read(path) == ["one", "é"]
 
 
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "a [1].jsonl", "{a,b}.jsonl", "a#1?x=2.jsonl", "a!b c%20.jsonl", "~.jsonl"]
+)
+def test_relative_paths(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "d [x]*"
+    folder.mkdir()
+    write_lines(folder / name, {"text": "one"})
+    monkeypatch.chdir(folder)
+    assert read(f"./{name}") == read(".") == read(f"../d [x]*/{name}") == ["one"]
+    monkeypatch.chdir(tmp_path)
+    assert read(f"d [x]*/{name}") == ["one"]
+
+
+def test_a_path_that_looks_like_an_address(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a::b.jsonl", {"text": "one"})
+    assert refusal(path) == f"{path} has :: in its path, which `datasets` takes for an address: rename or move it."
+
+
 def test_json_array(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[{"content": "a", "n": 1}, {"content": "b", "n": 2}]')
@@ -111,10 +114,7 @@ def test_column_is_named_after_the_path(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", {"title": "t", "story": "s"})
     assert read(f"{path}:story") == ["s"]
     assert read(f"{tmp_path}:title") == ["t"]
-    assert refusal(path) == (
-        f"{path} has the columns title, story: name the one with the text by adding :COLUMN to the source, "
-        "such as :title."
-    )
+    assert refusal(path) == (f"{path} has the columns title, story: name the one with the text, such as {path}:title.")
     assert refusal(f"{path}:body") == f"{path} has no column 'body': use one of title, story."
 
 
@@ -179,8 +179,9 @@ def test_an_empty_file_has_no_documents(name: str, tmp_path: Path) -> None:
 
 def test_a_column_of_numbers_is_not_text(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", {"text": "a"}, {"text": 3})
-    assert refusal(path).startswith(
-        f"Row 2 of {path} holds int in column 'text', but text or chat messages are expected"
+    assert refusal(f"{path}:text") == (
+        f"Row 2 of {path} holds int in column 'text', but text or chat messages are expected: "
+        f"mend the row or name another column, as {path}:COLUMN."
     )
 
 
@@ -188,6 +189,12 @@ def test_text_that_does_not_decode(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes("é".encode("latin-1"))
     assert refusal(path).startswith(f"{path} is not UTF-8 text (")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, text in {"a.txt": "one", "b.jsonl": '{"text": "one"}', "c.csv": "text,n\none,1\n"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read(tmp_path) == ["one", "one", "one"]
 
 
 def test_columns_of_a_plain_text(tmp_path: Path) -> None:
@@ -210,72 +217,28 @@ def test_an_empty_source_is_not_the_current_folder() -> None:
     assert refusal(" ").startswith("No text is named: give builtin")
 
 
+@pytest.mark.parametrize("given", ["a" * 5000, "~nobody-of-that-name/x.txt"])
+def test_names_that_the_system_refuses(given: str) -> None:
+    message = refusal(given)
+    assert re.match(r"^'.{4,125}' cannot be opened \([^()]+\): give builtin, c4", message)
+    assert len(message) < 500
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no such device")
+def test_what_is_no_regular_file() -> None:
+    assert refusal("/dev/null") == "/dev/null is no regular file: save the text to one and give its path."
+
+
 @pytest.mark.parametrize("given", ["hf:", "hf:a/b/c", "hf:../x", "hf:a:b:c:d:e"])
 def test_malformed_hub_sources(given: str) -> None:
     assert refusal(given).startswith(f"{given!r} is not of the form hf:REPO[:CONFIG][:SPLIT][:COLUMN]")
-
-
-class Hub:
-    """Stands in for `datasets.load_dataset`: records how it is called, then gives rows and breaks if told to."""
-
-    def __init__(self, rows: list[dict[str, Any]], error: Exception | None = None) -> None:
-        self.rows, self.error = rows, error
-        self.calls: list[tuple[Any, ...]] = []
-
-    def __call__(self, path: str, name: str | None = None, **options: Any) -> Iterator[dict[str, Any]]:
-        self.calls.append((path, name, options))
-        return self._rows()
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        yield from self.rows
-        if self.error is not None:
-            raise self.error
-
-
-@pytest.mark.parametrize(
-    ("given", "config", "split", "expected"),
-    [
-        ("hf:owner/name", None, "train", ["t1", "t2"]),
-        ("hf:name:en", "en", "train", ["t1", "t2"]),
-        ("hf:owner/name::test:title", None, "test", ["a", "b"]),
-    ],
-)
-def test_hub_sources_stream(
-    given: str, config: str | None, split: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = Hub([{"title": "a", "text": "t1"}, {"title": "b", "text": "t2"}])
-    monkeypatch.setattr("datasets.load_dataset", hub)
-    assert read(given) == expected
-    assert hub.calls == [(given.split(":")[1], config, {"split": split, "streaming": True})]
-
-
-@pytest.mark.parametrize("error", [ConnectionError("Couldn't reach it\nat all"), RuntimeError("gone"), OSError()])
-def test_the_hub_may_fail_in_the_midst_of_reading(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.load_dataset", Hub([{"text": "t1"}], error))
-    found = documents(parse_source("hf:owner/name"), "calibration")
-    assert next(found) == "t1"
-    reason = (str(error) or "OSError").splitlines()[0]
-    expected = f"owner/name could not be fetched ({reason}): check the name and the network; builtin and local files"
-    with pytest.raises(CalibrationError, match=f"^{re.escape(expected)} need no network.$"):
-        next(found)
-
-
-def test_the_hub_may_fail_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("Couldn't reach 'owner/name' on the Hub")
-
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
-    assert refusal("hf:owner/name") == (
-        "owner/name could not be fetched (Couldn't reach 'owner/name' on the Hub): "
-        "check the name and the network; builtin and local files need no network."
-    )
 
 
 def test_without_datasets_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     path = write_lines(tmp_path / "rows.jsonl", {"text": "a"})
     assert refusal(path) == (
-        "Reading json needs the package datasets: pip install datasets, or use builtin or a plain text file."
+        f"Reading {path} needs the package datasets: pip install datasets, or use builtin or a plain text file."
     )
     (tmp_path / "a.txt").write_text("plain text needs it not")
     assert read(tmp_path / "a.txt") == ["plain text needs it not"]

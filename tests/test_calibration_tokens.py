@@ -1,23 +1,21 @@
-"""Windows of tokens from text of any kind and from stored ids. Ids are ASCII codes, so windows are read as text."""
+"""Windows of tokens from text of any kind. Ids are ASCII codes, so windows are read as text."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from calibration.builtin import builtin_documents
 from calibration.errors import CalibrationError
 from calibration.sources import Role
 from calibration.tokens import TokenSet
-from tests.calibration_texts import as_text, byte_tokenizer, load
+from tests.calibration_texts import BOS, EOS, as_text, byte_tokenizer, load
 
 PLAIN = byte_tokenizer()
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -65,6 +63,34 @@ def test_documents_are_joined_by_eos_and_empty_ones_leave_no_trace(tmp_path: Pat
     assert rows(load(tmp_path, PLAIN, "evaluation")) == ["one$two$"]
     assert rows(load(tmp_path, byte_tokenizer(eos=False), "evaluation")) == ["onetwoth"]
     assert "EOS" not in load(tmp_path, byte_tokenizer(eos=False), "evaluation").protocol
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.text("ab\n é", max_size=12), min_size=1, max_size=6), length=st.integers(2, 9), bos=st.booleans()
+)
+def test_packing_equals_a_naive_loop(tmp_path: Path, texts: list[str], length: int, bos: bool) -> None:
+    path = text_file(tmp_path, "".join(json.dumps({"text": text}) + "\n" for text in texts), "rows.jsonl")
+    stream: list[int] = []
+    for text in texts:
+        if text:
+            stream += [*([EOS] if stream else []), *text.encode()]
+    step = length - 1 if bos else length
+    starts = range(0, len(stream) - step + 1, step)
+    windows = [[*([BOS] if bos else []), *stream[start : start + step]] for start in starts]
+    if not windows:
+        with pytest.raises(CalibrationError, match=f"has {len(stream)} tokens, too few for one window of {length}"):
+            load(path, byte_tokenizer(bos=bos), "evaluation", seq_len=length)
+        return
+    tokens = load(path, byte_tokenizer(bos=bos), "evaluation", seq_len=length)
+    assert (tokens.ids.tolist(), tokens.available_tokens) == (windows, len(stream))
+
+
+def test_a_window_of_nothing_but_bos(tmp_path: Path) -> None:
+    path = text_file(tmp_path, ALPHABET)
+    with pytest.raises(CalibrationError, match=r"--seq-len 1 leaves no room .* after the BOS .*: ask for 2 or more\.$"):
+        load(path, byte_tokenizer(bos=True), seq_len=1)
+    assert load(path, PLAIN, samples=1, seq_len=1).ids.shape == (1, 1)
 
 
 def test_a_tokenizer_that_starts_with_bos_gets_it_in_every_window(tmp_path: Path) -> None:
@@ -124,6 +150,17 @@ def test_long_texts_are_drawn_from_in_pieces(tmp_path: Path, monkeypatch: pytest
     assert load(path, PLAIN, "evaluation", seq_len=7).ids.shape == (1000, 7)
     starts = {rows(load(path, PLAIN, samples=1, seq_len=98, seed=seed))[0][:6] for seed in range(5)}
     assert len(starts) == 5
+
+
+def test_of_endless_text_only_the_beginning_is_shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.packing._MOST_CHARACTERS_SHUFFLED", 1000)
+    monkeypatch.setattr("calibration.packing._LONG_DOCUMENT", 100)
+    path = text_file(tmp_path, "".join(f"{number:06d}\n" for number in range(1000)))
+    for seed in range(5):
+        places = [int(row[:6]) for row in rows(load(path, PLAIN, samples=1, seq_len=98, seed=seed)) if row[6] == "\n"]
+        assert all(place < 150 for place in places), "eleven pieces of fourteen lines"
+    # The rest is read if the beginning does not do.
+    assert len(set(rows(load(path, PLAIN, samples=50, seq_len=98)))) == 50
 
 
 @given(text=st.text(alphabet="ab\n", max_size=60), size=st.integers(1, 10))
@@ -193,52 +230,6 @@ def test_a_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
     assert load(path, PLAIN, "evaluation", vocab_size=ord("z") + 1).ids.max() == ord("z")
     with pytest.raises(CalibrationError, match="gives the token 122, but the model knows 0 to 121: use a tokenizer"):
         load(path, PLAIN, "evaluation", vocab_size=ord("z"))
-
-
-def ids_file(folder: Path, ids: torch.Tensor, name: str = "input_ids") -> Path:
-    path = folder / "ids.safetensors"
-    save_file({name: ids}, path)
-    return path
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
-@pytest.mark.parametrize("role", ["calibration", "evaluation"])
-def test_stored_ids_are_used_as_they_are(role: Role, dtype: torch.dtype, tmp_path: Path) -> None:
-    ids = torch.arange(12).reshape(4, 3)
-    path = ids_file(tmp_path, ids.to(dtype))
-    tokens = load(path, None, role, vocab_size=12)
-    assert torch.equal(tokens.ids, ids)
-    assert (tokens.ids.dtype, tokens.seed, tokens.available_tokens) == (torch.int64, None, 12)
-    assert (tokens.source, tokens.warnings) == (str(path), ())
-    assert tokens.sha256 == hashlib.sha256(b"(4, 3)" + ids.numpy().astype("<i8").tobytes()).hexdigest()
-    assert torch.equal(load(path, None, role, samples=2, seq_len=3).ids, ids[:2])
-
-
-@pytest.mark.parametrize(
-    ("ids", "options", "message"),
-    [
-        (torch.ones(2, 3), {}, r"is \[2, 3\] of float32: save integers of shape \(samples, length\)"),
-        (torch.ones(2, 3, dtype=torch.bool), {}, "of bool"),
-        (torch.ones(6, dtype=torch.int64), {}, r"is \[6\] of int64"),
-        (torch.ones(0, 3, dtype=torch.int64), {}, r"is \[0, 3\] of int64"),
-        (torch.tensor([[1, -5]]), {}, r"ids\.safetensors gives the token -5, but the model knows 0 to 9: use a file"),
-        (torch.tensor([[1, 10]]), {}, r"ids\.safetensors gives the token 10, but the model knows 0 to 9"),
-        (torch.ones(2, 3, dtype=torch.int64), {"seq_len": 4}, "holds samples of 3 tokens, .* leave out --seq-len 4"),
-        (torch.ones(2, 3, dtype=torch.int64), {"samples": 4}, "holds 2 samples, but --samples asks for 4"),
-    ],
-)
-def test_stored_ids_that_do_not_do(ids: torch.Tensor, options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match=message):
-        load(ids_file(tmp_path, ids), None, vocab_size=10, **options)
-
-
-def test_a_file_without_stored_ids(tmp_path: Path) -> None:
-    path = ids_file(tmp_path, torch.ones(2, 3), "weight")
-    with pytest.raises(CalibrationError, match="has no tensor input_ids, but weight: rename"):
-        load(path)
-    path.write_bytes(b"no safetensors")
-    with pytest.raises(CalibrationError, match="is no readable safetensors file"):
-        load(path)
 
 
 def test_builtin_text_gives_different_windows_to_each_seed_and_role() -> None:
