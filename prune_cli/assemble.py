@@ -156,8 +156,8 @@ def _zeros(written: Checkpoint, name: str) -> int | None:
     """None for storage formats whose zeros cannot be counted without decoding them."""
     if written.entries[name].dtype not in FLOATS:
         return None
-    tensor = written.read(name)
-    return tensor.numel() - int(torch.count_nonzero(tensor))
+    zeros = written.read(name) == 0
+    return int(zeros.count_nonzero())
 
 
 def _tensor_report(
