@@ -34,7 +34,9 @@ def main() -> None:
         )
     )
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters")
-    model.to(dtype=getattr(torch, arguments.dtype)).save_pretrained(arguments.folder, max_shard_size="200MB")
+    if arguments.dtype == "bfloat16":
+        model.bfloat16()
+    model.save_pretrained(arguments.folder, max_shard_size="200MB")
     # Other tools refuse a model without a tokenizer, even when the tokens are given.
     for path in (Path(__file__).parent.parent / "examples" / "demo-model").glob("tokenizer*"):
         shutil.copy(path, arguments.folder)
