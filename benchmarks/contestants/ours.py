@@ -1,0 +1,25 @@
+"""ours.py MODEL TOKENS BATCH OUT: Wanda at 50 % with prune-cli's Python API, torch and transformers imported before.
+
+Prints one line of JSON with the seconds of `prune()`: everything from the checks to the finished folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import prune_cli
+import prune_cli.run
+
+
+def main(model_folder: str, tokens: str, batch: str, out: str) -> None:
+    begun = time.monotonic()
+    prune_cli.prune(
+        model_folder, out, method="wanda", sparsity=0.5, calibration=tokens, batch_size=int(batch), device="cpu"
+    )
+    print(json.dumps({"work": time.monotonic() - begun}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
