@@ -64,11 +64,17 @@ def keep_highest_count(score: torch.Tensor, pruned: int) -> torch.Tensor:
     return ~_lowest(score.reshape(1, -1), pruned).reshape(score.shape)
 
 
+def zeroed(weight: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """`weight` (float32) with +0.0 where `keep` is false, the bits of all others unchanged."""
+    # Five times as fast as `where` on a CPU, and unlike a product of floats it leaves no -0.0.
+    return (weight.view(torch.int32) * keep).view(torch.float32)
+
+
 def _lowest(score: torch.Tensor, count: int) -> torch.Tensor:
     """Mask of the `count` lowest of each row. A selection, because sorting costs as much as a forward pass on a CPU."""
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = score.topk(count, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
+    threshold = _kth_lowest(score, count)
     lowest = score <= threshold
     if int(lowest.count_nonzero()) == count * len(score):
         return lowest
@@ -76,6 +82,16 @@ def _lowest(score: torch.Tensor, count: int) -> torch.Tensor:
     tied = score == threshold
     room = count - below.sum(1, keepdim=True)
     return below | (tied & (tied.cumsum(1) <= room))
+
+
+def _kth_lowest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count`-th lowest of each row (rows, 1)."""
+    if score.device.type == "cpu":
+        # torch's selections take four times as long on a CPU as the one behind the array that it shares.
+        rows = score.clone()
+        rows.numpy().partition(count - 1, axis=1)
+        return rows[:, count - 1 : count]
+    return score.topk(count, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
 
 
 def _lowest_of_small_groups(groups: torch.Tensor, count: int) -> torch.Tensor:

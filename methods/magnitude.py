@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from methods._method import Method, Pruned
-from methods._pattern import Pattern, Unstructured, keep_highest
+from methods._pattern import Pattern, Unstructured, keep_highest, zeroed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def prune(
     if isinstance(pattern, Unstructured):
         pattern = replace(pattern, per=options.per)
     keep = keep_highest(weight.abs(), pattern)
-    return Pruned(weight.where(keep, 0.0), keep)
+    return Pruned(zeroed(weight, keep), keep)
 
 
 METHOD = Method(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from methods._method import Method, NoOptions, Pruned
-from methods._pattern import Pattern, keep_highest
+from methods._pattern import Pattern, keep_highest, zeroed
 
 
 def prune(
@@ -18,7 +18,7 @@ def prune(
     """Keep weights (out, in) drawn uniformly within each row by `generator` (a CPU generator, so devices agree)."""
     score = torch.rand(weight.shape, generator=generator).to(weight.device)
     keep = keep_highest(score, pattern)
-    return Pruned(weight.where(keep, 0.0), keep)
+    return Pruned(zeroed(weight, keep), keep)
 
 
 METHOD = Method(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from methods._method import Method, Pruned
-from methods._pattern import Pattern, keep_highest
+from methods._pattern import Pattern, keep_highest, zeroed
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def prune(
     of_column = size / size.sum(0, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
     of_row = size / size.sum(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
     keep = keep_highest((of_column + of_row) * statistics["sq_norm"].pow(options.power / 2), pattern)
-    return Pruned(weight.where(keep, 0.0), keep)
+    return Pruned(zeroed(weight, keep), keep)
 
 
 METHOD = Method(

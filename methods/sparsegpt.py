@@ -7,7 +7,7 @@ import torch
 
 from methods._gram import damped, dense_target
 from methods._method import Method, Pruned
-from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_highest_count, pruned_count
+from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_highest_count, pruned_count, zeroed
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def prune(
         last = min(first + _block_size(options, pattern), inputs)
         _solve_block(new, keep, upper, first, last, pattern)
     notes = () if damping == options.damping else (f"damping raised from {options.damping:g} to {damping:g}",)
-    return Pruned(new.where(keep, 0.0), keep, notes)
+    return Pruned(zeroed(new, keep), keep, notes)
 
 
 def _block_size(options: Options, pattern: Pattern) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from methods._method import Method, NoOptions, Pruned
-from methods._pattern import Pattern, keep_highest
+from methods._pattern import Pattern, keep_highest, zeroed
 
 
 def prune(
@@ -17,7 +17,7 @@ def prune(
 ) -> Pruned:
     """Keep the weights (out, in) with the highest |W_ij| * ||X_j||_2; `statistics["sq_norm"]` is (in,)."""
     keep = keep_highest(weight.abs().mul_(statistics["sq_norm"].sqrt()), pattern)
-    return Pruned(weight.where(keep, 0.0), keep)
+    return Pruned(zeroed(weight, keep), keep)
 
 
 METHOD = Method(
