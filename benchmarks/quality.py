@@ -26,10 +26,24 @@ LEVELS: dict[str, dict[str, object]] = {
 }
 
 
-def measure(model: Path, method: str, level: dict[str, object], arguments: argparse.Namespace) -> Report:
-    text = {"calibration": arguments.data} if load_method(method).needs else {}
+SWAPS: dict[str, object] = {"refine": "swaps"}
+FIT: dict[str, object] = {"reconstruct": True}
+DENSE: dict[str, object] = {"target": "dense"}
+# What a row's name stands for, beside every method by itself.
+COMBINATIONS: dict[str, dict[str, object]] = {
+    **{method: {"method": method} for method in method_names()},
+    "wanda + swaps": {"method": "wanda", **SWAPS},
+    "wanda + swaps + reconstruct": {"method": "wanda", **SWAPS, **FIT},
+    "wanda + swaps + reconstruct, dense target": {"method": "wanda", **SWAPS, **FIT, **DENSE},
+    "sparsegpt, dense target": {"method": "sparsegpt", **DENSE},
+    "admm, dense target": {"method": "admm", **DENSE},
+}
+
+
+def measure(model: Path, options: dict[str, object], arguments: argparse.Namespace) -> Report:
+    text = {"calibration": arguments.data} if load_method(str(options["method"])).needs else {}
     with tempfile.TemporaryDirectory() as folder:
-        return prune(model, Path(folder) / "out", method=method, eval=arguments.data_eval, **text, **level)
+        return prune(model, Path(folder) / "out", eval=arguments.data_eval, **text, **options)
 
 
 def perplexities(report: Report) -> tuple[float, float]:
@@ -42,18 +56,19 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", default="builtin", help="calibration text")
     parser.add_argument("--data-eval", default="builtin", help="evaluation text")
+    parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=list(LEVELS))
     arguments = parser.parse_args()
     calm_libraries()
     rows: list[list[str]] = []
     dense = 0.0
-    for method in method_names():
-        row = [method]
-        for level in LEVELS.values():
-            dense, pruned = perplexities(measure(arguments.model, method, level, arguments))
+    for name, combination in COMBINATIONS.items():
+        row = [name]
+        for level in arguments.levels:
+            dense, pruned = perplexities(measure(arguments.model, {**combination, **LEVELS[level]}, arguments))
             row.append(f"{pruned:.2f}")
         rows.append(row)
     print(f"Perplexity of {arguments.model} on {arguments.data_eval}, dense {dense:.2f}\n")
-    print(table(["method", *LEVELS], rows))
+    print(table(["method", *arguments.levels], rows))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,57 @@ class SquaredNorm:
             partial[: len(chunk)].addcmul_(chunk, chunk)
         self._sum += partial.sum(0, dtype=self._sum.dtype)
 
+    def total(self) -> torch.Tensor:
+        return self._sum
+
     def value(self) -> torch.Tensor:
         return self._sum.float()
+
+
+class Mean:
+    """`mean` (in,): the mean of every input over the tokens."""
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self._sum = torch.zeros(inputs, dtype=sum_dtype(device), device=device)
+        self._tokens = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in `rows` (tokens, in) of any float dtype."""
+        self._sum += rows.float().sum(0)
+        self._tokens += len(rows)
+
+    def value(self) -> torch.Tensor:
+        return (self._sum / max(self._tokens, 1)).float()
+
+
+class Variance:
+    """`variance` (in,): of every input over the tokens (of all of them, not a sample's estimate).
+
+    Batches are merged with the shift between their means (Chan, Golub & LeVeque 1979), so inputs with a large mean and
+    a small variance keep their digits.
+    """
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self._mean = torch.zeros(inputs, dtype=sum_dtype(device), device=device)
+        self._squares = torch.zeros_like(self._mean)
+        self._tokens = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in `rows` (tokens, in) of any float dtype."""
+        if not len(rows):
+            return
+        rows = rows.float()
+        mean = rows.sum(0, dtype=self._mean.dtype) / len(rows)
+        centred = SquaredNorm(rows.shape[1], rows.device)
+        for chunk in rows.split(_CACHED_ROWS if rows.device.type == "cpu" else len(rows)):
+            centred.add(chunk - mean.float())
+        shift, tokens = mean - self._mean, self._tokens + len(rows)
+        self._squares += centred.total() + shift.square() * (self._tokens * len(rows) / tokens)
+        self._mean += shift * (len(rows) / tokens)
+        self._tokens = tokens
+
+    def value(self) -> torch.Tensor:
+        return (self._squares / max(self._tokens, 1)).float()
 
 
 class Gram:
@@ -82,4 +131,9 @@ class Accumulator(Protocol):
 
 
 # The statistics that a method may ask for by name.
-ACCUMULATORS: dict[str, Callable[[int, torch.device], Accumulator]] = {"sq_norm": SquaredNorm, "gram": Gram}
+ACCUMULATORS: dict[str, Callable[[int, torch.device], Accumulator]] = {
+    "sq_norm": SquaredNorm,
+    "mean": Mean,
+    "variance": Variance,
+    "gram": Gram,
+}

@@ -8,7 +8,8 @@ from methods._method import Method
 
 def method_names() -> tuple[str, ...]:
     """The names of all methods, read from the folder without importing them."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+    modules = (module for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return tuple(sorted(module.name for module in modules if not module.name.startswith("_")))
 
 
 def load_method(name: str) -> Method:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     # weight (out, in) float32, statistics by name, pattern, options, seeded generator
     PruneFunction = Callable[[torch.Tensor, Mapping[str, torch.Tensor], Pattern, Any, torch.Generator], "Pruned"]
+    # dense weight (out, in) float32, what the method made of it, statistics by name, pattern, options
+    ImproveFunction = Callable[[torch.Tensor, "Pruned", Mapping[str, torch.Tensor], Pattern, Any], "Pruned"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,17 @@ class NoOptions:
     """The options of a method that has none."""
 
 
+def no_more(options: Any) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Method:
     """One weight-sparsity method: `prune` sees one linear map at a time, and neither mutates nor reads anything else.
 
     `needs` names the statistics of the map's calibration inputs that `prune` reads; empty means that no text is needed.
-    `options` is a frozen dataclass whose fields carry `metadata={"help": ...}`.
+    `options` is a frozen dataclass whose fields carry `metadata={"help": ...}`; `more_needs` tells what they add.
+    `solves` is true where kept weights get new values.
     """
 
     summary: str
@@ -42,4 +49,26 @@ class Method:
     cost: str
     needs: tuple[str, ...]
     prune: PruneFunction
+    options: type = NoOptions
+    more_needs: Callable[[Any], tuple[str, ...]] = no_more
+    solves: bool = False
+
+    def needs_with(self, options: Any) -> tuple[str, ...]:
+        """All statistics that `prune` reads with these options."""
+        return tuple(dict.fromkeys((*self.needs, *self.more_needs(options))))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What may follow any method: `improve` changes its mask at the same sparsity, or the weights that it kept.
+
+    A step that changes the mask gives kept weights their dense values. The other fields are those of `Method`.
+    """
+
+    changes: Literal["mask", "weights"]
+    summary: str
+    paper: str
+    cost: str
+    needs: tuple[str, ...]
+    improve: ImproveFunction
     options: type = NoOptions

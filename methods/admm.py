@@ -90,4 +90,5 @@ METHOD = Method(
     needs=("gram",),
     prune=prune,
     options=Options,
+    solves=True,
 )

@@ -101,4 +101,5 @@ METHOD = Method(
     needs=("gram",),
     prune=prune,
     options=Options,
+    solves=True,
 )

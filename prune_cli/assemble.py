@@ -43,8 +43,8 @@ def fingerprint(
     """All that the bytes of the output depend on, but for the input's files, which are hashed on the way."""
     names = "\n".join(job.pruned_names())
     return {
-        "method": request.method,
-        "options": asdict(job.options),
+        "pipeline": str(job.pipeline),
+        "options": job.pipeline.options_as_json(),
         "pattern": str(job.pattern),
         "seed": request.seed,
         "calibrate_by": request.calibrate_by,
@@ -113,7 +113,7 @@ def assemble_report(
             "files": output.input_hashes,
         },
         output={"folder": str(request.out), "files": hashes.result()},
-        method={"name": request.method, "summary": job.method.summary, "paper": job.method.paper},
+        method=_method(job),
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=sketch_rows(calibration.ids.numel()) if calibration else None,
         evaluation=measured,
@@ -136,6 +136,16 @@ def _request_as_json(request: PruneRequest) -> dict[str, Any]:
         "out": str(request.out),
         "include": list(request.include),
         "exclude": list(request.exclude),
+    }
+
+
+def _method(job: Prepared) -> dict[str, Any]:
+    pipeline = job.pipeline
+    return {
+        "name": str(pipeline),
+        "summary": pipeline.method.summary,
+        "papers": [pipeline.method.paper, *(step.step.paper for step in pipeline.steps)],
+        "options": pipeline.options_as_json(),
     }
 
 

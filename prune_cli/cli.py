@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,9 +12,9 @@ from rich.console import Console
 
 from methods import method_names
 from prune_cli import __version__
-from prune_cli.errors import PruneError, RequestError
+from prune_cli.errors import RequestError
+from prune_cli.failures import told_failures
 
-_INTERRUPTED = 130
 _MOST_DIGITS = 10
 _RUN, _TEXT, _MACHINE, _OUTPUT = "What to prune", "Calibration and evaluation", "Machine", "Output"
 
@@ -91,9 +87,22 @@ def prune(
     pattern: Annotated[
         str | None, typer.Option(help="N:M instead: keep N of every M inputs, as 2:4.", rich_help_panel=_RUN)
     ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(metavar="STEP", help="Improve the mask afterwards: swaps or dsnot.", rich_help_panel=_RUN),
+    ] = None,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Fit the kept weights by least squares.", rich_help_panel=_RUN)
+    ] = False,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="KEY=VALUE", help="A method's own option.", rich_help_panel=_RUN),
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="KEY=VALUE",
+            help="An option of the method, or of a step as swaps.rounds=8.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     include: Annotated[
         list[str] | None,
@@ -170,7 +179,7 @@ def prune(
     The linear maps of the decoder blocks are pruned; embeddings, output head, norms, routers and biases stay.
     Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted (continue with --resume).
     """
-    with _failures(as_json=as_json, verbose=verbose, out=out):
+    with told_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.request import PruneRequest
 
         request = PruneRequest(
@@ -179,6 +188,8 @@ def prune(
             method=method,
             sparsity=sparsity,
             pattern=pattern,
+            refine=refine,
+            reconstruct=reconstruct,
             options=_key_values(option or []),
             calibration=calibration,
             samples=samples,
@@ -242,7 +253,7 @@ def evaluate(
     The text is cut into consecutive windows of --seq-len tokens; each is predicted on its own. One block of weights is
     in memory at a time.
     """
-    with _failures(as_json=as_json, verbose=verbose):
+    with told_failures(as_json=as_json, verbose=verbose):
         from prune_cli.measure import EvaluationRequest, measure
         from prune_cli.progress import progress_on
         from prune_cli.render import show_evaluation
@@ -273,7 +284,7 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Per tensor: shape, dtype, zeros and the N:M pattern found; totals of embeddings, blocks and head."""
-    with _failures(as_json=as_json, verbose=verbose):
+    with told_failures(as_json=as_json, verbose=verbose):
         from prune_cli.inspection import inspect_model
         from prune_cli.render import show_inspection
 
@@ -288,18 +299,20 @@ def inspect(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Only this method.", autocompletion=_complete_method)] = None,
+    name: Annotated[str | None, typer.Argument(help="Only this one.", autocompletion=_complete_method)] = None,
     as_json: Json = False,
 ) -> None:
-    """What each method does, needs and costs, its options and its paper."""
-    with _failures(as_json=as_json, verbose=False):
-        from prune_cli.describe import describe_method
+    """What each method and each step after it does, needs and costs, its options and its paper."""
+    with told_failures(as_json=as_json, verbose=False):
+        from methods.steps import step_names
+        from prune_cli.describe import describe
+        from prune_cli.pipeline import find_method
         from prune_cli.render import show_methods
-        from prune_cli.request import find_method
 
-        if name is not None:
+        if name is not None and name not in step_names():
             find_method(name)
-        described = [describe_method(method) for method in ([name] if name is not None else method_names())]
+        names = [name] if name is not None else list(dict.fromkeys((*method_names(), *step_names())))
+        described = [facts for each in names for facts in describe(each)]
         text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
         _print(text, as_json=as_json, quiet=False, show=lambda console: show_methods(console, described))
 
@@ -336,58 +349,3 @@ def _calm_libraries(*, verbose: bool) -> None:
         from prune_cli.architecture import calm_libraries
 
         calm_libraries()
-
-
-@contextmanager
-def _failures(*, as_json: bool, verbose: bool, out: Path | None = None) -> Iterator[None]:
-    """Every failure becomes one sentence on stderr and an exit code; with --json also a document on stdout."""
-    interrupted = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        # An interrupt inside a library may come out of it as an error of its own.
-        if interrupted or isinstance(error, KeyboardInterrupt):
-            _fail(_how_to_continue(out), _INTERRUPTED, as_json=as_json)
-        sentence = _sentence(error)
-        if sentence is None:
-            raise
-        if verbose:
-            Console(stderr=True).print_exception()
-        _fail(sentence, error.exit_code if isinstance(error, PruneError) else 1, as_json=as_json)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _sentence(error: BaseException) -> str | None:
-    """What to tell a user about an error; None for one that is a mistake of ours and deserves its traceback."""
-    if isinstance(error, PruneError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return f"Out of memory ({error}): use fewer --samples or a smaller --batch-size."
-    if isinstance(error, OSError):
-        return f"The system refused to read or write ({error}); --resume continues once that is mended."
-    if isinstance(error, RuntimeError) and "out of memory" in str(error):
-        return "The device is out of memory: use a smaller --batch-size, fewer --samples or --device cpu."
-    return None
-
-
-def _how_to_continue(out: Path | None) -> str:
-    if out is None or not out.with_name(out.name + ".partial").exists():
-        return "Interrupted; nothing was written."
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-    return f"Interrupted; continue with: prune-cli {shlex.join([*words, '--resume'])}"
-
-
-def _fail(message: str, code: int, *, as_json: bool) -> None:
-    typer.echo(f"Error: {message}" if code != _INTERRUPTED else message, err=True)
-    if as_json:
-        sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
-    raise typer.Exit(code)

@@ -67,7 +67,7 @@ def dry_run(request: PruneRequest) -> DryRun:
         model=request.model,
         revision=job.source.revision,
         architecture=type(job.model.model).__name__,
-        method=request.method,
+        method=str(job.pipeline),
         pattern=str(job.pattern),
         device=str(job.device),
         compute_dtype=str(job.dtype).removeprefix("torch."),

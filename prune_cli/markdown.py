@@ -32,7 +32,7 @@ def _summary(report: Report) -> str:
             f"`{report.model['given']}`" + (f" at `{report.model['revision']}`" if report.model["revision"] else ""),
         ),
         ("architecture", str(report.model["architecture"])),
-        ("method", f"{report.method['name']} ({report.method['paper']})"),
+        ("method", f"{report.method['name']} ({'; '.join(report.method['papers'])})"),
         ("parameters", f"{totals.parameters:,}, of which {totals.pruned_parameters:,} in pruned tensors"),
         ("zeros in the pruned tensors", f"{totals.zeros_in_pruned:,} ({percent(totals.sparsity_of_pruned)})"),
         ("zeros in the whole model", percent(totals.sparsity_of_model)),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from methods._method import Method
 from methods._pattern import NofM, Pattern, Unstructured, pruned_count
 from prune_cli.checkpoint import FLOATS
 from prune_cli.errors import RequestError
 from prune_cli.model import Place, Skeleton
+from prune_cli.pipeline import Pipeline
 from prune_cli.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
 
 # Their inputs are known when a batch arrives there; for all others only methods without statistics work.
@@ -45,7 +45,7 @@ def matrix_shape(place: Place) -> tuple[int, int]:
     return (columns, rows) if place.transposed else (rows, columns)
 
 
-def plan_tensors(model: Skeleton, request: PruneRequest, method: Method) -> dict[str, Decision]:
+def plan_tensors(model: Skeleton, request: PruneRequest, pipeline: Pipeline) -> dict[str, Decision]:
     """Decide every tensor, in the order of the checkpoint. Raises RequestError where the request cannot be met."""
     chosen = _chosen(model.places, request)
     decisions: dict[str, Decision] = {}
@@ -60,7 +60,7 @@ def plan_tensors(model: Skeleton, request: PruneRequest, method: Method) -> dict
     _check_unsupported(decisions, request)
     for decision in decisions.values():
         if decision.prune:
-            _check_prunable(model, decision, method, pattern_of(request))
+            _check_prunable(model, decision, pipeline, pattern_of(request))
     if not any(decision.prune for decision in decisions.values()):
         raise RequestError("Nothing is left to prune: no linear map of a block passes --include and --exclude.")
     return decisions
@@ -102,11 +102,11 @@ def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest)
             )
 
 
-def _check_prunable(model: Skeleton, decision: Decision, method: Method, pattern: Pattern) -> None:
+def _check_prunable(model: Skeleton, decision: Decision, pipeline: Pipeline, pattern: Pattern) -> None:
     place, name = decision.place, decision.name
     if place.role in ("expert", "unknown", "unused") or place.entry.dtype not in FLOATS:
         raise RequestError(f"{name} cannot be pruned ({place.reason or place.entry.dtype}): leave it out of --include.")
-    if method.needs and place.role not in ROLES_WITH_INPUTS:
+    if pipeline.needs and place.role not in ROLES_WITH_INPUTS:
         raise RequestError(
             f"{name} is no linear map whose inputs could be measured ({place.role}): "
             "leave it out of --include, or use --method magnitude."

@@ -12,20 +12,18 @@ from calibration.errors import CalibrationError
 from calibration.sources import Role, parse_source
 from calibration.sources import Source as TextSource
 from calibration.tokens import TokenSet, load_tokens
-from methods._method import Method
 from methods._pattern import Pattern
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.model import Skeleton
 from prune_cli.output import check_output
+from prune_cli.pipeline import Pipeline
 from prune_cli.plan import Decision, pattern_of, plan_tensors
 from prune_cli.request import (
     DEFAULT_SAMPLES,
     DEFAULT_SEQ_LEN,
     DEFAULT_SOURCE,
     PruneRequest,
-    find_method,
-    parse_options,
 )
 from prune_cli.source import Source, resolve_model
 
@@ -42,8 +40,7 @@ class Prepared:
     checkpoint: Checkpoint
     model: Skeleton
     decisions: dict[str, Decision]
-    method: Method
-    options: Any
+    pipeline: Pipeline
     pattern: Pattern
     device: torch.device
     dtype: torch.dtype
@@ -61,6 +58,11 @@ class Prepared:
             and (group is None or (blocks if decision.place.block is None else decision.place.block) == group)
         ]
 
+    @property
+    def patterns(self) -> dict[str, Pattern]:
+        """The pattern of every tensor to prune: the one that was asked for."""
+        return dict.fromkeys(self.pruned_names(), self.pattern)
+
     def with_checkpoint(self, checkpoint: Checkpoint) -> Skeleton:
         """The same model over other weights, as those of the output."""
         return Skeleton(
@@ -75,8 +77,8 @@ class Prepared:
 def prepare(request: PruneRequest) -> Prepared:
     """Check all that can be checked without weights; raises RequestError (or PruneError when the hub fails)."""
     request.check()
-    method = find_method(request.method)
-    needs_text = bool(method.needs) or request.calibration is not None
+    pipeline = request.pipeline()
+    needs_text = bool(pipeline.needs) or request.calibration is not None
     calibration = (
         open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration) if needs_text else None
     )
@@ -93,9 +95,8 @@ def prepare(request: PruneRequest) -> Prepared:
         source=source,
         checkpoint=checkpoint,
         model=model,
-        decisions=plan_tensors(model, request, method),
-        method=method,
-        options=parse_options(request.method, request.options),
+        decisions=plan_tensors(model, request, pipeline),
+        pipeline=pipeline,
         pattern=pattern_of(request),
         device=device,
         dtype=dtype,

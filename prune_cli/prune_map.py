@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from methods._method import Method
 from methods._pattern import Pattern
 from prune_cli.errors import PruneError
 from prune_cli.model import Place
+from prune_cli.pipeline import Pipeline
 from prune_cli.plan import matrix_shape
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for every map of a run."""
+    """What is the same for every map of a run; `patterns` has one entry for each."""
 
-    method: Method
-    pattern: Pattern
-    options: Any
+    pipeline: Pipeline
+    patterns: Mapping[str, Pattern]
     seed: int
     device: torch.device
 
@@ -52,8 +50,11 @@ def prune_map(
             )
     weight = as_matrix(place, stored).to(settings.device, torch.float32)
     generator = torch.Generator().manual_seed(_seed_of(name, settings.seed))
+    pipeline, pattern = settings.pipeline, settings.patterns[name]
     try:
-        result = settings.method.prune(weight, statistics, settings.pattern, settings.options, generator)
+        result = pipeline.method.prune(weight, statistics, pattern, pipeline.options, generator)
+        for following in pipeline.steps:
+            result = following.step.improve(weight, result, statistics, pattern, following.options)
     except ValueError as error:
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     measured = None if rows is None else _output_error(rows, weight, result.weight)

@@ -114,7 +114,7 @@ def show_inspection(console: Console, inspection: Inspection) -> None:
 
 def show_methods(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
     for facts in described:
-        table = _table(facts["name"], "", "")
+        table = _table(facts["option"], "", "")
         table.columns[1].justify = "left"
         table.add_row("what it does", facts["summary"])
         table.add_row("needs", ", ".join(facts["needs"]) or "nothing but the weights")

@@ -87,7 +87,7 @@ class Report:
     environment: Mapping[str, Any]
     model: Mapping[str, Any]
     output: Mapping[str, Any]
-    method: Mapping[str, str]
+    method: Mapping[str, Any]
     calibration: TextReport | None
     output_error_rows: int | None
     evaluation: EvaluationReport | None

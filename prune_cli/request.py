@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from methods import load_method, method_names
-from methods._method import Method
 from prune_cli.errors import RequestError
+from prune_cli.pipeline import Pipeline, make_pipeline
 
 DEFAULT_SPARSITY = 0.5
 DEFAULT_SAMPLES = 128
@@ -37,6 +34,8 @@ class PruneRequest:
     method: str = "wanda"
     sparsity: float | None = None
     pattern: str | None = None
+    refine: str | None = None
+    reconstruct: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     calibration: str | None = None
     samples: int | None = None
@@ -58,7 +57,7 @@ class PruneRequest:
 
     def check(self) -> None:
         """Raise RequestError for anything that can be told wrong without the model."""
-        find_method(self.method)
+        pipeline = self.pipeline()
         if self.sparsity is not None and self.pattern is not None:
             raise RequestError("--sparsity and --pattern exclude each other: a pattern fixes the sparsity itself.")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
@@ -67,35 +66,30 @@ class PruneRequest:
             )
         if self.pattern is not None:
             split_pattern(self.pattern)
-        parse_options(self.method, self.options)
         check_counts(self.samples, self.seq_len, self.batch_size)
         check_device(self.device)
         if self.dtype not in typing.get_args(Dtype):
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
         if self.calibrate_by not in typing.get_args(CalibrateBy):
             raise RequestError(f"--calibrate-by is {self.calibrate_by!r}: choose sublayer or block.")
-        self._check_target()
+        self._check_target(pipeline)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed is {self.seed}, but must be between 0 and 2**63 - 1.")
 
-    def _check_target(self) -> None:
+    def pipeline(self) -> Pipeline:
+        """The method and the steps after it; raises RequestError for names and options that do not exist."""
+        return make_pipeline(self.method, self.refine, reconstruct=self.reconstruct, options=self.options)
+
+    def _check_target(self, pipeline: Pipeline) -> None:
         if self.target not in typing.get_args(Target):
             raise RequestError(f"--target is {self.target!r}: choose pruned or dense.")
-        if self.target == "dense" and "gram" not in find_method(self.method).needs:
+        if self.target == "dense" and not pipeline.follows_targets:
             raise RequestError(
-                f"--target dense is for methods that solve for new weights, and {self.method} keeps them as they are: "
-                "leave it out, or use --method admm or sparsegpt."
+                f"--target dense is for what works towards outputs, and {pipeline} looks at scores alone: "
+                "leave it out, add --reconstruct, or use --method admm or sparsegpt."
             )
         if self.target == "dense" and self.calibrate_by == "block":
             raise RequestError("--target dense needs --calibrate-by sublayer: the two streams stop at every map.")
-
-
-def find_method(name: str) -> Method:
-    """The method called `name`; raises RequestError with the names there are."""
-    try:
-        return load_method(name)
-    except KeyError:
-        raise RequestError(f"There is no method {name!r}: choose one of {', '.join(method_names())}.") from None
 
 
 def split_pattern(text: str) -> tuple[int, int]:
@@ -119,36 +113,3 @@ def check_counts(samples: int | None, seq_len: int | None, batch_size: int | Lit
 def check_device(device: str) -> None:
     if not _DEVICE.fullmatch(device):
         raise RequestError(f"--device is {device!r}: choose auto, cpu, cuda, cuda:N or mps.")
-
-
-def parse_options(method: str, given: Mapping[str, Any]) -> Any:
-    """The method's frozen options with `given` (texts or values) in place of defaults; raises RequestError."""
-    options_type = find_method(method).options
-    kinds = typing.get_type_hints(options_type)
-    known = {item.name for item in dataclasses.fields(options_type)}
-    for name in given:
-        if name not in known:
-            there = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            raise RequestError(f"The method {method} has no option {name!r}: {there}.")
-    return options_type(**{name: _convert(method, name, value, kinds[name]) for name, value in given.items()})
-
-
-def _convert(method: str, name: str, value: Any, kind: Any) -> Any:
-    choices = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
-        if value in choices:
-            return value
-        wanted = "one of " + ", ".join(str(choice) for choice in choices)
-    elif typing.get_origin(kind) is types.UnionType and types.NoneType in choices:
-        return None if value in (None, "none") else _convert(method, name, value, choices[0])
-    elif kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if str(value).lower() in words:
-            return words[str(value).lower()]
-        wanted = "true or false"
-    else:
-        try:
-            return kind(value)
-        except (TypeError, ValueError):
-            wanted = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-    raise RequestError(f"The option {name} of {method} is {value!r}, but must be {wanted}.")

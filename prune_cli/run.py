@@ -42,7 +42,7 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
         output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
         before = _perplexity_before(request, job, evaluation, output, progress)
-        progress.stage(f"Pruning with {request.method}", len(job.pruned_names()))
+        progress.stage(f"Pruning with {job.pipeline}", len(job.pruned_names()))
         if calibration is None:
             _prune_without_text(request, job, output, progress, memory)
         else:
@@ -78,7 +78,7 @@ def _read_texts(request: PruneRequest, job: Prepared, progress: Progress) -> tup
 
 
 def _settings(request: PruneRequest, job: Prepared) -> Settings:
-    return Settings(job.method, job.pattern, job.options, request.seed, job.device)
+    return Settings(job.pipeline, job.patterns, request.seed, job.device)
 
 
 def _prune_without_text(

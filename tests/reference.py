@@ -142,3 +142,81 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
         picked = [log_probabilities[t, window[t + 1]] for t in range(len(window) - 1)]
         losses.append(-sum(float(value) for value in picked) / len(picked))
     return math.exp(sum(losses) / len(losses))
+
+
+def statistics(inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All statistics of inputs (tokens, in), straight from their definitions."""
+    return {
+        "sq_norm": inputs.square().sum(0),
+        "mean": inputs.mean(0),
+        "variance": inputs.var(0, unbiased=False),
+        "gram": inputs.T @ inputs,
+    }
+
+
+def dsnot_row(
+    row: dict[str, list[float]], keep: list[bool], of: int | None, cycles: int, threshold: float, stop: str
+) -> list[bool]:
+    """Prune-and-grow of one row, one exchange after the other; `row` has w, mean, variance and sq_norm."""
+    w, variance = row["w"], row["variance"]
+    lost = [a * b for a, b in zip(w, row["mean"], strict=True)]
+    score = [abs(a) * math.sqrt(b) for a, b in zip(w, row["sq_norm"], strict=True)]
+    pruned = [j for j, kept in enumerate(keep) if not kept]
+    partners = {j for j, kept in enumerate(keep) if kept}
+    error = sum(lost[j] for j in pruned)
+    first_sign = math.copysign(1, error)
+    limit = threshold * math.sqrt(error**2 + sum(w[j] ** 2 * variance[j] for j in pruned))
+    keep = list(keep)
+    for _ in range(cycles):
+        candidates = [j for j in pruned if lost[j] * error > 0]
+        if abs(error) <= limit or not candidates:
+            break
+        up = max(candidates, key=lambda j: abs(lost[j] / variance[j]))
+        pruned.remove(up)
+        there = [j for j in partners if lost[j] * error < 0 and (of is None or j // of == up // of)]
+        if not there:
+            if of is None:
+                break
+            continue
+        down = min(there, key=lambda j: score[j])
+        after = error + lost[down] - lost[up]
+        estimated = after**2 - error**2 + w[down] ** 2 * variance[down] - w[up] ** 2 * variance[up]
+        if (stop == "error" and estimated >= 0) or (stop == "sign" and math.copysign(1, after) != first_sign):
+            break
+        partners.remove(down)
+        keep[up], keep[down], error = True, False, after
+    return keep
+
+
+def row_losses(weight: torch.Tensor, keep: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """(out,) ||X (w - w_kept)^T||^2 of every row in float64."""
+    lost = weight.double() * ~keep
+    return (inputs.double() @ lost.T).square().sum(0)
+
+
+def helpful_swaps(
+    weight: torch.Tensor, keep: torch.Tensor, inputs: torch.Tensor, of: int | None
+) -> list[tuple[int, int, int]]:
+    """Every (row, kept, pruned) whose exchange would lower the row's loss by more than rounding, by trying all."""
+    found = []
+    before = row_losses(weight, keep, inputs).tolist()
+    for i in range(len(weight)):
+        for p in range(weight.shape[1]):
+            for u in range(weight.shape[1]):
+                if keep[i, p] and not keep[i, u] and (of is None or p // of == u // of):
+                    tried = keep[i : i + 1].clone()
+                    tried[0, p], tried[0, u] = False, True
+                    if row_losses(weight[i : i + 1], tried, inputs).item() < before[i] * (1 - 1e-3):
+                        found.append((i, p, u))
+    return found
+
+
+def least_squares(weight: torch.Tensor, keep: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The best kept weights of every row for the outputs of the dense weights, by torch's solver in float64."""
+    inputs = inputs.double()
+    new = torch.zeros_like(weight, dtype=torch.float64)
+    for i, row in enumerate(weight.double()):
+        places = keep[i].nonzero()[:, 0]
+        solution = torch.linalg.lstsq(inputs[:, places], (inputs @ row)[:, None], driver="gelsd").solution
+        new[i, places] = solution[:, 0]
+    return new

@@ -197,10 +197,30 @@ def test_the_python_api(llama: Path, tmp_path: Path, tokens_file: Path) -> None:
 
 def test_methods_are_listed_with_their_options(command: RunCommand) -> None:
     listed = command("methods", "--json").json
-    assert [item["name"] for item in listed] == list(method_names())
+    assert [i["name"] for i in listed if i["option"].startswith("--method")] == list(method_names())
+    assert [i["option"] for i in listed if i["name"] in ("swaps", "reconstruct")] == ["--reconstruct", "--refine swaps"]
+    assert "-o swaps.rounds=..." in command("methods", "swaps").stdout
     one = command("methods", "magnitude")
     assert "-o per=..." in one.stdout
     assert load_method("magnitude").paper.split(",")[0] in one.stdout
     unknown = command("methods", "wandaa")
     assert unknown.code == 2
     assert ", ".join(method_names()) in unknown.stderr
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_steps_follow_a_method(name: str, tokens_file: Path, tmp_path: Path, command: RunCommand) -> None:
+    model, out = save_tiny(tmp_path / "model", name), tmp_path / "out"
+    steps = ("--refine", "swaps", "-o", "swaps.rounds=2", "--reconstruct", "--target", "dense")
+    report = command("prune", model, out, "-m", "dsnot", *steps, "--calibration", tokens_file, "--json").json
+    jsonschema.validate(report, report_schema())
+    assert report["method"]["name"] == "dsnot + swaps + reconstruct"
+    assert report["method"]["options"]["swaps.rounds"] == 2
+    assert len(report["method"]["papers"]) == 3
+    pruned = [tensor for tensor in report["tensors"] if tensor["action"] == "pruned"]
+    assert {tensor["sparsity"] for tensor in pruned} == {0.5}
+    errors = {tensor["name"]: tensor["output_error"] for tensor in pruned}
+    plain = command("prune", model, tmp_path / "plain", "--calibration", tokens_file, "--json").json
+    first = pruned[0]["name"]
+    worse = next(tensor["output_error"] for tensor in plain["tensors"] if tensor["name"] == first)
+    assert errors[first] < worse, "the first map has the dense model's inputs, so its fit can only be better"

@@ -1,0 +1,74 @@
+"""Least squares for the kept weights of any mask, by conjugate gradients on all rows at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from methods._gram import dense_target
+from methods._method import Pruned, Step
+from methods._pattern import Pattern, zeroed
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = field(default=20, metadata={"help": "steps of conjugate gradients"})
+    damping: float = field(
+        default=0.01, metadata={"help": "pull towards the dense weights, as a share of each input's square"}
+    )
+    alpha: float = field(default=0.75, metadata={"help": "with --target dense: how far to follow the dense model"})
+
+
+def improve(
+    weight: torch.Tensor,
+    pruned: Pruned,
+    statistics: Mapping[str, torch.Tensor],
+    pattern: Pattern,
+    options: Options,
+) -> Pruned:
+    """Minimise ||X W^T - X' W_new^T||^2 + damping ||(W_new - W) D||^2 over the kept weights, row by row.
+
+    D^2 = diag(G), which makes the system's diagonal one in the scale that it is solved in; the method's weights are
+    the start. `gram` and, for dense targets, `cross` are (in, in). Dead inputs keep what they have.
+    """
+    gram, keep = statistics["gram"], pruned.keep
+    scale = gram.diagonal().sqrt()
+    scale = scale.masked_fill(scale == 0, 1.0)
+    scaled = gram / scale / scale[:, None]
+    aim = dense_target(weight, statistics, options.alpha) / scale + options.damping * weight * scale
+    scaled.diagonal().add_(options.damping)
+    solution = _conjugate_gradients(scaled, aim, pruned.weight * scale, keep, options.steps)
+    return Pruned(zeroed(solution / scale, keep), keep, pruned.notes)
+
+
+def _conjugate_gradients(
+    matrix: torch.Tensor, aim: torch.Tensor, start: torch.Tensor, keep: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Rows x with x A = aim on the kept places and 0 elsewhere; a row that is solved stays as it is."""
+    solution = zeroed(start, keep)
+    residual = zeroed(aim - solution @ matrix, keep)
+    direction = residual.clone()
+    square = residual.square().sum(1, keepdim=True)
+    tiny = torch.finfo(square.dtype).tiny
+    for _ in range(steps):
+        product = zeroed(direction @ matrix, keep)
+        curvature = (direction * product).sum(1, keepdim=True)
+        length = square / curvature.clamp_min(tiny)
+        length = length.masked_fill(curvature <= tiny, 0.0)
+        solution.addcmul_(length, direction)
+        residual.addcmul_(length, product, value=-1)
+        after = residual.square().sum(1, keepdim=True)
+        direction.mul_(after / square.clamp_min(tiny)).add_(residual)
+        square = after
+    return solution
+
+
+STEP = Step(
+    changes="weights",
+    summary="fits the kept weights of any mask by least squares to the outputs",
+    paper="the masked least squares that SparseGPT's appendix calls exact reconstruction, arXiv:2301.00774",
+    cost="a Gram matrix per distinct input, one product (out, in) x (in, in) a step",
+    needs=("gram",),
+    improve=improve,
+    options=Options,
+)

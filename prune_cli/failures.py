@@ -1,0 +1,73 @@
+"""How a failure reaches the user: one sentence on stderr, an exit code, and how to go on after an interrupt."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from prune_cli.errors import PruneError
+
+_INTERRUPTED = 130
+
+
+@contextmanager
+def told_failures(*, as_json: bool, verbose: bool, out: Path | None = None) -> Iterator[None]:
+    """Every failure becomes one sentence on stderr and an exit code; with --json also a document on stdout."""
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        # An interrupt inside a library may come out of it as an error of its own.
+        if interrupted or isinstance(error, KeyboardInterrupt):
+            _fail(_how_to_continue(out), _INTERRUPTED, as_json=as_json)
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        if verbose:
+            Console(stderr=True).print_exception()
+        _fail(sentence, error.exit_code if isinstance(error, PruneError) else 1, as_json=as_json)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What to tell a user about an error; None for one that is a mistake of ours and deserves its traceback."""
+    if isinstance(error, PruneError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"Out of memory ({error}): use fewer --samples or a smaller --batch-size."
+    if isinstance(error, OSError):
+        return f"The system refused to read or write ({error}); --resume continues once that is mended."
+    if isinstance(error, RuntimeError) and "out of memory" in str(error):
+        return "The device is out of memory: use a smaller --batch-size, fewer --samples or --device cpu."
+    return None
+
+
+def _how_to_continue(out: Path | None) -> str:
+    if out is None or not out.with_name(out.name + ".partial").exists():
+        return "Interrupted; nothing was written."
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    return f"Interrupted; continue with: prune-cli {shlex.join([*words, '--resume'])}"
+
+
+def _fail(message: str, code: int, *, as_json: bool) -> None:
+    typer.echo(f"Error: {message}" if code != _INTERRUPTED else message, err=True)
+    if as_json:
+        sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
+    raise typer.Exit(code)
