@@ -74,12 +74,23 @@ def main(
 def prune(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.")],
-    method: Annotated[
-        str,
+    preset: Annotated[
+        str | None,
         typer.Option(
-            "--method", "-m", help="See prune-cli methods.", autocompletion=_complete_method, rich_help_panel=_RUN
+            help="fast (wanda), balanced (admm) or best (admm, dense target); what else is said wins.",
+            rich_help_panel=_RUN,
         ),
-    ] = "wanda",
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            help="See prune-cli methods [default: wanda].",
+            autocompletion=_complete_method,
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     sparsity: Annotated[
         float | None,
         typer.Option("--sparsity", "-s", help="Share of each tensor to remove [default: 0.5].", rich_help_panel=_RUN),
@@ -143,13 +154,13 @@ def prune(
         ),
     ] = "sublayer",
     target: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What sparsegpt and admm solve for. pruned: what the dense map gives on its inputs now; dense: what "
-            "it gave in the dense model (a second stream of hidden states; much better).",
+            "it gave in the dense model (a second stream of hidden states; much better) [default: pruned].",
             rich_help_panel=_TEXT,
         ),
-    ] = "pruned",
+    ] = None,
     evaluation: Annotated[
         str | None,
         typer.Option(
@@ -180,35 +191,40 @@ def prune(
     Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted (continue with --resume).
     """
     with told_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.presets import with_preset
         from prune_cli.request import PruneRequest
 
-        request = PruneRequest(
-            model=model,
-            out=out,
-            method=method,
-            sparsity=sparsity,
-            pattern=pattern,
-            refine=refine,
-            reconstruct=reconstruct,
-            options=_key_values(option or []),
-            calibration=calibration,
-            samples=samples,
-            seq_len=seq_len,
-            seed=seed,
-            device=device,
-            dtype=_checked_later(dtype),
-            batch_size=_batch_size(batch_size),
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
-            calibrate_by=_checked_later(calibrate_by),
-            target=_checked_later(target),
-            eval=evaluation,
-            resume=resume,
-            overwrite=overwrite,
-            allow_unsupported=allow_unsupported,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
+        options = with_preset(
+            {
+                "preset": preset,
+                "model": model,
+                "out": out,
+                "method": method,
+                "sparsity": sparsity,
+                "pattern": pattern,
+                "refine": refine,
+                "reconstruct": reconstruct or None,
+                "options": _key_values(option or []),
+                "calibration": calibration,
+                "samples": samples,
+                "seq_len": seq_len,
+                "seed": seed,
+                "device": device,
+                "dtype": _checked_later(dtype),
+                "batch_size": _batch_size(batch_size),
+                "include": tuple(include or ()),
+                "exclude": tuple(exclude or ()),
+                "calibrate_by": _checked_later(calibrate_by),
+                "target": target,
+                "eval": evaluation,
+                "resume": resume,
+                "overwrite": overwrite,
+                "allow_unsupported": allow_unsupported,
+                "trust_remote_code": trust_remote_code,
+                "revision": revision,
+            }
         )
+        request = PruneRequest(**options)
         request.check()
         _calm_libraries(verbose=verbose)
         if dry_run:

@@ -37,6 +37,7 @@ class PruneRequest:
     refine: str | None = None
     reconstruct: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
     calibration: str | None = None
     samples: int | None = None
     seq_len: int | None = None

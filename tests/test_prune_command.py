@@ -224,3 +224,17 @@ def test_steps_follow_a_method(name: str, tokens_file: Path, tmp_path: Path, com
     first = pruned[0]["name"]
     worse = next(tensor["output_error"] for tensor in plain["tensors"] if tensor["name"] == first)
     assert errors[first] < worse, "the first map has the dense model's inputs, so its fit can only be better"
+
+
+def test_a_preset_is_its_options_and_what_is_said_beside_it_wins(
+    llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    def request(*options: str) -> dict[str, Any]:
+        out = tmp_path / "-".join(("out", *options))
+        return command("prune", llama, out, *options, "--calibration", tokens_file, "--json").json["request"]
+
+    best = request("--preset", "best")
+    assert (best["preset"], best["method"], best["target"]) == ("best", "admm", "dense")
+    assert request("--preset", "best", "-m", "sparsegpt")["method"] == "sparsegpt"
+    assert request("--preset", "best", "--target", "pruned")["target"] == "pruned"
+    assert request()["method"] == "wanda"

@@ -30,6 +30,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["-o", "x=1"], "The method magnitude has no option 'x': it has per"),
     (["-o", "per=galaxy"], "The option per of the method magnitude is 'galaxy', but must be one of"),
     (["-m", "random", "-o", "x=1"], "The method random has no option 'x': it has none"),
+    (["--preset", "bestest"], "--preset is 'bestest': choose one of fast, balanced, best"),
     (["--refine", "polish"], "--refine is 'polish': choose one of dsnot, swaps"),
     (["-m", "admm", "--refine", "swaps"], "--refine swaps gives kept weights their dense values back"),
     (["-o", "swaps.rounds=2"], "The option 'swaps.rounds' names the step 'swaps': this run has none"),

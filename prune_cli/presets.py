@@ -1,0 +1,26 @@
+"""Named combinations of method, steps and target; their measured quality is in the README's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prune_cli.errors import RequestError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"method": "wanda"},
+    "balanced": {"method": "admm"},
+    "best": {"method": "admm", "target": "dense"},
+}
+
+
+def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` options, those that are None left out, over those of the preset among them.
+
+    Raises RequestError for a preset that does not exist.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    preset = said.get("preset")
+    if preset is not None and preset not in PRESETS:
+        raise RequestError(f"--preset is {preset!r}: choose one of {', '.join(PRESETS)}.")
+    return {**PRESETS.get(preset or "", {}), **said}
