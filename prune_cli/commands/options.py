@@ -1,0 +1,76 @@
+"""What several commands share: options with their help, reading them, and printing the result."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from methods import method_names
+from prune_cli.errors import RequestError
+
+RUN, TEXT, MACHINE, OUTPUT = "What to prune", "Calibration and evaluation", "Machine", "Output"
+_MOST_DIGITS = 10
+
+Model = Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint, or a model id of the hub.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table; errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every tensor; show tracebacks and library logs.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=MACHINE)]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings.", rich_help_panel=MACHINE),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Of the forward pass: auto (float32 on a CPU, else the checkpoint's), float32, bfloat16, float16.",
+        rich_help_panel=MACHINE,
+    ),
+]
+BatchSize = Annotated[str, typer.Option(help="Samples per forward pass, or auto.", rich_help_panel=MACHINE)]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(help="Tokens per sample [default: 2048, or what the model takes].", rich_help_panel=TEXT),
+]
+
+
+def complete_method(incomplete: str) -> list[str]:
+    return [name for name in method_names() if name.startswith(incomplete)]
+
+
+def key_values(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise RequestError(f"-o {pair!r} is no KEY=VALUE: prune-cli methods lists each method's options.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def batch_size_of(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise RequestError(f"--batch-size is {text!r}, but must be a whole number or auto.")
+    return int(text)
+
+
+def checked_later(text: str) -> Any:
+    """For the words of a Literal: the request checks them, with the rest."""
+    return text
+
+
+def print_result(document: str, *, as_json: bool, quiet: bool, show: Any) -> None:
+    if as_json:
+        sys.stdout.write(document)
+    elif not quiet:
+        show(Console(markup=False))  # names may hold brackets
+
+
+def calm_libraries(*, verbose: bool) -> None:
+    if not verbose:
+        from prune_cli.architecture import calm_libraries as calm
+
+        calm()
