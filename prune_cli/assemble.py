@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from calibration.tokens import TokenSet
+from methods._pattern import NofM
 from prune_cli import __version__
+from prune_cli.allocation import Allocation
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.evaluate import PROTOCOL, Evaluation
 from prune_cli.memory import PeakMemory
@@ -46,6 +48,7 @@ def fingerprint(
         "pipeline": str(job.pipeline),
         "options": job.pipeline.options_as_json(),
         "pattern": str(job.pattern),
+        "allocate": [request.allocate, asdict(request.allocation_options()), job.allocation_file],
         "seed": request.seed,
         "calibrate_by": request.calibrate_by,
         "target": request.target,
@@ -71,6 +74,7 @@ def _versions() -> dict[str, str]:
 def assemble_report(
     request: PruneRequest,
     job: Prepared,
+    allocation: Allocation,
     output: OutputFolder,
     calibration: TokenSet | None,
     evaluation: TokenSet | None,
@@ -91,8 +95,7 @@ def assemble_report(
         hashes = background.submit(output.hashes)
         zeros = {name: _zeros(written, name) for name in job.decisions}
     tensors = [
-        _tensor_report(job, decision, zeros[decision.name], errors.get(decision.name), notes.get(decision.name, ()))
-        for decision in decisions
+        _tensor_report(job, allocation, d, zeros[d.name], errors.get(d.name), notes.get(d.name, ())) for d in decisions
     ]
     warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
     warnings += [f"{name} was kept: {_UNREACHED}." for name in sorted(unreached)]
@@ -114,6 +117,7 @@ def assemble_report(
         },
         output={"folder": str(request.out), "files": hashes.result()},
         method=_method(job),
+        allocation=allocation.to_dict(),
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=sketch_rows(calibration.ids.numel()) if calibration else None,
         evaluation=measured,
@@ -171,9 +175,15 @@ def _zeros(written: Checkpoint, name: str) -> int | None:
 
 
 def _tensor_report(
-    job: Prepared, decision: Decision, zeros: int | None, error: float | None, notes: tuple[str, ...]
+    job: Prepared,
+    allocation: Allocation,
+    decision: Decision,
+    zeros: int | None,
+    error: float | None,
+    notes: tuple[str, ...],
 ) -> TensorReport:
     entry = decision.place.entry
+    asked = allocation.sparsity[entry.name] if decision.prune else None
     return TensorReport(
         name=entry.name,
         role=decision.place.role,
@@ -182,8 +192,8 @@ def _tensor_report(
         dtype=entry.dtype,
         action="pruned" if decision.prune else "kept",
         reason=decision.reason,
-        pattern=str(job.pattern) if decision.prune else None,
-        asked_sparsity=job.pattern.sparsity if decision.prune else None,
+        pattern=None if asked is None else str(job.pattern) if isinstance(job.pattern, NofM) else f"{asked:g}",
+        asked_sparsity=asked,
         sparsity=None if zeros is None or not entry.count else zeros / entry.count,
         output_error=error,
         notes=notes,

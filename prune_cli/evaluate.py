@@ -51,9 +51,17 @@ def evaluate(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: 
     losses: list[float] = []
     for batches in _groups(model, windows, batch_size):
         with _before_the_head(model, batches, progress) as stream:
-            for ids, output in zip(batches, stream.finish(), strict=True):
-                losses += [float(_losses(*_logits(output.logits, ids, row)).mean()) for row in range(len(ids))]
+            losses += window_losses(stream, batches)
     return _summary(losses, windows)
+
+
+def window_losses(stream: Stream, batches: Sequence[torch.Tensor]) -> list[float]:
+    """The mean loss of every window, in nats, of `batches` that wait behind the last block of `stream`."""
+    return [
+        float(_losses(*_logits(output.logits, ids, row)).mean())
+        for ids, output in zip(batches, stream.finish(), strict=True)
+        for row in range(len(ids))
+    ]
 
 
 def compare(model: Skeleton, dense: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> Comparison:

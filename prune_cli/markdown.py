@@ -33,6 +33,7 @@ def _summary(report: Report) -> str:
         ),
         ("architecture", str(report.model["architecture"])),
         ("method", f"{report.method['name']} ({'; '.join(report.method['papers'])})"),
+        ("allocation", _allocation(report)),
         ("parameters", f"{totals.parameters:,}, of which {totals.pruned_parameters:,} in pruned tensors"),
         ("zeros in the pruned tensors", f"{totals.zeros_in_pruned:,} ({percent(totals.sparsity_of_pruned)})"),
         ("zeros in the whole model", percent(totals.sparsity_of_model)),
@@ -41,6 +42,14 @@ def _summary(report: Report) -> str:
         ("peak memory", _memory(report)),
     ]
     return "# Pruning report\n\n" + table(("", ""), rows)
+
+
+def _allocation(report: Report) -> str:
+    values = report.allocation["sparsity"].values()
+    strategy = report.allocation["strategy"]
+    if strategy == "uniform" or not values:
+        return strategy
+    return f"{strategy}: {percent(min(values))} to {percent(max(values))} per tensor, as the table below says"
 
 
 def _memory(report: Report) -> str:

@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +22,6 @@ import torch
 
 from prune_cli.checkpoint import FLOATS, PICKLE_SUFFIXES, Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.evaluate import Evaluation
 
 JOURNAL = ".prune-journal.jsonl"
 REPORT_JSON = "prune_report.json"
@@ -81,7 +79,7 @@ class OutputFolder:
         self.partial = partial_folder(out)
         self.done: dict[int, dict[str, Any]] = {}
         self.resumed: frozenset[int] = frozenset()
-        self.evaluation_before: dict[str, Any] | None = None
+        self.notes: dict[str, Any] = {}
         self.input_hashes: dict[str, str] = {}
         self.not_copied: list[str] = []
         self._source = source
@@ -157,8 +155,8 @@ class OutputFolder:
         for line in lines[1:]:
             if "block" in line:
                 self.done[line["block"]] = line
-            elif "evaluation_before" in line:
-                self.evaluation_before = line["evaluation_before"]
+            else:
+                self.notes.update(line)
         self.resumed = frozenset(self.done)
 
     def _copy_and_check(self) -> dict[str, str]:
@@ -214,9 +212,10 @@ class OutputFolder:
             written = os.pwrite(self._descriptors[entry.file], data, position)
             data, position = data[written:], position + written
 
-    def note_evaluation_before(self, evaluation: Evaluation) -> None:
+    def note(self, key: str, value: Any) -> None:
+        """Keep a JSON `value` for a run that is resumed: it finds it in `notes`."""
         self.wait()
-        self._append({"evaluation_before": asdict(evaluation)})
+        self._append({key: value})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         assert self._journal is not None

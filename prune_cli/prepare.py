@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,9 @@ from calibration.errors import CalibrationError
 from calibration.sources import Role, parse_source
 from calibration.sources import Source as TextSource
 from calibration.tokens import TokenSet, load_tokens
-from methods._pattern import Pattern
+from methods._allocation import mean_sparsity
+from methods._pattern import Pattern, Unstructured
+from prune_cli.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.model import Skeleton
@@ -34,7 +37,10 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked request and what it means on this machine. `calibration` is None for a method that needs no text."""
+    """A checked request and what it means on this machine.
+
+    `pattern` is the one asked for, of the whole; `calibration` is None where nothing needs a text.
+    """
 
     source: Source
     checkpoint: Checkpoint
@@ -42,6 +48,7 @@ class Prepared:
     decisions: dict[str, Decision]
     pipeline: Pipeline
     pattern: Pattern
+    allocation_file: dict[str, float] | None
     device: torch.device
     dtype: torch.dtype
     calibration: TextSource | None
@@ -58,11 +65,6 @@ class Prepared:
             and (group is None or (blocks if decision.place.block is None else decision.place.block) == group)
         ]
 
-    @property
-    def patterns(self) -> dict[str, Pattern]:
-        """The pattern of every tensor to prune: the one that was asked for."""
-        return dict.fromkeys(self.pruned_names(), self.pattern)
-
     def with_checkpoint(self, checkpoint: Checkpoint) -> Skeleton:
         """The same model over other weights, as those of the output."""
         return Skeleton(
@@ -78,7 +80,7 @@ def prepare(request: PruneRequest) -> Prepared:
     """Check all that can be checked without weights; raises RequestError (or PruneError when the hub fails)."""
     request.check()
     pipeline = request.pipeline()
-    needs_text = bool(pipeline.needs) or request.calibration is not None
+    needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
     calibration = (
         open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration) if needs_text else None
     )
@@ -91,19 +93,36 @@ def prepare(request: PruneRequest) -> Prepared:
     model = Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code)
     if calibration is not None or evaluation is not None:
         check_seq_len(model, request.seq_len)
+    decisions = plan_tensors(model, request, pipeline)
+    allocation_file = _allocation_file(request, decisions)
     return Prepared(
         source=source,
         checkpoint=checkpoint,
         model=model,
-        decisions=plan_tensors(model, request, pipeline),
+        decisions=decisions,
         pipeline=pipeline,
-        pattern=pattern_of(request),
+        pattern=pattern_of(request) if allocation_file is None else _mean_pattern(allocation_file, checkpoint),
+        allocation_file=allocation_file,
         device=device,
         dtype=dtype,
         calibration=calibration,
         evaluation=evaluation,
         trust_remote_code=request.trust_remote_code,
     )
+
+
+def _allocation_needs_text(request: PruneRequest) -> bool:
+    return request.allocate in STRATEGIES and STRATEGIES[request.allocate].needs_text
+
+
+def _allocation_file(request: PruneRequest, decisions: Mapping[str, Decision]) -> dict[str, float] | None:
+    if not request.allocate.startswith(FILE):
+        return None
+    return read_allocation(request.allocate, [name for name, decision in decisions.items() if decision.prune])
+
+
+def _mean_pattern(table: Mapping[str, float], checkpoint: Checkpoint) -> Unstructured:
+    return Unstructured(mean_sparsity(table, {name: checkpoint.entries[name].count for name in table}))
 
 
 def open_text(text: str) -> TextSource:

@@ -88,6 +88,7 @@ class Report:
     model: Mapping[str, Any]
     output: Mapping[str, Any]
     method: Mapping[str, Any]
+    allocation: Mapping[str, Any]
     calibration: TextReport | None
     output_error_rows: int | None
     evaluation: EvaluationReport | None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prune_cli.allocation import FILE, STRATEGIES, check_allocation
 from prune_cli.errors import RequestError
 from prune_cli.pipeline import Pipeline, make_pipeline
 
@@ -36,6 +37,7 @@ class PruneRequest:
     pattern: str | None = None
     refine: str | None = None
     reconstruct: bool = False
+    allocate: str = "uniform"
     options: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     calibration: str | None = None
@@ -74,12 +76,34 @@ class PruneRequest:
         if self.calibrate_by not in typing.get_args(CalibrateBy):
             raise RequestError(f"--calibrate-by is {self.calibrate_by!r}: choose sublayer or block.")
         self._check_target(pipeline)
+        self._check_allocation()
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed is {self.seed}, but must be between 0 and 2**63 - 1.")
 
     def pipeline(self) -> Pipeline:
         """The method and the steps after it; raises RequestError for names and options that do not exist."""
-        return make_pipeline(self.method, self.refine, reconstruct=self.reconstruct, options=self.options)
+        own = {key: value for key, value in self.options.items() if not self._of_allocation(key)}
+        return make_pipeline(self.method, self.refine, reconstruct=self.reconstruct, options=own)
+
+    def allocation_options(self) -> Any:
+        """The frozen options of --allocate; raises RequestError for names and options that do not exist."""
+        own = {key.partition(".")[2]: value for key, value in self.options.items() if self._of_allocation(key)}
+        return check_allocation(self.allocate, own)
+
+    def _of_allocation(self, key: str) -> bool:
+        return "." in key and key.partition(".")[0] == self.allocate
+
+    def _check_allocation(self) -> None:
+        self.allocation_options()
+        if self.allocate != "uniform" and self.pattern is not None:
+            raise RequestError(
+                f"--allocate {self.allocate} does not go with --pattern {self.pattern}, where every tensor gives the "
+                "same: use --sparsity."
+            )
+        if self.allocate.startswith(FILE) and self.sparsity is not None:
+            raise RequestError("--sparsity and --allocate file: exclude each other: the file says how much each gives.")
+        if self.allocate in STRATEGIES and self.sparsity == 0 and self.allocate != "uniform":
+            raise RequestError(f"--allocate {self.allocate} has nothing to spread at --sparsity 0.")
 
     def _check_target(self, pipeline: Pipeline) -> None:
         if self.target not in typing.get_args(Target):

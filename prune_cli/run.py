@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 
 import torch
 
 from calibration.tokens import TokenSet
+from methods._pattern import NofM, Pattern, Unstructured
+from prune_cli.allocate import allocate
+from prune_cli.allocation import Allocation
 from prune_cli.architecture import load_tokenizer
 from prune_cli.assemble import assemble_report, fingerprint
 from prune_cli.checkpoint import Checkpoint
@@ -42,15 +46,18 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
         output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
         before = _perplexity_before(request, job, evaluation, output, progress)
+        allocation = _allocation(request, job, calibration, output, progress)
+        settings = Settings(job.pipeline, _patterns(job, allocation), request.seed, job.device)
         progress.stage(f"Pruning with {job.pipeline}", len(job.pruned_names()))
         if calibration is None:
-            _prune_without_text(request, job, output, progress, memory)
+            _prune_without_text(job, settings, output, progress, memory)
         else:
-            _prune_with_text(request, job, calibration, output, progress, memory)
+            _prune_with_text(request, job, settings, calibration, output, progress, memory)
         after = _perplexity(request, job, evaluation, output.checkpoint(), "Perplexity after", progress)
         output.copy_side_files()
+        seconds = time.monotonic() - begun
         report = assemble_report(
-            request, job, output, calibration, evaluation, before, after, memory, time.monotonic() - begun
+            request, job, allocation, output, calibration, evaluation, before, after, memory, seconds
         )
         output.commit({REPORT_JSON: report.to_json(), REPORT_MARKDOWN: to_markdown(report)})
     return report
@@ -77,19 +84,32 @@ def _read_texts(request: PruneRequest, job: Prepared, progress: Progress) -> tup
     return calibration, evaluation
 
 
-def _settings(request: PruneRequest, job: Prepared) -> Settings:
-    return Settings(job.pipeline, job.patterns, request.seed, job.device)
+def _allocation(
+    request: PruneRequest, job: Prepared, calibration: TokenSet | None, output: OutputFolder, progress: Progress
+) -> Allocation:
+    """Chosen once, also when the run is resumed."""
+    if "allocation" in output.notes:
+        return Allocation(**output.notes["allocation"])
+    allocation = allocate(request, job, calibration, progress)
+    output.note("allocation", asdict(allocation))
+    return allocation
+
+
+def _patterns(job: Prepared, allocation: Allocation) -> dict[str, Pattern]:
+    if isinstance(job.pattern, NofM):
+        return dict.fromkeys(job.pruned_names(), job.pattern)
+    return {name: Unstructured(sparsity) for name, sparsity in allocation.sparsity.items()}
 
 
 def _prune_without_text(
-    request: PruneRequest, job: Prepared, output: OutputFolder, progress: Progress, memory: PeakMemory
+    job: Prepared, settings: Settings, output: OutputFolder, progress: Progress, memory: PeakMemory
 ) -> None:
     """No forward pass: a method that looks at weights alone, block by block, then what lies outside the blocks."""
     for group in range(len(job.model.blocks) + 1):
         names = job.pruned_names(group)
         if group not in output.done and names:
             begun = time.monotonic()
-            pruned = {name: _prune_blind(job, name, _settings(request, job)) for name in names}
+            pruned = {name: _prune_blind(job, name, settings) for name in names}
             _write(job.model, output, group, pruned, [], begun)
             memory.look()
         progress.advance(len(names))
@@ -103,6 +123,7 @@ def _prune_blind(job: Prepared, name: str, settings: Settings) -> PrunedMap:
 def _prune_with_text(
     request: PruneRequest,
     job: Prepared,
+    settings: Settings,
     calibration: TokenSet,
     output: OutputFolder,
     progress: Progress,
@@ -120,11 +141,11 @@ def _prune_with_text(
                 _pass_done_block(block, streams, output.checkpoint())
                 progress.advance(len(job.pruned_names(block)))
             else:
-                _prune_block(request, job, calibration, block, streams, output, progress)
+                _prune_block(request, job, settings, calibration, block, streams, output, progress)
             memory.look()
             for each in streams:
                 each.unload(block)
-        _prune_outside_blocks(request, job, calibration, stream, output, progress)
+        _prune_outside_blocks(job, settings, calibration, stream, output, progress)
     output.wait()
 
 
@@ -138,6 +159,7 @@ def _pass_done_block(block: int, streams: Sequence[Stream], pruned: Checkpoint) 
 def _prune_block(
     request: PruneRequest,
     job: Prepared,
+    settings: Settings,
     calibration: TokenSet,
     block: int,
     streams: Sequence[Stream],
@@ -147,7 +169,7 @@ def _prune_block(
     begun = time.monotonic()
     tensors, *_ = [each.load(block) for each in streams]
     names = job.pruned_names(block)
-    pruner = BlockPruner(job, tensors, names, _settings(request, job), calibration.ids.numel(), progress)
+    pruner = BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress)
     if request.target == "dense":
         pruner.run_beside_dense(streams[0], streams[1], block)
     elif request.calibrate_by == "block":
@@ -158,8 +180,8 @@ def _prune_block(
 
 
 def _prune_outside_blocks(
-    request: PruneRequest,
     job: Prepared,
+    settings: Settings,
     calibration: TokenSet,
     stream: Stream,
     output: OutputFolder,
@@ -171,7 +193,7 @@ def _prune_outside_blocks(
     if names and group not in output.done:
         begun = time.monotonic()
         tensors = {name: job.checkpoint.read(name) for name in names}
-        pruner = BlockPruner(job, tensors, names, _settings(request, job), calibration.ids.numel(), progress)
+        pruner = BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress)
         pruner.run_outside_blocks(stream)
         _write(job.model, output, group, pruner.pruned, pruner.unreached, begun)
 
@@ -202,11 +224,11 @@ def _perplexity_before(
     request: PruneRequest, job: Prepared, text: TokenSet | None, output: OutputFolder, progress: Progress
 ) -> Evaluation | None:
     """Measured once, also when the run is resumed."""
-    if output.evaluation_before is not None:
-        return Evaluation(**output.evaluation_before)
+    if "evaluation_before" in output.notes:
+        return Evaluation(**output.notes["evaluation_before"])
     before = _perplexity(request, job, text, job.checkpoint, "Perplexity before", progress)
     if before is not None:
-        output.note_evaluation_before(before)
+        output.note("evaluation_before", asdict(before))
     return before
 
 

@@ -16,16 +16,17 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Only this one.", autocompletion=complete_method)] = None,
     as_json: Json = False,
 ) -> None:
-    """What each method and each step after it does, needs and costs, its options and its paper."""
+    """What each method, step and allocation does, needs and costs, its options and its paper."""
     with told_failures(as_json=as_json, verbose=False):
         from methods.steps import step_names
+        from prune_cli.allocation import STRATEGIES
         from prune_cli.describe import describe
         from prune_cli.pipeline import find_method
         from prune_cli.render import show_methods
 
-        if name is not None and name not in step_names():
+        if name is not None and name not in (*step_names(), *STRATEGIES):
             find_method(name)
-        names = [name] if name is not None else list(dict.fromkeys((*method_names(), *step_names())))
+        names = [name] if name is not None else list(dict.fromkeys((*method_names(), *step_names(), *STRATEGIES)))
         described = [facts for each in names for facts in describe(each)]
         text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
         print_result(text, as_json=as_json, quiet=False, show=lambda console: show_methods(console, described))

@@ -59,6 +59,15 @@ def prune(
     pattern: Annotated[
         str | None, typer.Option(help="N:M instead: keep N of every M inputs, as 2:4.", rich_help_panel=RUN)
     ] = None,
+    allocate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Spread the sparsity over the tensors: uniform, erk, owl, atp, global, or file:PATH (an allocation or "
+            "a report) [default: uniform].",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     refine: Annotated[
         str | None,
         typer.Option(metavar="STEP", help="Improve the mask afterwards: swaps or dsnot.", rich_help_panel=RUN),
@@ -72,7 +81,7 @@ def prune(
             "--option",
             "-o",
             metavar="KEY=VALUE",
-            help="An option of the method, or of a step as swaps.rounds=8.",
+            help="An option of the method, or of a step or allocation as swaps.rounds=8, owl.spread=0.1.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -163,6 +172,7 @@ def prune(
                 "method": method,
                 "sparsity": sparsity,
                 "pattern": pattern,
+                "allocate": allocate,
                 "refine": refine,
                 "reconstruct": reconstruct or None,
                 "options": key_values(option or []),

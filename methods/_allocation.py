@@ -1,0 +1,117 @@
+"""How much each tensor gives: from a wish or a measurement to a table of sparsities that keeps the budget.
+
+Everywhere `counts` are weights per tensor (or block) and `asked` is the sparsity that the weighted mean must have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+# No tensor keeps less than this share of the density that was asked for: an empty map would cut the model in two.
+_LEAST_KEPT = 0.02
+_BISECTIONS = 200
+# Bins of a histogram of scores: the sign-free top 16 bits of a float32, a bin per 0.8 % or less.
+_BIN_SHIFT = 15
+_BINS = 1 << 16
+
+
+def to_budget(wished: Mapping[str, float], counts: Mapping[str, int], asked: float) -> dict[str, float]:
+    """`wished` sparsities moved by one constant, and kept in their bounds, so that the weighted mean is `asked`."""
+    most = _most(asked)
+
+    def moved(shift: float) -> dict[str, float]:
+        return {name: min(max(value + shift, 0.0), most) for name, value in wished.items()}
+
+    return _bisect(moved, counts, asked, -2.0, 2.0)
+
+
+def erk(shapes: Mapping[str, tuple[int, int]], asked: float) -> dict[str, float]:
+    """Densities in proportion to (in + out) / (in * out), none above 1 (Mocanu et al. 2018; Evci et al. 2020)."""
+    ratio = {name: (rows + inputs) / (rows * inputs) for name, (rows, inputs) in shapes.items()}
+    counts = {name: rows * inputs for name, (rows, inputs) in shapes.items()}
+    most = _most(asked)
+
+    def scaled(log_scale: float) -> dict[str, float]:
+        # A greater argument must mean a greater sparsity, so the density shrinks with it.
+        return {name: min(max(1 - 2.0**-log_scale * value, 0.0), most) for name, value in ratio.items()}
+
+    return _bisect(scaled, counts, asked, -64.0, 64.0)
+
+
+def outlier_share(scores: Sequence[torch.Tensor], times: float) -> float:
+    """The share of a block's scores, all its maps (out, in) together, above `times` their mean."""
+    total = sum(score.numel() for score in scores)
+    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / total
+    return sum(int((score > times * mean).count_nonzero()) for score in scores) / total
+
+
+def owl(shares: Mapping[str, float], counts: Mapping[str, int], asked: float, spread: float) -> dict[str, float]:
+    """Blocks with more outliers keep more: up to `spread` either side, recentred to the budget."""
+    least, most = min(shares.values()), max(shares.values())
+    across = most - least or 1.0
+    wished = {name: asked - 2 * spread * (share - least) / across for name, share in shares.items()}
+    return to_budget(wished, counts, asked)
+
+
+def arithmetic(counts: Mapping[str, int], asked: float, slope: float) -> dict[str, float]:
+    """Sparsities that grow by `slope` from each of the ordered `counts` to the next."""
+    middle = (len(counts) - 1) / 2
+    return to_budget({name: asked + slope * (at - middle) for at, name in enumerate(counts)}, counts, asked)
+
+
+def steepest_slope(blocks: int, asked: float) -> float:
+    """The slope at which the first block stays whole or the last is gone."""
+    return 2 * min(asked, 1 - asked) / max(blocks - 1, 1)
+
+
+class ScoreHistogram:
+    """Scores of many tensors under one threshold, without keeping them: counts per tensor and bin."""
+
+    def __init__(self) -> None:
+        self._bins: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, score: torch.Tensor) -> None:
+        """Take in the non-negative scores (out, in) of one tensor."""
+        bits = score.float().contiguous().view(torch.int32) >> _BIN_SHIFT
+        self._bins[name] = torch.bincount(bits.reshape(-1), minlength=_BINS).cpu()
+
+    def sparsities(self, asked: float) -> dict[str, float]:
+        """The share of every tensor below the threshold that takes `asked` of all weights together."""
+        most = _most(asked)
+        counts = {name: int(bins.sum()) for name, bins in self._bins.items()}
+        below = {name: bins.cumsum(0).double() for name, bins in self._bins.items()}
+
+        def under(threshold: float) -> dict[str, float]:
+            whole = min(int(threshold), _BINS - 1)
+            part = threshold - whole
+            shares = {}
+            for name, total in below.items():
+                before = float(total[whole - 1]) if whole else 0.0
+                shares[name] = min((before + part * (float(total[whole]) - before)) / counts[name], most)
+            return shares
+
+        return _bisect(under, counts, asked, 0.0, float(_BINS))
+
+
+def mean_sparsity(sparsity: Mapping[str, float], counts: Mapping[str, int]) -> float:
+    """Weighted with the counts of weights."""
+    return sum(value * counts[name] for name, value in sparsity.items()) / sum(counts[name] for name in sparsity)
+
+
+def _most(asked: float) -> float:
+    return 1 - _LEAST_KEPT * (1 - asked)
+
+
+def _bisect(
+    table: Callable[[float], dict[str, float]], counts: Mapping[str, int], asked: float, low: float, high: float
+) -> dict[str, float]:
+    """The `table(x)`, monotone in x, whose weighted mean is `asked`."""
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if mean_sparsity(table(middle), counts) < asked:
+            low = middle
+        else:
+            high = middle
+    return table(high)

@@ -1,0 +1,170 @@
+"""Chooses how much each tensor of the blocks gives, before any is pruned; one outside them gives what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from calibration.statistics import SquaredNorm
+from calibration.tokens import TokenSet
+from methods._allocation import (
+    ScoreHistogram,
+    arithmetic,
+    erk,
+    outlier_share,
+    owl,
+    steepest_slope,
+)
+from methods._pattern import Unstructured
+from prune_cli.allocation import Allocation
+from prune_cli.evaluate import window_losses
+from prune_cli.lockstep import SameInputs
+from prune_cli.pipeline import make_pipeline
+from prune_cli.plan import matrix_shape
+from prune_cli.prepare import Prepared, pick_batch_size
+from prune_cli.progress import Progress
+from prune_cli.prune_block import BlockPruner
+from prune_cli.prune_map import Settings, as_matrix
+from prune_cli.request import PruneRequest
+from prune_cli.stream import Stream
+
+
+def allocate(request: PruneRequest, job: Prepared, calibration: TokenSet | None, progress: Progress) -> Allocation:
+    """The table for every tensor to prune: its parameter-weighted mean is the asked sparsity."""
+    asked = job.pattern.sparsity
+    flat = dict.fromkeys(job.pruned_names(), asked)
+    options = request.allocation_options()
+    inside = [name for name in flat if job.decisions[name].place.block is not None]
+    if job.allocation_file is not None:
+        table, facts = job.allocation_file, {}
+    elif request.allocate == "uniform" or not inside:
+        table, facts = {}, {}
+    elif request.allocate == "erk":
+        table, facts = erk({name: matrix_shape(job.decisions[name].place) for name in inside}, asked), {}
+    elif request.allocate == "owl":
+        table, facts = _owl(job, _batches(request, job, calibration), asked, options, progress)
+    elif request.allocate == "atp":
+        assert calibration is not None
+        table, facts = _atp(request, job, calibration, asked, options, progress)
+    else:
+        table, facts = _global(request, job, calibration, inside, asked, progress)
+    return Allocation(request.allocate, asdict(options), {**flat, **table}, facts)
+
+
+def _owl(
+    job: Prepared, batches: Sequence[torch.Tensor], asked: float, options: Any, progress: Progress
+) -> tuple[dict[str, float], dict[str, Any]]:
+    shares: dict[str, float] = {}
+    progress.stage("Measuring outliers", len(job.model.blocks))
+    for block, scores in _dense_scores(job, batches, progress):
+        if scores:
+            shares[str(block)] = outlier_share(list(scores.values()), options.outlier)
+    by_block = owl(shares, _block_counts(job), asked, options.spread)
+    return _for_tensors(job, by_block), {"outlier_shares": shares}
+
+
+def _atp(
+    request: PruneRequest, job: Prepared, calibration: TokenSet, asked: float, options: Any, progress: Progress
+) -> tuple[dict[str, float], dict[str, Any]]:
+    counts = _block_counts(job)
+    if options.slope is not None:
+        return _for_tensors(job, arithmetic(counts, asked, options.slope)), {}
+    steepest = steepest_slope(len(counts), asked)
+    slopes = [steepest * step / options.candidates for step in range(options.candidates)]
+    losses = {}
+    for at, slope in enumerate(slopes):
+        progress.stage(f"Trying slope {at + 1} of {len(slopes)}", len(job.pruned_names()))
+        table = _for_tensors(job, arithmetic(counts, asked, slope))
+        losses[slope] = _loss_after_wanda(request, job, calibration, table, progress)
+    best = min(losses, key=losses.__getitem__)
+    facts = {"slope": best, "tried": [{"slope": slope, "calibration_loss": loss} for slope, loss in losses.items()]}
+    return _for_tensors(job, arithmetic(counts, asked, best)), facts
+
+
+def _global(
+    request: PruneRequest,
+    job: Prepared,
+    calibration: TokenSet | None,
+    inside: Sequence[str],
+    asked: float,
+    progress: Progress,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """One threshold on |W|, or where the method reads inputs on Wanda scores over their root mean square per tensor."""
+    histogram = ScoreHistogram()
+    progress.stage("Measuring scores", len(job.model.blocks))
+    if job.pipeline.needs:
+        for _, scores in _dense_scores(job, _batches(request, job, calibration), progress):
+            for name, score in scores.items():
+                histogram.add(name, score / score.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny))
+    else:
+        for name in inside:
+            histogram.add(name, job.checkpoint.read(name).float().abs())
+    return histogram.sparsities(asked), {}
+
+
+def _dense_scores(
+    job: Prepared, batches: Sequence[torch.Tensor], progress: Progress
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """Block by block the Wanda scores (out, in) of its maps to prune, on the dense model's own inputs."""
+    with Stream(job.model, batches) as stream:
+        for block in range(len(job.model.blocks)):
+            tensors = stream.load(block)
+            names = [name for name in job.pruned_names(block) if job.decisions[name].place.role == "linear map"]
+            scores: dict[str, torch.Tensor] = {}
+            same_inputs, norm = SameInputs(), torch.empty(0)
+            for name, inputs in stream.stops(block, names):
+                place = job.decisions[name].place
+                if not same_inputs.repeated(inputs):
+                    norm = _norm(inputs, matrix_shape(place)[1], job.device)
+                scores[name] = as_matrix(place, tensors[name]).to(job.device, torch.float32).abs().mul_(norm)
+            stream.unload(block)
+            progress.advance()
+            yield block, scores
+
+
+def _norm(inputs: Sequence[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
+    squares = SquaredNorm(width, device)
+    for tensor in inputs:
+        squares.add(tensor.detach().reshape(-1, width))
+    return squares.value().sqrt()
+
+
+def _loss_after_wanda(
+    request: PruneRequest, job: Prepared, calibration: TokenSet, table: Mapping[str, float], progress: Progress
+) -> float:
+    """The loss on the calibration text of the model pruned by Wanda as `table` says; nothing is written."""
+    asked = dict.fromkeys(job.pruned_names(), job.pattern.sparsity)
+    patterns = {name: Unstructured(value) for name, value in {**asked, **table}.items()}
+    wanda = make_pipeline("wanda", None, reconstruct=False, options={})
+    settings = Settings(wanda, patterns, request.seed, job.device)
+    batches = _batches(request, job, calibration)
+    with Stream(job.model, batches) as stream:
+        for block in range(len(job.model.blocks)):
+            names = [name for name in job.pruned_names(block) if job.decisions[name].place.role == "linear map"]
+            tensors = stream.load(block)
+            BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress).run(stream, block)
+            stream.unload(block)
+        losses = window_losses(stream, batches)
+    return sum(losses) / len(losses)
+
+
+def _batches(request: PruneRequest, job: Prepared, calibration: TokenSet | None) -> Sequence[torch.Tensor]:
+    assert calibration is not None
+    return calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+
+
+def _block_counts(job: Prepared) -> dict[str, int]:
+    """Weights to prune per block that has any, in order."""
+    counts = {}
+    for block in range(len(job.model.blocks)):
+        count = sum(job.decisions[name].place.entry.count for name in job.pruned_names(block))
+        if count:
+            counts[str(block)] = count
+    return counts
+
+
+def _for_tensors(job: Prepared, by_block: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for block, value in by_block.items() for name in job.pruned_names(int(block))}
