@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from methods._pattern import zeroed
+
 _MOST_RAISES = 8
 
 
@@ -16,6 +18,11 @@ def dense_target(weight: torch.Tensor, statistics: Mapping[str, torch.Tensor], a
     if "cross" not in statistics:
         return weight @ gram
     return weight @ torch.lerp(gram, statistics["cross"], alpha)
+
+
+def raised_damping(asked: float, used: float) -> tuple[str, ...]:
+    """The note for the report, if `damped` had to raise it."""
+    return () if used == asked else (f"damping raised from {asked:g} to {used:g}",)
 
 
 def damped(
@@ -37,3 +44,25 @@ def damped(
         if bool(torch.isfinite(result).all()):
             return result, tried
     raise ValueError("the Gram matrix of its inputs stays singular however much it is damped: use other text or wanda")
+
+
+def conjugate_gradients(
+    matrix: torch.Tensor, aim: torch.Tensor, start: torch.Tensor, keep: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Rows x with x A = aim on the kept places and 0 elsewhere; a row that is solved stays as it is."""
+    solution = zeroed(start, keep)
+    residual = zeroed(aim - solution @ matrix, keep)
+    direction = residual.clone()
+    square = residual.square().sum(1, keepdim=True)
+    tiny = torch.finfo(square.dtype).tiny
+    for _ in range(steps):
+        product = zeroed(direction @ matrix, keep)
+        curvature = (direction * product).sum(1, keepdim=True)
+        length = square / curvature.clamp_min(tiny)
+        length = length.masked_fill(curvature <= tiny, 0.0)
+        solution.addcmul_(length, direction)
+        residual.addcmul_(length, product, value=-1)
+        after = residual.square().sum(1, keepdim=True)
+        direction.mul_(after / square.clamp_min(tiny)).add_(residual)
+        square = after
+    return solution

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from methods._gram import damped
+from methods._gram import conjugate_gradients, damped
 from methods._method import Method, Pruned
-from methods._pattern import NofM, Pattern, Unstructured, keep_highest
+from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
 
 
 @dataclass(frozen=True)
 class Options:
     steps: int = field(default=20, metadata={"help": "alternations in all"})
+    polish: int = field(default=0, metadata={"help": "steps of conjugate gradients on the final mask"})
     mask_steps: int = field(
         default=15, metadata={"help": "of these, how many choose the mask anew (sparsity ramps up)"}
     )
@@ -39,7 +40,7 @@ def prune(
     gram = _scaled(statistics["gram"], scale)
     start = weight.masked_fill(dead, 0.0) * scale
     aim = start @ _damp(_target(statistics, gram, scale, options.alpha), options.damping)
-    inverse, _ = damped(_damp(gram, options.damping + options.rho), 0.0, _inverse)
+    inverse, raised = damped(_damp(gram, options.damping + options.rho), 0.0, _inverse)
     current, dual = start, torch.zeros_like(start)
     keep = torch.ones_like(start, dtype=torch.bool)
     for step in range(1, options.steps + 1):
@@ -49,8 +50,10 @@ def prune(
         sparse = wish.where(keep, 0.0)
         dual = wish - sparse
         current = (aim + options.rho * (sparse - dual)) @ inverse
-    new = (current + dual).where(keep, 0.0) / scale
-    return Pruned(new, keep)
+    new = zeroed(current + dual, keep)
+    if options.polish:
+        new = conjugate_gradients(_damp(gram, options.damping), aim, new, keep, options.polish)
+    return Pruned(zeroed(new / scale, keep), keep)
 
 
 def _scaled(matrix: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

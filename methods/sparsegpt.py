@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods._gram import damped, dense_target
+from methods._gram import damped, dense_target, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_highest_count, pruned_count, zeroed
 
@@ -45,8 +45,7 @@ def prune(
     for first in range(0, inputs, _block_size(options, pattern)):
         last = min(first + _block_size(options, pattern), inputs)
         _solve_block(new, keep, upper, first, last, pattern)
-    notes = () if damping == options.damping else (f"damping raised from {options.damping:g} to {damping:g}",)
-    return Pruned(zeroed(new, keep), keep, notes)
+    return Pruned(zeroed(new, keep), keep, raised_damping(options.damping, damping))
 
 
 def _block_size(options: Options, pattern: Pattern) -> int:

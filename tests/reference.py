@@ -220,3 +220,44 @@ def least_squares(weight: torch.Tensor, keep: torch.Tensor, inputs: torch.Tensor
         solution = torch.linalg.lstsq(inputs[:, places], (inputs @ row)[:, None], driver="gelsd").solution
         new[i, places] = solution[:, 0]
     return new
+
+
+def sparsegpt(
+    weight: torch.Tensor, gram: torch.Tensor, wanted: float | tuple[int, int], block: int, damping: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Optimal brain surgeon from left to right: the inverse over the columns that are left is computed anew each time.
+
+    The mask of `block` columns is chosen at once, from the weights as they are when the block begins; `wanted` is a
+    sparsity, or (n, m) for n kept of every m.
+    """
+    new, hessian = weight.double().clone(), gram.double().clone()
+    hessian += damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
+    rows, inputs = new.shape
+    keep = torch.ones(rows, inputs, dtype=torch.bool)
+    for first in range(0, inputs, block):
+        last = min(first + block, inputs)
+        loss = torch.stack(
+            [new[:, j].square() / torch.linalg.inv(hessian[j:, j:])[0, 0] for j in range(first, last)], dim=1
+        )
+        if isinstance(wanted, float):
+            # Counted over the whole tensor so far, so that no block's rounding is lost.
+            count = math.floor(wanted * rows * last + 1e-9) - int((~keep).sum())
+            order = loss.reshape(-1).sort(stable=True).indices[:count]
+            keep[:, first:last] = ~torch.zeros(rows * (last - first)).bool().scatter(0, order, True).view(rows, -1)
+        else:
+            keep[:, first:last] = keep_n_of_m(loss, *wanted)
+        for j in range(first, last):
+            inverse = torch.linalg.inv(hessian[j:, j:])
+            error = torch.where(keep[:, j], 0.0, new[:, j] / inverse[0, 0])
+            new[:, j:] -= error[:, None] * inverse[0]
+    return keep, torch.where(keep, new, 0.0)
+
+
+def damped_least_squares(weight: torch.Tensor, keep: torch.Tensor, gram: torch.Tensor, damping: float) -> torch.Tensor:
+    """Row by row min ||X (w - v)||^2 + damping ||D (w - v)||^2 over v on the kept places, D^2 = diag(G)."""
+    damped = gram.double() + damping * torch.diag(gram.double().diagonal())
+    new = torch.zeros_like(weight, dtype=torch.float64)
+    for i, row in enumerate(weight.double()):
+        places = keep[i].nonzero()[:, 0]
+        new[i, places] = torch.linalg.solve(damped[places][:, places], (damped @ row)[places])
+    return new

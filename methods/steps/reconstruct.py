@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods._gram import dense_target
+from methods._gram import conjugate_gradients, dense_target
 from methods._method import Pruned, Step
 from methods._pattern import Pattern, zeroed
 
@@ -37,30 +37,8 @@ def improve(
     scaled = gram / scale / scale[:, None]
     aim = dense_target(weight, statistics, options.alpha) / scale + options.damping * weight * scale
     scaled.diagonal().add_(options.damping)
-    solution = _conjugate_gradients(scaled, aim, pruned.weight * scale, keep, options.steps)
+    solution = conjugate_gradients(scaled, aim, pruned.weight * scale, keep, options.steps)
     return Pruned(zeroed(solution / scale, keep), keep, pruned.notes)
-
-
-def _conjugate_gradients(
-    matrix: torch.Tensor, aim: torch.Tensor, start: torch.Tensor, keep: torch.Tensor, steps: int
-) -> torch.Tensor:
-    """Rows x with x A = aim on the kept places and 0 elsewhere; a row that is solved stays as it is."""
-    solution = zeroed(start, keep)
-    residual = zeroed(aim - solution @ matrix, keep)
-    direction = residual.clone()
-    square = residual.square().sum(1, keepdim=True)
-    tiny = torch.finfo(square.dtype).tiny
-    for _ in range(steps):
-        product = zeroed(direction @ matrix, keep)
-        curvature = (direction * product).sum(1, keepdim=True)
-        length = square / curvature.clamp_min(tiny)
-        length = length.masked_fill(curvature <= tiny, 0.0)
-        solution.addcmul_(length, direction)
-        residual.addcmul_(length, product, value=-1)
-        after = residual.square().sum(1, keepdim=True)
-        direction.mul_(after / square.clamp_min(tiny)).add_(residual)
-        square = after
-    return solution
 
 
 STEP = Step(
