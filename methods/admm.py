@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from methods._gram import conjugate_gradients, damped
+from methods._gram import conjugate_gradients, damped, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
 
@@ -40,7 +40,8 @@ def prune(
     gram = _scaled(statistics["gram"], scale)
     start = weight.masked_fill(dead, 0.0) * scale
     aim = start @ _damp(_target(statistics, gram, scale, options.alpha), options.damping)
-    inverse, raised = damped(_damp(gram, options.damping + options.rho), 0.0, _inverse)
+    gram.diagonal()[dead] = 1.0
+    inverse, damping = damped(gram, options.damping + options.rho, _inverse)
     current, dual = start, torch.zeros_like(start)
     keep = torch.ones_like(start, dtype=torch.bool)
     for step in range(1, options.steps + 1):
@@ -53,7 +54,7 @@ def prune(
     new = zeroed(current + dual, keep)
     if options.polish:
         new = conjugate_gradients(_damp(gram, options.damping), aim, new, keep, options.polish)
-    return Pruned(zeroed(new / scale, keep), keep)
+    return Pruned(zeroed(new / scale, keep), keep, raised_damping(options.damping + options.rho, damping))
 
 
 def _scaled(matrix: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

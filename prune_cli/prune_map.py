@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from calibration.statistics import sum_dtype
 from methods._pattern import Pattern
 from prune_cli.errors import PruneError
 from prune_cli.model import Place
 from prune_cli.pipeline import Pipeline
 from prune_cli.plan import matrix_shape
+
+# Weights up to 2 to this power, either way, are left as they are.
+_ORDINARY = 32
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ def prune_map(
                 f"The inputs of {name} are not finite ({statistic}): the forward pass overflows; try --dtype float32."
             )
     weight = as_matrix(place, stored).to(settings.device, torch.float32)
+    scale = _power_to_ordinary(weight)
+    weight = weight if scale == 1 else weight * scale
     generator = torch.Generator().manual_seed(_seed_of(name, settings.seed))
     pipeline, pattern = settings.pipeline, settings.patterns[name]
     try:
@@ -58,7 +65,8 @@ def prune_map(
     except ValueError as error:
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     measured = None if rows is None else _output_error(rows, weight, result.weight)
-    return PrunedMap(as_stored(place, result.weight, stored.dtype), measured, result.notes)
+    new = result.weight if scale == 1 else result.weight / scale
+    return PrunedMap(as_stored(place, new, stored.dtype), measured, result.notes)
 
 
 def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:
@@ -71,10 +79,18 @@ def as_stored(place: Place, matrix: torch.Tensor, dtype: torch.dtype) -> torch.T
     return oriented.to(dtype).reshape(place.entry.shape).contiguous()
 
 
+def _power_to_ordinary(weight: torch.Tensor) -> float:
+    """A power of two that brings weights whose products would leave float32's range to around 1; else 1."""
+    largest = float(weight.abs().amax()) if weight.numel() else 0.0
+    if largest == 0 or not math.isfinite(largest) or 2.0**-_ORDINARY < largest < 2.0**_ORDINARY:
+        return 1.0
+    return 2.0 ** -math.frexp(largest)[1]
+
+
 def _output_error(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> float:
-    lost = torch.linalg.vector_norm(rows @ (weight - new).T).square()
-    whole = torch.linalg.vector_norm(rows @ weight.T).square()
-    return float(lost / whole) if whole > 0 else 0.0
+    lost = torch.linalg.vector_norm(rows @ (weight - new).T, dtype=sum_dtype(rows.device))
+    whole = torch.linalg.vector_norm(rows @ weight.T, dtype=sum_dtype(rows.device))
+    return float(lost / whole) ** 2 if whole > 0 else 0.0
 
 
 def _seed_of(name: str, seed: int) -> int:
