@@ -1,11 +1,31 @@
 """Accumulators over the inputs of one linear map; every map that reads the same input tensor shares them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 
 _CACHED_ROWS = 128
+# Rows of a Gram matrix that are made at once where the matrix does not fit the device.
+_BAND = 1024
+# Their 8 or 11 significant bits fit TF32's 11, and the tensor cores sum in float32: such products lose nothing.
+_EXACT_IN_TF32 = (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def _tensor_cores(wanted: bool) -> Iterator[None]:
+    """Within, float32 products on a CUDA device round their factors to TF32."""
+    if not wanted:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -83,15 +103,26 @@ class Variance:
 
 
 class Gram:
-    """`gram` (in, in): the sum over tokens of x^T x; with a second stream of inputs, `cross`: of y^T x."""
+    """`gram` (in, in): the sum over tokens of x^T x; with a second stream of inputs, `cross`: of y^T x.
 
-    def __init__(self, inputs: int, device: torch.device) -> None:
-        self._sum = torch.zeros(inputs, inputs, device=device)
+    It is kept on `home`; a product that does not fit the inputs' device whole is made there `in_bands`.
+    """
+
+    def __init__(self, inputs: int, home: torch.device, *, in_bands: bool = False) -> None:
+        self._sum = torch.zeros(inputs, inputs, device=home)
+        self._band = _BAND if in_bands else inputs
 
     def add(self, rows: torch.Tensor, others: torch.Tensor | None = None) -> None:
         """Take in `rows` x (tokens, in), and `others` y (tokens, in) for a cross product, of any float dtype."""
-        rows = rows.float()
-        self._sum.addmm_((rows if others is None else others.float()).T, rows)
+        left = rows if others is None else others
+        with _tensor_cores(rows.is_cuda and rows.dtype in _EXACT_IN_TF32 and left.dtype in _EXACT_IN_TF32):
+            rows, left = rows.float(), left.float()
+            if self._band >= len(self._sum):
+                self._sum.addmm_(left.T, rows)
+                return
+            for first in range(0, len(self._sum), self._band):
+                band = slice(first, first + self._band)
+                self._sum[band] += (left[:, band].T @ rows).to(self._sum.device)
 
     def value(self) -> torch.Tensor:
         return self._sum

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from prune_cli.checkpoint import TensorEntry
-from prune_cli.plan import pruned_parameters
+from prune_cli.memory import gram_bytes
+from prune_cli.plan import matrix_shape, pruned_parameters
 from prune_cli.prepare import Prepared, prepare
 from prune_cli.report import gain_of_zeros
-from prune_cli.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest
+from prune_cli.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest, Target
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
 _LIBRARIES = 400 << 20
@@ -60,7 +60,7 @@ def dry_run(request: PruneRequest) -> DryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
     job = prepare(request)
     tokens = _tokens(request, job)
-    work = _working_memory(job, tokens)
+    work = _working_memory(job, tokens, request.target)
     on_cpu = job.device.type == "cpu"
     largest = max(_block_bytes(job, index, stored=True) for index in range(len(job.model.blocks)))
     return DryRun(
@@ -106,21 +106,20 @@ def _classes(job: Prepared) -> list[ClassOfTensors]:
     ]
 
 
-def _working_memory(job: Prepared, tokens: int | None) -> int:
-    """Weights of a block as computed with, its largest map a few times over, and the paused hidden states."""
+def _working_memory(job: Prepared, tokens: int | None, target: Target) -> int:
+    """Weights of a block as computed with, its largest map a few times over, Gram matrices, paused hidden states."""
     itemsize = job.dtype.itemsize
+    streams = 2 if target == "dense" else 1
     largest_map = max((job.checkpoint.entries[name].count for name in job.pruned_names()), default=0)
     if tokens is None:
         return 4 * 4 * largest_map
     block = max(_block_bytes(job, index, stored=False) for index in range(len(job.model.blocks)))
     outside = sum(_outside(job)) * itemsize
-    widest = max((_inputs(job.checkpoint.entries[name]) for name in job.pruned_names()), default=0)
+    widest = max((matrix_shape(job.decisions[name].place)[1] for name in job.pruned_names()), default=0)
     states = int(tokens * (_STATES_BESIDE_WIDEST * job.model.hidden_size + widest)) * itemsize
-    return max(outside, block + 4 * 4 * largest_map) + states
-
-
-def _inputs(entry: TensorEntry) -> int:
-    return max(entry.shape) if entry.shape else 0
+    gram = gram_bytes(widest, streams) if "gram" in job.pipeline.needs else 0
+    copies = (4 if gram == 0 else 8) * 4 * largest_map
+    return max(streams * outside, streams * block + copies + gram) + streams * states
 
 
 def _outside(job: Prepared) -> list[int]:

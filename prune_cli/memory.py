@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+# A scaled copy, its factor and its inverse.
+_SOLVER_MATRICES = 3
 _STATUS = Path("/proc/self/status")
 
 
@@ -30,6 +32,20 @@ class PeakMemory:
     @property
     def device_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+
+
+def home_of_gram(inputs: int, device: torch.device, matrices: int) -> torch.device:
+    """Where `matrices` float32 matrices (inputs, inputs) and the solver's own are kept: `device`, else the host."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return device if gram_bytes(inputs, matrices) <= free else torch.device("cpu")
+
+
+def gram_bytes(inputs: int, matrices: int) -> int:
+    """Of `matrices` float32 matrices (inputs, inputs) and of those that a solver makes beside them."""
+    return (matrices + _SOLVER_MATRICES) * 4 * inputs**2
 
 
 def return_freed_memory() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from calibration.statistics import ACCUMULATORS, Accumulator, Gram, RowSketch
 from prune_cli.lockstep import SameInputs
-from prune_cli.memory import return_freed_memory
+from prune_cli.memory import home_of_gram, return_freed_memory
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
@@ -37,8 +37,12 @@ class InputStatistics:
     def __init__(
         self, needs: Sequence[str], inputs: int, tokens: int, device: torch.device, *, with_dense: bool
     ) -> None:
-        self._accumulators: dict[str, Accumulator] = {name: ACCUMULATORS[name](inputs, device) for name in needs}
-        self._cross = Gram(inputs, device) if with_dense else None
+        home = home_of_gram(inputs, device, 1 + with_dense) if "gram" in needs else device
+        self._accumulators: dict[str, Accumulator] = {
+            name: Gram(inputs, home, in_bands=home != device) if name == "gram" else ACCUMULATORS[name](inputs, device)
+            for name in needs
+        }
+        self._cross = Gram(inputs, home, in_bands=home != device) if with_dense else None
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
 

@@ -16,6 +16,7 @@ from prune_cli.model import Place
 from prune_cli.pipeline import Pipeline
 from prune_cli.plan import matrix_shape
 
+_ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"
 # Weights up to 2 to this power, either way, are left as they are.
 _ORDINARY = 32
 
@@ -53,7 +54,12 @@ def prune_map(
             raise PruneError(
                 f"The inputs of {name} are not finite ({statistic}): the forward pass overflows; try --dtype float32."
             )
-    weight = as_matrix(place, stored).to(settings.device, torch.float32)
+    device, on_host = settings.device, ()
+    if "gram" in statistics and statistics["gram"].device != device:
+        device, on_host = statistics["gram"].device, (_ON_HOST,)
+        statistics = {statistic: value.to(device) for statistic, value in statistics.items()}
+        rows = None if rows is None else rows.to(device)
+    weight = as_matrix(place, stored).to(device, torch.float32)
     scale = _power_to_ordinary(weight)
     weight = weight if scale == 1 else weight * scale
     generator = torch.Generator().manual_seed(_seed_of(name, settings.seed))
@@ -66,7 +72,7 @@ def prune_map(
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     measured = None if rows is None else _output_error(rows, weight, result.weight)
     new = result.weight if scale == 1 else result.weight / scale
-    return PrunedMap(as_stored(place, new, stored.dtype), measured, result.notes)
+    return PrunedMap(as_stored(place, new, stored.dtype), measured, (*result.notes, *on_host))
 
 
 def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:

@@ -74,6 +74,16 @@ def test_gram_of_two_streams() -> None:
     torch.testing.assert_close(gram.value(), (y.double().T @ x.double()).float(), rtol=1e-5, atol=1e-3)
 
 
+def test_gram_in_bands_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.statistics._BAND", 3)
+    x, y = tokens(40, 8, seed=1), tokens(40, 8, seed=2)
+    whole, bands = Gram(8, CPU), Gram(8, CPU, in_bands=True)
+    for gram in (whole, bands):
+        gram.add(x)
+        gram.add(x, y)
+    torch.testing.assert_close(bands.value(), whole.value())
+
+
 @pytest.mark.parametrize("name", sorted(ACCUMULATORS))
 def test_inputs_are_not_changed(name: str) -> None:
     rows = tokens(200, 4)
