@@ -102,6 +102,38 @@ class Variance:
         return (self._squares / max(self._tokens, 1)).float()
 
 
+class SampleSum:
+    """`sample_sum` (in,): the mean over samples of the sum over a sample's tokens."""
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self._sum = torch.zeros(inputs, dtype=sum_dtype(device), device=device)
+        self._samples = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in `rows` (tokens, in) of one sample."""
+        self._sum += rows.float().sum(0)
+        self._samples += 1
+
+    def value(self) -> torch.Tensor:
+        return (self._sum / max(self._samples, 1)).float()
+
+
+class WithinVariance:
+    """`within_variance` (in,): the mean over samples of the variance within a sample."""
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self._sum = torch.zeros(inputs, dtype=sum_dtype(device), device=device)
+        self._tokens = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in `rows` (tokens, in) of one sample."""
+        self._sum += rows.float().var(0, unbiased=False) * len(rows)
+        self._tokens += len(rows)
+
+    def value(self) -> torch.Tensor:
+        return (self._sum / max(self._tokens, 1)).float()
+
+
 class Gram:
     """`gram` (in, in): the sum over tokens of x^T x; with a second stream of inputs, `cross`: of y^T x.
 
@@ -167,4 +199,8 @@ ACCUMULATORS: dict[str, Callable[[int, torch.device], Accumulator]] = {
     "mean": Mean,
     "variance": Variance,
     "gram": Gram,
+    "sample_sum": SampleSum,
+    "within_variance": WithinVariance,
 }
+# Of these, the ones that take in one sample at a time.
+BY_SAMPLE = frozenset({"sample_sum", "within_variance"})

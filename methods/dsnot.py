@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 
 from methods import magnitude, sparsegpt, wanda
+from methods._dsnot_released import exchange
 from methods._method import Method, Pruned
-from methods._pattern import Pattern
+from methods._pattern import Pattern, zeroed
 from methods.steps import dsnot
 
 _STARTS = {"wanda": wanda.METHOD, "magnitude": magnitude.METHOD, "sparsegpt": sparsegpt.METHOD}
@@ -18,6 +19,13 @@ _STARTS = {"wanda": wanda.METHOD, "magnitude": magnitude.METHOD, "sparsegpt": sp
 class Options(dsnot.Options):
     start: Literal["wanda", "magnitude", "sparsegpt"] = field(
         default="wanda", metadata={"help": "the method whose mask is the start; kept weights stay dense"}
+    )
+    released: bool = field(
+        default=False,
+        metadata={
+            "help": "do as the authors' released code does: sums per sample, an unscaled threshold, walks past the end "
+            "of its lists (stop=sign is its other stop; --calibrate-by block its protocol)"
+        },
     )
 
 
@@ -31,7 +39,19 @@ def prune(
     """The mask of `options.start` within each row, then the step `dsnot` on (out, in)."""
     start = _STARTS[options.start]
     begun = start.prune(weight, statistics, pattern, _options_of(options.start), generator)
-    return dsnot.improve(weight, begun, statistics, pattern, options)
+    if not options.released:
+        return dsnot.improve(weight, begun, statistics, pattern, options)
+    keep = exchange(
+        weight,
+        begun.keep,
+        statistics,
+        pattern,
+        max_cycles=options.max_cycles,
+        threshold=options.threshold,
+        power=options.power,
+        stop_on_sign=options.stop == "sign",
+    )
+    return Pruned(zeroed(weight, keep), keep, begun.notes)
 
 
 def _options_of(start: str) -> object:
@@ -39,8 +59,9 @@ def _options_of(start: str) -> object:
     return magnitude.Options(per="row") if start == "magnitude" else _STARTS[start].options()
 
 
-def _needs_of_start(options: Options) -> tuple[str, ...]:
-    return _STARTS[options.start].needs
+def _needs_of_options(options: Options) -> tuple[str, ...]:
+    released = ("sample_sum", "within_variance") if options.released else ()
+    return (*_STARTS[options.start].needs, *released)
 
 
 METHOD = Method(
@@ -50,5 +71,5 @@ METHOD = Method(
     needs=dsnot.STEP.needs,
     prune=prune,
     options=Options,
-    more_needs=_needs_of_start,
+    more_needs=_needs_of_options,
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from calibration.statistics import ACCUMULATORS, Accumulator, Gram, RowSketch
+from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Gram, RowSketch
 from prune_cli.lockstep import SameInputs
 from prune_cli.memory import home_of_gram, return_freed_memory
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
@@ -49,8 +49,9 @@ class InputStatistics:
     def add(self, tensor: torch.Tensor, dense: torch.Tensor | None = None) -> None:
         """Take in the input of one batch, (..., in), and what the dense model has in its place."""
         rows = tensor.detach().reshape(-1, tensor.shape[-1])
-        for accumulator in self._accumulators.values():
-            accumulator.add(rows)
+        for name, accumulator in self._accumulators.items():
+            for part in rows.split(tensor.shape[-2]) if name in BY_SAMPLE else (rows,):
+                accumulator.add(part)
         self._sketch.add(rows)
         if self._cross is not None and dense is not None:
             self._cross.add(rows, dense.detach().reshape(rows.shape))

@@ -84,6 +84,14 @@ def test_gram_in_bands_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(bands.value(), whole.value())
 
 
+def test_statistics_by_sample() -> None:
+    rows = tokens(60, 4)
+    samples = rows.double().view(3, 20, 4)
+    total, spread = (feed(ACCUMULATORS[name](4, CPU), rows, [20, 20, 20]) for name in ("sample_sum", "within_variance"))
+    torch.testing.assert_close(total.double(), samples.sum(1).mean(0), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(spread.double(), samples.var(1, unbiased=False).mean(0), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted(ACCUMULATORS))
 def test_inputs_are_not_changed(name: str) -> None:
     rows = tokens(200, 4)

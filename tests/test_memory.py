@@ -49,7 +49,8 @@ def test_twice_the_blocks_take_the_same_memory(arguments: list[str], tmp_path: P
         model = save_tiny(tmp_path / f"model-{blocks}", "llama-untied", num_hidden_layers=blocks, **WIDE)
         out = tmp_path / f"out-{blocks}"
         peaks.append(peak_of("prune", model, out, "--calibration", tokens, *arguments, "-q"))
-    assert peaks[1] < 1.05 * peaks[0]
+    # The solver's large matrices come and go, which makes its peak a matter of a few percent either way.
+    assert peaks[1] < (1.1 if "best" in arguments else 1.05) * peaks[0]
     # The other blocks would have taken much more than the tolerance.
     assert 0.1 * peaks[0] < 6 * BLOCK_BYTES
     streams = 2 if "best" in arguments else 1

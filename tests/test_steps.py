@@ -78,6 +78,39 @@ def test_dsnot_equals_the_reference_step_by_step(pattern: Pattern, stop: Literal
     assert not torch.equal(keep, start)
 
 
+def _samples(samples: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A weight, and the statistics of inputs that come as samples of 60 tokens."""
+    weight, x = make(40, 48)
+    parts = x[: samples * 60].split(60)
+    known = reference.statistics(x[: samples * 60])
+    known["sample_sum"] = torch.stack([part.sum(0) for part in parts]).mean(0)
+    known["within_variance"] = torch.stack([part.var(0, unbiased=False) for part in parts]).mean(0)
+    return weight, known
+
+
+@pytest.mark.parametrize("stop", ["sign", "never"])
+def test_dsnot_as_released_is_the_paper_while_no_list_ends(stop: Literal["sign", "never"]) -> None:
+    """One sample, no threshold and few cycles: then only the units differ, and the masks do not."""
+    weight, known = _samples(1)
+    method, pattern = load_method("dsnot"), Unstructured(0.5)
+    shared = {"max_cycles": 5, "threshold": 0.0, "stop": stop}
+    generator = torch.Generator()
+    ours = method.prune(weight, known, pattern, method.options(**shared), generator).keep
+    released = method.prune(weight, known, pattern, method.options(released=True, **shared), generator).keep
+    assert not torch.equal(ours, wanda(weight, make(40, 48)[1], pattern).keep)
+    assert torch.equal(ours, released)
+
+
+def test_dsnot_as_released_misses_the_sparsity_where_a_list_ends() -> None:
+    """The trap that the released code is known for; ours keeps the count of every row."""
+    weight, known = _samples(5)
+    method, pattern = load_method("dsnot"), Unstructured(0.7)
+    released = method.prune(weight, known, pattern, method.options(released=True), torch.Generator()).keep
+    assert len(set((~released).sum(1).tolist())) > 1
+    ours = method.prune(weight, known, pattern, method.options(stop="never"), torch.Generator()).keep
+    assert (~ours).sum(1).tolist() == [33] * 40
+
+
 def test_the_method_dsnot_is_its_start_and_the_step() -> None:
     weight, x = make(16, 32)
     statistics = reference.statistics(x)

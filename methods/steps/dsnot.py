@@ -23,12 +23,8 @@ class Options:
         default="error",
         metadata={
             "help": "when a row stops early: error, where an exchange would not lower its estimated squared error; "
-            "sign, where the expected error would change its sign; never (as the authors' code: threshold only)"
+            "sign, where the expected error would change its sign; never: only the threshold stops it"
         },
-    )
-    absolute: bool = field(
-        default=False,
-        metadata={"help": "compare the threshold with the expected error itself (authors' code: 0.1 / seq_len)"},
     )
 
 
@@ -74,7 +70,7 @@ class _Rows:
         lost = self.contribution.masked_fill(keep, 0.0)
         self.error = lost.sum(1)
         size = (self.error.square() + self.spread.masked_fill(keep, 0.0).sum(1)).sqrt()
-        self._threshold = torch.full_like(size, options.threshold) if options.absolute else options.threshold * size
+        self._threshold = options.threshold * size
         self._sign = self.error.sign()
         self.active = self.error.abs() > self._threshold
         per_variance = lost / statistics["variance"].clamp_min(torch.finfo(weight.dtype).tiny).pow(options.power)
