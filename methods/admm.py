@@ -12,13 +12,10 @@ from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
 
 @dataclass(frozen=True)
 class Options:
-    steps: int = field(default=20, metadata={"help": "alternations in all"})
-    polish: int = field(default=0, metadata={"help": "steps of conjugate gradients on the final mask"})
-    mask_steps: int = field(
-        default=15, metadata={"help": "of these, how many choose the mask anew (sparsity ramps up)"}
-    )
+    steps: int = field(default=15, metadata={"help": "alternations; the sparsity ramps up to the last"})
+    polish: int = field(default=10, metadata={"help": "steps of conjugate gradients on the final mask"})
     rho: float = field(default=1.0, metadata={"help": "weight of the constraint"})
-    damping: float = field(default=0.1, metadata={"help": "added to the Gram matrix scaled to a unit diagonal"})
+    damping: float = field(default=0.03, metadata={"help": "added to the Gram matrix scaled to a unit diagonal"})
     alpha: float = field(default=0.75, metadata={"help": "with --target dense: how far to follow the dense model"})
 
 
@@ -43,17 +40,14 @@ def prune(
     gram.diagonal()[dead] = 1.0
     inverse, damping = damped(gram, options.damping + options.rho, _inverse)
     current, dual = start, torch.zeros_like(start)
-    keep = torch.ones_like(start, dtype=torch.bool)
+    sparse, keep = start, torch.ones_like(start, dtype=torch.bool)
     for step in range(1, options.steps + 1):
         wish = current + dual
-        if step <= options.mask_steps:
-            keep = keep_highest(wish.abs(), _ramped(pattern, step / options.mask_steps))
-        sparse = wish.where(keep, 0.0)
+        keep = keep_highest(wish.abs(), _ramped(pattern, step / options.steps))
+        sparse = zeroed(wish, keep)
         dual = wish - sparse
         current = (aim + options.rho * (sparse - dual)) @ inverse
-    new = zeroed(current + dual, keep)
-    if options.polish:
-        new = conjugate_gradients(_damp(gram, options.damping), aim, new, keep, options.polish)
+    new = conjugate_gradients(_damp(gram, options.damping), aim, zeroed(current + dual, keep), keep, options.polish)
     return Pruned(zeroed(new / scale, keep), keep, raised_damping(options.damping + options.rho, damping))
 
 
@@ -90,7 +84,7 @@ def _ramped(pattern: Pattern, progress: float) -> Pattern:
 METHOD = Method(
     summary="solves for the mask and the kept weights together by ADMM on the inputs' Gram matrix; the strongest",
     paper="Boža, Fast and Effective Weight Update for Pruned Large Language Models, arXiv:2401.02938",
-    cost="one forward pass, a Gram matrix and an inverse per distinct input, 20 products (out, in) x (in, in)",
+    cost="one forward pass, a Gram matrix and an inverse per distinct input, 27 products (out, in) x (in, in)",
     needs=("gram",),
     prune=prune,
     options=Options,
