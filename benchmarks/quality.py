@@ -1,54 +1,101 @@
-"""Every method on one model at several sparsities: the table in the README.
+"""Methods, steps and presets on one model at several sparsities: the tables of docs/quality.md.
 
-    python benchmarks/quality.py examples/demo-model --data builtin --data-eval builtin
+    python benchmarks/quality.py examples/demo-model --data builtin --data-eval builtin --out demo.json
 
-Prints Markdown; perplexity on the evaluation text, the sparsity counted in the written files.
+Every run is a process of its own, watched from outside. Results go to --out as they come, and a second call goes on
+where the first one stopped; Markdown is printed at the end. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from methods import load_method, method_names
-from prune_cli import prune
+from watch import watch
+
 from prune_cli.architecture import calm_libraries
 from prune_cli.markdown import table
-from prune_cli.report import Report
+from prune_cli.measure import EvaluationRequest, measure
 
-LEVELS: dict[str, dict[str, object]] = {
-    "50 %": {"sparsity": 0.5},
-    "60 %": {"sparsity": 0.6},
-    "70 %": {"sparsity": 0.7},
-    "2:4": {"pattern": "2:4"},
-    "4:8": {"pattern": "4:8"},
+LEVELS: dict[str, list[str]] = {
+    "50 %": ["--sparsity", "0.5"],
+    "60 %": ["--sparsity", "0.6"],
+    "70 %": ["--sparsity", "0.7"],
+    "2:4": ["--pattern", "2:4"],
+    "4:8": ["--pattern", "4:8"],
+}
+DENSE = ["--target", "dense"]
+SWAPS = ["--refine", "swaps"]
+# What a row's name stands for.
+COMBINATIONS: dict[str, list[str]] = {
+    "random": ["-m", "random"],
+    "magnitude": ["-m", "magnitude"],
+    "wanda (fast)": ["--preset", "fast"],
+    "ria": ["-m", "ria"],
+    "dsnot": ["-m", "dsnot"],
+    "dsnot from magnitude": ["-m", "dsnot", "-o", "start=magnitude"],
+    "dsnot from sparsegpt": ["-m", "dsnot", "-o", "start=sparsegpt"],
+    "wanda + swaps": ["-m", "wanda", *SWAPS],
+    "wanda + swaps, dense target": ["-m", "wanda", *SWAPS, *DENSE],
+    "sparsegpt": ["-m", "sparsegpt"],
+    "sparsegpt, dense target": ["-m", "sparsegpt", *DENSE],
+    "wanda + swaps + reconstruct, dense target": ["-m", "wanda", *SWAPS, "--reconstruct", *DENSE],
+    "admm (balanced)": ["--preset", "balanced"],
+    "admm, dense target (best)": ["--preset", "best"],
+}
+ALLOCATIONS = ("erk", "global", "owl", "atp")
+ALLOCATED: dict[str, list[str]] = {
+    f"{name}, {allocation}": [*COMBINATIONS[name], "--allocate", allocation]
+    for name in ("wanda (fast)", "sparsegpt", "admm, dense target (best)")
+    for allocation in ALLOCATIONS
 }
 
 
-SWAPS: dict[str, object] = {"refine": "swaps"}
-FIT: dict[str, object] = {"reconstruct": True}
-DENSE: dict[str, object] = {"target": "dense"}
-# What a row's name stands for, beside every method by itself.
-COMBINATIONS: dict[str, dict[str, object]] = {
-    **{method: {"method": method} for method in method_names()},
-    "wanda + swaps": {"method": "wanda", **SWAPS},
-    "wanda + swaps + reconstruct": {"method": "wanda", **SWAPS, **FIT},
-    "wanda + swaps + reconstruct, dense target": {"method": "wanda", **SWAPS, **FIT, **DENSE},
-    "sparsegpt, dense target": {"method": "sparsegpt", **DENSE},
-    "admm, dense target": {"method": "admm", **DENSE},
-}
+def run(model: Path, options: Sequence[str], arguments: argparse.Namespace) -> dict[str, float]:
+    """Prune in a process of its own, then compare with the dense model."""
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        out = str(Path(folder) / "out")
+        text = [] if "magnitude" in options or "random" in options else ["--calibration", arguments.data]
+        pruned = watch([sys.executable, "-m", "prune_cli", "prune", str(model), out, *options, *text, "-q", "--json"])
+        report: dict[str, Any] = json.loads(pruned.stdout)
+        request = EvaluationRequest(model=out, data=arguments.data_eval, against=str(model))
+        comparison = measure(request).comparison
+    assert comparison is not None
+    return {
+        "dense_perplexity": comparison.dense.perplexity,
+        "perplexity": comparison.model.perplexity,
+        "loss_increase": comparison.loss_increase,
+        "kl": comparison.kl_from_dense,
+        "seconds": report["seconds"],
+        "peak_mib": pruned.peak_bytes / 2**20,
+        "sparsity": report["totals"]["sparsity_of_pruned"],
+    }
 
 
-def measure(model: Path, options: dict[str, object], arguments: argparse.Namespace) -> Report:
-    text = {"calibration": arguments.data} if load_method(str(options["method"])).needs else {}
-    with tempfile.TemporaryDirectory() as folder:
-        return prune(model, Path(folder) / "out", eval=arguments.data_eval, **text, **options)
+def collect(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """All results by row and level; the file is written after each, so that nothing is measured twice."""
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for name, options in {**COMBINATIONS, **ALLOCATED}.items():
+        for level in arguments.levels:
+            if level in results.get(name, {}) or (name in ALLOCATED and ":" in level):
+                continue
+            results.setdefault(name, {})[level] = run(arguments.model, [*options, *LEVELS[level]], arguments)
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"{name} {level}: {results[name][level]}", file=sys.stderr)
+    return results
 
 
-def perplexities(report: Report) -> tuple[float, float]:
-    assert report.evaluation is not None
-    return report.evaluation.before.perplexity, report.evaluation.after.perplexity
+def rows(results: dict[str, dict[str, dict[str, float]]], levels: Sequence[str], key: str, digits: int) -> str:
+    lines = [
+        [name, *(f"{line[level][key]:.{digits}f}" if level in line else "–" for level in levels)]
+        for name, line in results.items()
+    ]
+    return table(["", *levels], lines)
 
 
 def main() -> None:
@@ -57,18 +104,21 @@ def main() -> None:
     parser.add_argument("--data", default="builtin", help="calibration text")
     parser.add_argument("--data-eval", default="builtin", help="evaluation text")
     parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=list(LEVELS))
+    parser.add_argument("--out", type=Path, default=Path("quality.json"), help="where the results are kept")
+    parser.add_argument("--scratch", type=Path, help="where the outputs go")
     arguments = parser.parse_args()
     calm_libraries()
-    rows: list[list[str]] = []
-    dense = 0.0
-    for name, combination in COMBINATIONS.items():
-        row = [name]
-        for level in arguments.levels:
-            dense, pruned = perplexities(measure(arguments.model, {**combination, **LEVELS[level]}, arguments))
-            row.append(f"{pruned:.2f}")
-        rows.append(row)
-    print(f"Perplexity of {arguments.model} on {arguments.data_eval}, dense {dense:.2f}\n")
-    print(table(["method", *arguments.levels], rows))
+    results = collect(arguments)
+    dense = next(iter(results["wanda (fast)"].values()))["dense_perplexity"]
+    print(f"{arguments.model} calibrated on {arguments.data}, evaluated on {arguments.data_eval}: dense {dense:.3f}")
+    for key, title, digits in (
+        ("perplexity", "Perplexity", 2),
+        ("loss_increase", "Increase of the loss, nats per token", 4),
+        ("kl", "KL divergence from the dense model, nats per token", 4),
+        ("seconds", "Seconds", 1),
+        ("peak_mib", "Peak memory, MiB", 0),
+    ):
+        print(f"\n### {title}\n\n{rows(results, arguments.levels, key, digits)}")
 
 
 if __name__ == "__main__":

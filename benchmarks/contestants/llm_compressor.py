@@ -1,4 +1,4 @@
-"""llm_compressor.py MODEL TOKENS BATCH OUT: Wanda at 50 % with llm-compressor's oneshot, in its own environment.
+"""llm_compressor.py MODEL TOKENS BATCH OUT [sparsegpt]: 50 % with llm-compressor's oneshot, in its own environment.
 
 Prints one line of JSON: the seconds of oneshot and of saving. Imports and loading the model are left out of both.
 """
@@ -12,17 +12,18 @@ import time
 
 import torch
 from llmcompressor import oneshot
-from llmcompressor.modifiers.pruning import WandaPruningModifier
+from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 
-def main(model_folder: str, tokens: str, batch: str, out: str) -> None:
+def main(model_folder: str, tokens: str, batch: str, out: str, method: str = "wanda") -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     ids = load_file(tokens)["input_ids"]
     batches = DataLoader([{"input_ids": row} for row in ids], batch_size=int(batch))  # pyright: ignore[reportArgumentType]
-    recipe = WandaPruningModifier(sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["re:.*lm_head"])
+    modifier = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[method]
+    recipe = modifier(sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["re:.*lm_head"])
     begun = time.monotonic()
     oneshot(model=model, dataset=batches, recipe=recipe, num_calibration_samples=len(ids))
     pruned = time.monotonic()
