@@ -80,7 +80,7 @@ def run(model: Path, options: Sequence[str], arguments: argparse.Namespace) -> d
 def collect(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """All results by row and level; the file is written after each, so that nothing is measured twice."""
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    for name, options in {**COMBINATIONS, **ALLOCATED}.items():
+    for name, options in {**COMBINATIONS, **(ALLOCATED if arguments.allocations else {})}.items():
         for level in arguments.levels:
             if level in results.get(name, {}) or (name in ALLOCATED and ":" in level):
                 continue
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--data", default="builtin", help="calibration text")
     parser.add_argument("--data-eval", default="builtin", help="evaluation text")
     parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=list(LEVELS))
+    parser.add_argument("--allocations", action="store_true", help="also with every --allocate, where there are rows")
     parser.add_argument("--out", type=Path, default=Path("quality.json"), help="where the results are kept")
     parser.add_argument("--scratch", type=Path, help="where the outputs go")
     arguments = parser.parse_args()

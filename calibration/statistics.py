@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 
 _CACHED_ROWS = 128
-# Rows of a Gram matrix that are made at once where the matrix does not fit the device.
-_BAND = 1024
+# A Gram matrix is made in this many bands of rows, none so narrow that its product is slow.
+_BANDS, _LEAST_BAND = 8, 256
 # Their 8 or 11 significant bits fit TF32's 11, and the tensor cores sum in float32: such products lose nothing.
 _EXACT_IN_TF32 = (torch.bfloat16, torch.float16)
 
@@ -88,18 +88,24 @@ class Variance:
         """Take in `rows` (tokens, in) of any float dtype."""
         if not len(rows):
             return
-        rows = rows.float()
-        mean = rows.sum(0, dtype=self._mean.dtype) / len(rows)
-        centred = SquaredNorm(rows.shape[1], rows.device)
-        for chunk in rows.split(_CACHED_ROWS if rows.device.type == "cpu" else len(rows)):
-            centred.add(chunk - mean.float())
-        shift, tokens = mean - self._mean, self._tokens + len(rows)
-        self._squares += centred.total() + shift.square() * (self._tokens * len(rows) / tokens)
+        # A rounded mean serves to centre with: what it misses is taken back below.
+        centre = rows.sum(0, dtype=torch.float32) / len(rows)
+        chunk_rows = _CACHED_ROWS if rows.device.type == "cpu" else len(rows)
+        sums = torch.zeros(min(chunk_rows, len(rows)), rows.shape[1], device=rows.device)
+        squares = torch.zeros_like(sums)
+        for chunk in rows.split(chunk_rows):
+            apart = chunk.float() - centre
+            sums[: len(apart)].add_(apart)
+            squares[: len(apart)].addcmul_(apart, apart)
+        missed = sums.sum(0, dtype=self._mean.dtype) / len(rows)
+        within = squares.sum(0, dtype=self._mean.dtype) - missed.square() * len(rows)
+        shift, tokens = centre + missed - self._mean, self._tokens + len(rows)
+        self._squares += within + shift.square() * (self._tokens * len(rows) / tokens)
         self._mean += shift * (len(rows) / tokens)
         self._tokens = tokens
 
     def value(self) -> torch.Tensor:
-        return (self._squares / max(self._tokens, 1)).float()
+        return (self._squares / max(self._tokens, 1)).clamp_min(0).float()
 
 
 class SampleSum:
@@ -135,28 +141,36 @@ class WithinVariance:
 
 
 class Gram:
-    """`gram` (in, in): the sum over tokens of x^T x; with a second stream of inputs, `cross`: of y^T x.
+    """`gram` (in, in): the sum over tokens of x^T x; as `cross`, with a second stream of inputs y, of y^T x.
 
-    It is kept on `home`; a product that does not fit the inputs' device whole is made there `in_bands`.
+    It is kept on `home`, which may be the host where the inputs' device has no room for it, and made in bands of rows;
+    of the symmetric one only what lies on and right of the diagonal.
     """
 
-    def __init__(self, inputs: int, home: torch.device, *, in_bands: bool = False) -> None:
+    def __init__(self, inputs: int, home: torch.device, *, cross: bool = False) -> None:
         self._sum = torch.zeros(inputs, inputs, device=home)
-        self._band = _BAND if in_bands else inputs
+        self._cross = cross
+        band = max(_LEAST_BAND, -(-inputs // _BANDS))
+        self._bands = [slice(first, min(first + band, inputs)) for first in range(0, inputs, band)]
 
     def add(self, rows: torch.Tensor, others: torch.Tensor | None = None) -> None:
-        """Take in `rows` x (tokens, in), and `others` y (tokens, in) for a cross product, of any float dtype."""
+        """Take in `rows` x (tokens, in), and for a cross product `others` y (tokens, in), of any float dtype."""
+        assert (others is not None) == self._cross
         left = rows if others is None else others
         with _tensor_cores(rows.is_cuda and rows.dtype in _EXACT_IN_TF32 and left.dtype in _EXACT_IN_TF32):
             rows, left = rows.float(), left.float()
-            if self._band >= len(self._sum):
-                self._sum.addmm_(left.T, rows)
-                return
-            for first in range(0, len(self._sum), self._band):
-                band = slice(first, first + self._band)
-                self._sum[band] += (left[:, band].T @ rows).to(self._sum.device)
+            for band in self._bands:
+                first = 0 if self._cross else band.start
+                part = self._sum[band, first:]
+                if rows.device == part.device:
+                    part.addmm_(left[:, band].T, rows[:, first:])
+                else:
+                    part += (left[:, band].T @ rows[:, first:]).to(part.device)
 
     def value(self) -> torch.Tensor:
+        if not self._cross:
+            for band in self._bands:
+                self._sum[band.stop :, band] = self._sum[band, band.stop :].T
         return self._sum
 
 

@@ -70,6 +70,12 @@ def zeroed(weight: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return (weight.view(torch.int32) * keep).view(torch.float32)
 
 
+def infinite(score: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """`score` (float32) with inf where `where` is true."""
+    # Like `zeroed`, several times as fast as `masked_fill` on a CPU; an infinity is all exponent bits.
+    return (score.contiguous().view(torch.int32) * ~where + where.int() * 0x7F800000).view(torch.float32)
+
+
 def _lowest(score: torch.Tensor, count: int) -> torch.Tensor:
     """Mask of the `count` lowest of each row. A selection, because sorting costs as much as a forward pass on a CPU."""
     if count == 0:

@@ -39,10 +39,9 @@ class InputStatistics:
     ) -> None:
         home = home_of_gram(inputs, device, 1 + with_dense) if "gram" in needs else device
         self._accumulators: dict[str, Accumulator] = {
-            name: Gram(inputs, home, in_bands=home != device) if name == "gram" else ACCUMULATORS[name](inputs, device)
-            for name in needs
+            name: ACCUMULATORS[name](inputs, home if name == "gram" else device) for name in needs
         }
-        self._cross = Gram(inputs, home, in_bands=home != device) if with_dense else None
+        self._cross = Gram(inputs, home, cross=True) if with_dense else None
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
 

@@ -68,20 +68,23 @@ def test_gram(dtype: torch.dtype, sizes: list[int]) -> None:
 
 def test_gram_of_two_streams() -> None:
     x, y = tokens(40, 3, seed=1), tokens(40, 3, seed=2)
-    gram = Gram(3, CPU)
+    gram = Gram(3, CPU, cross=True)
     gram.add(x[:25], y[:25])
     gram.add(x[25:], y[25:])
     torch.testing.assert_close(gram.value(), (y.double().T @ x.double()).float(), rtol=1e-5, atol=1e-3)
 
 
-def test_gram_in_bands_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.statistics._BAND", 3)
-    x, y = tokens(40, 8, seed=1), tokens(40, 8, seed=2)
-    whole, bands = Gram(8, CPU), Gram(8, CPU, in_bands=True)
-    for gram in (whole, bands):
-        gram.add(x)
-        gram.add(x, y)
-    torch.testing.assert_close(bands.value(), whole.value())
+@pytest.mark.parametrize("cross", [False, True])
+def test_gram_in_bands_equals_the_whole(cross: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.statistics._LEAST_BAND", 3)
+    x, y = tokens(40, 11, seed=1), tokens(40, 11, seed=2)
+    gram = Gram(11, CPU, cross=cross)
+    gram.add(x, y if cross else None)
+    gram.value()
+    gram.add(x, y if cross else None)
+    value = gram.value()
+    expected = 2 * (y if cross else x).double().T @ x.double()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_statistics_by_sample() -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from methods._method import Pruned, Step
-from methods._pattern import NofM, Pattern, zeroed
+from methods._pattern import NofM, Pattern, infinite, zeroed
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class _Rows:
         self.score = weight.abs() * statistics["sq_norm"].sqrt()
         self.spread = weight.square() * statistics["variance"]
         self._options = options
-        lost = self.contribution.masked_fill(keep, 0.0)
+        lost = zeroed(self.contribution, ~keep)
         self.error = lost.sum(1)
-        size = (self.error.square() + self.spread.masked_fill(keep, 0.0).sum(1)).sqrt()
+        size = (self.error.square() + zeroed(self.spread, ~keep).sum(1)).sqrt()
         self._threshold = options.threshold * size
         self._sign = self.error.sign()
         self.active = self.error.abs() > self._threshold
@@ -109,7 +109,7 @@ class _Queues:
 
     def __init__(self, sides: Sequence[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
         """For either side the values (rows, in), lowest first, and which places take part; at most `length` of each."""
-        queues = [_lowest_places(values.masked_fill(~takes_part, torch.inf), length) for values, takes_part in sides]
+        queues = [_lowest_places(infinite(values, ~takes_part), length) for values, takes_part in sides]
         self._places = torch.stack([places for places, _ in queues], dim=1)
         self._many = torch.stack([many for _, many in queues], dim=1)
         self._taken = torch.zeros_like(self._many)
@@ -156,8 +156,9 @@ def _lowest_places(values: torch.Tensor, length: int) -> tuple[torch.Tensor, tor
     more = min(length + 1, values.shape[1])
     lowest, places = values.topk(more, dim=1, largest=False, sorted=True)
     many = lowest[:, :length].isfinite().sum(1)
-    if bool(((lowest[:, 1:] == lowest[:, :-1]) & lowest[:, 1:].isfinite()).any()):
-        places = values.sort(dim=1, stable=True).indices
+    tied = ((lowest[:, 1:] == lowest[:, :-1]) & lowest[:, 1:].isfinite()).any(1)
+    if bool(tied.any()):
+        places[tied] = values[tied].sort(dim=1, stable=True).indices[:, :more]
     return places[:, :length], many
 
 

@@ -7,7 +7,7 @@ import torch
 
 from methods._gram import dense_target
 from methods._method import Pruned, Step
-from methods._pattern import NofM, Pattern, zeroed
+from methods._pattern import NofM, Pattern, infinite, zeroed
 
 # A gain must stand out of the rounding of the terms that it is the difference of.
 _ROUNDING = 1e-5
@@ -58,7 +58,7 @@ def _improve_rows(
     for _ in range(options.rounds):
         w, k = weight[active], keep[active]
         # What the pruned weights took from the outputs, seen from every input: c = q G.
-        missed = (w.masked_fill(k, 0.0) @ gram) if aim is None else aim[active] - zeroed(w, k) @ gram
+        missed = (zeroed(w, ~k) @ gram) if aim is None else aim[active] - zeroed(w, k) @ gram
         own = w.square() * diagonal
         drop = 2 * w * missed + own
         restore = own - 2 * w * missed
@@ -78,8 +78,8 @@ def _swap_anywhere(
 ) -> torch.Tensor:
     """Swap the best of `count` x `count` pairs of each row in place while one helps; True where any did."""
     inputs = weight.shape[1]
-    drop_value, drop_at = drop.masked_fill(~keep, torch.inf).topk(min(count, inputs), dim=1, largest=False)
-    restore_value, restore_at = restore.masked_fill(keep, torch.inf).topk(min(count, inputs), dim=1, largest=False)
+    drop_value, drop_at = infinite(drop, ~keep).topk(min(count, inputs), dim=1, largest=False)
+    restore_value, restore_at = infinite(restore, keep).topk(min(count, inputs), dim=1, largest=False)
     scale = _ROUNDING * (drop_value[:, :1].abs() + restore_value[:, :1].abs())
     w_drop, w_restore = weight.gather(1, drop_at), weight.gather(1, restore_at)
     among_drops = 2 * _pairs(gram, drop_at, drop_at) * w_drop[:, :, None] * w_drop[:, None, :]
