@@ -5,6 +5,7 @@ Nothing here shares code with the package. Weights are (out, in), loops are Pyth
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -261,3 +262,13 @@ def damped_least_squares(weight: torch.Tensor, keep: torch.Tensor, gram: torch.T
         places = keep[i].nonzero()[:, 0]
         new[i, places] = torch.linalg.solve(damped[places][:, places], (damped @ row)[places])
     return new
+
+
+def lowest_row_loss(row: torch.Tensor, pruned: int, inputs: torch.Tensor) -> float:
+    """The lowest loss of any mask of one row that prunes `pruned` weights, by trying all of them."""
+    gram = inputs.double().T @ inputs.double()
+    best = math.inf
+    for places in itertools.combinations(range(len(row)), pruned):
+        lost = row.double()[list(places)]
+        best = min(best, float(lost @ gram[list(places)][:, list(places)] @ lost))
+    return best

@@ -78,6 +78,23 @@ def test_dsnot_equals_the_reference_step_by_step(pattern: Pattern, stop: Literal
     assert not torch.equal(keep, start)
 
 
+def test_swaps_reach_the_optimum_of_most_small_rows() -> None:
+    """Against every mask of rows of 12 inputs: a 1-swap optimum is often the optimum, and never far from it."""
+    weight, x = make(40, 12, seed=5)
+    start = wanda(weight, x, Unstructured(0.5))
+    step = load_step("swaps")
+    options = step.options(rounds=20)
+    keep = step.improve(weight, start, reference.statistics(x), Unstructured(0.5), options).keep
+    best = torch.tensor([reference.lowest_row_loss(row, 6, x) for row in weight])
+    before, after = (reference.row_losses(weight, mask, x).float() / best for mask in (start.keep, keep))
+    optimal = float((after < 1.001).float().mean())
+    print(
+        f"optimal rows {optimal:.3f}, mean over the optimum {float(after.mean()):.3f}, wanda {float(before.mean()):.3f}"
+    )
+    assert optimal >= 0.5
+    assert float(after.mean()) < 1.2 < float(before.mean())
+
+
 def _samples(samples: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """A weight, and the statistics of inputs that come as samples of 60 tokens."""
     weight, x = make(40, 48)

@@ -42,7 +42,26 @@ def improve(
     |w_j| ||X_j|| (for N:M, in the same group). No weight moves twice. The row's estimated squared error, by which it is
     judged, is e^2 + sum of w_j^2 variance_j: inputs taken as uncorrelated. `sq_norm`, `mean`, `variance` are (in,).
     """
-    rows = _Rows(weight, pruned.keep, statistics, options)
+    error, threshold = _expected_error(weight, pruned.keep, statistics, options.threshold)
+    keep = pruned.keep.clone()
+    todo = (error.abs() > threshold).nonzero()[:, 0]
+    if len(todo):
+        rows = _Rows(weight[todo], keep[todo], error[todo], threshold[todo], statistics, options)
+        keep[todo] = _exchange(rows, pattern, options)
+    return Pruned(zeroed(weight, keep), keep, pruned.notes)
+
+
+def _expected_error(
+    weight: torch.Tensor, keep: torch.Tensor, statistics: Mapping[str, torch.Tensor], share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every row (rows,): e, and the size that it is done at, `share` of its error's."""
+    lost = zeroed(weight, ~keep)
+    error = lost @ statistics["mean"]
+    return error, share * (error.square() + lost.square() @ statistics["variance"]).sqrt()
+
+
+def _exchange(rows: _Rows, pattern: Pattern, options: Options) -> torch.Tensor:
+    """The rows' new keep-mask."""
     partners = _InGroup(rows, pattern.of) if isinstance(pattern, NofM) else _Anywhere(rows, options.max_cycles)
     for _ in range(options.max_cycles):
         if not bool(rows.active.any()):
@@ -52,27 +71,31 @@ def improve(
         rows.exchange(grown, partner, found & has_partner)
         # Without a partner in its group a weight is passed over; without one in the row, the row is done.
         rows.active &= found if isinstance(partners, _InGroup) else found & has_partner
-    keep = rows.keep
-    return Pruned(zeroed(weight, keep), keep, pruned.notes)
+    return rows.keep
 
 
 class _Rows:
     """The rows of one map on their way: masks, expected errors, and the pruned weights in the order of growing."""
 
     def __init__(
-        self, weight: torch.Tensor, keep: torch.Tensor, statistics: Mapping[str, torch.Tensor], options: Options
+        self,
+        weight: torch.Tensor,
+        keep: torch.Tensor,
+        error: torch.Tensor,
+        threshold: torch.Tensor,
+        statistics: Mapping[str, torch.Tensor],
+        options: Options,
     ) -> None:
-        self.keep = keep.clone()
+        self.keep = keep
+        self.error = error
         self.contribution = weight * statistics["mean"]
         self.score = weight.abs() * statistics["sq_norm"].sqrt()
         self.spread = weight.square() * statistics["variance"]
         self._options = options
         lost = zeroed(self.contribution, ~keep)
-        self.error = lost.sum(1)
-        size = (self.error.square() + zeroed(self.spread, ~keep).sum(1)).sqrt()
-        self._threshold = options.threshold * size
+        self._threshold = threshold
         self._sign = self.error.sign()
-        self.active = self.error.abs() > self._threshold
+        self.active = torch.ones_like(error, dtype=torch.bool)
         per_variance = lost / statistics["variance"].clamp_min(torch.finfo(weight.dtype).tiny).pow(options.power)
         # Side 0 for e <= 0, where a negative contribution is to be grown, side 1 for e > 0.
         self._order = _Queues([(per_variance, lost < 0), (-per_variance, lost > 0)], options.max_cycles)
