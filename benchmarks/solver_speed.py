@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("tokens", type=Path, help="safetensors with input_ids (samples, length)")
     parser.add_argument("--llm-compressor", metavar="PYTHON", help="the Python of an environment with llm-compressor")
+    parser.add_argument("--only", nargs="+", choices=list(OURS), default=list(OURS), help="which of ours")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--scratch", type=Path, help="where outputs go; default: beside the model, on the same disk")
     arguments = parser.parse_args()
@@ -69,6 +70,7 @@ def main() -> None:
     commands = {
         name: [sys.executable, str(CONTESTANTS / "ours.py"), *shared, batch, "OUT", json.dumps(options)]
         for name, options in OURS.items()
+        if name in arguments.only
     }
     if arguments.llm_compressor:
         script = str(CONTESTANTS / "llm_compressor.py")

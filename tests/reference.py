@@ -240,13 +240,13 @@ def sparsegpt(
         loss = torch.stack(
             [new[:, j].square() / torch.linalg.inv(hessian[j:, j:])[0, 0] for j in range(first, last)], dim=1
         )
-        if isinstance(wanted, float):
+        if isinstance(wanted, tuple):
+            keep[:, first:last] = keep_n_of_m(loss, *wanted)
+        else:
             # Counted over the whole tensor so far, so that no block's rounding is lost.
             count = math.floor(wanted * rows * last + 1e-9) - int((~keep).sum())
             order = loss.reshape(-1).sort(stable=True).indices[:count]
             keep[:, first:last] = ~torch.zeros(rows * (last - first)).bool().scatter(0, order, True).view(rows, -1)
-        else:
-            keep[:, first:last] = keep_n_of_m(loss, *wanted)
         for j in range(first, last):
             inverse = torch.linalg.inv(hessian[j:, j:])
             error = torch.where(keep[:, j], 0.0, new[:, j] / inverse[0, 0])

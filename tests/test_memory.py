@@ -19,7 +19,6 @@ WIDE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-BLOCK_BYTES = 4 * (384 * 384 * 3 + 384 * 2048 * 3)
 
 
 def peak_of(*arguments: object) -> int:
@@ -41,18 +40,24 @@ def peak_of(*arguments: object) -> int:
 @pytest.mark.parametrize(
     "arguments", [["--calibrate-by", "sublayer"], ["--calibrate-by", "block"], ["--preset", "best"]], ids=" ".join
 )
-def test_twice_the_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) -> None:
+def test_more_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.safetensors"
     save_file({"input_ids": token_ids(samples=8, length=64)}, tokens)
+    # Small Gram matrices for the solver: large ones come and go, and would hide a block's few MiB.
+    intermediate = 640 if "best" in arguments else 2048
+    block_bytes = 4 * (384 * 384 * 3 + 384 * intermediate * 3)
+    shape = {**WIDE, "intermediate_size": intermediate}
     peaks = []
-    for blocks in (6, 12):
-        model = save_tiny(tmp_path / f"model-{blocks}", "llama-untied", num_hidden_layers=blocks, **WIDE)
+    most = 24 if "best" in arguments else 12
+    for blocks in (6, most):
+        model = save_tiny(tmp_path / f"model-{blocks}", "llama-untied", num_hidden_layers=blocks, **shape)
         out = tmp_path / f"out-{blocks}"
         peaks.append(peak_of("prune", model, out, "--calibration", tokens, *arguments, "-q"))
-    # The solver's large matrices come and go, which makes its peak a matter of a few percent either way.
-    assert peaks[1] < (1.1 if "best" in arguments else 1.05) * peaks[0]
-    # The other blocks would have taken much more than the tolerance.
-    assert 0.1 * peaks[0] < 6 * BLOCK_BYTES
+    # The solver's matrices come and go, which makes its peak a matter of some percent either way.
+    allowed = 0.5 * (most - 6) * block_bytes if "best" in arguments else 0.05 * peaks[0]
+    assert peaks[1] < peaks[0] + allowed
+    # The other blocks would have taken much more than that.
+    assert allowed < 0.6 * (most - 6) * block_bytes
     streams = 2 if "best" in arguments else 1
     hidden_states = 8 * 64 * 384 * 4
-    assert peaks[1] < 2 * streams * BLOCK_BYTES + 3.5 * streams * hidden_states + 2**30
+    assert peaks[1] < 2 * streams * block_bytes + 3.5 * streams * hidden_states + 2**30
