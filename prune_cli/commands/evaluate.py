@@ -51,7 +51,7 @@ def evaluate(
         from prune_cli.progress import progress_on
         from prune_cli.render import show_evaluation
 
-        calm_libraries(verbose=verbose)
+        calm_libraries(verbose=verbose, quiet=quiet)
         request = EvaluationRequest(
             model=model,
             data=data,

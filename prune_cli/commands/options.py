@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any, Literal
 
@@ -69,7 +70,11 @@ def print_result(document: str, *, as_json: bool, quiet: bool, show: Any) -> Non
         show(Console(markup=False))  # names may hold brackets
 
 
-def calm_libraries(*, verbose: bool) -> None:
+def calm_libraries(*, verbose: bool, quiet: bool) -> None:
+    if quiet:
+        # Read when these libraries are imported, which is later and only where they are needed.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not verbose:
         from prune_cli.architecture import calm_libraries as calm
 

@@ -197,7 +197,7 @@ def prune(
         )
         request = PruneRequest(**options)
         request.check()
-        calm_libraries(verbose=verbose)
+        calm_libraries(verbose=verbose, quiet=quiet)
         if dry_run:
             from prune_cli.estimate import dry_run as estimate
             from prune_cli.render import show_dry_run
