@@ -51,9 +51,30 @@ COMBINATIONS: dict[str, list[str]] = {
 ALLOCATIONS = ("erk", "global", "owl", "atp")
 ALLOCATED: dict[str, list[str]] = {
     f"{name}, {allocation}": [*COMBINATIONS[name], "--allocate", allocation]
-    for name in ("wanda (fast)", "sparsegpt", "admm, dense target (best)")
+    for name in ("wanda (fast)", "admm, dense target (best)")
     for allocation in ALLOCATIONS
 }
+BEST = COMBINATIONS["admm, dense target (best)"]
+# What else `best` could be, one change at a time.
+TUNING: dict[str, list[str]] = {
+    "best": BEST,
+    **{
+        f"best with {' '.join(changed)}": [*BEST, *(word for each in changed for word in ("-o", each))]
+        for changed in (
+            ["damping=0.1"],
+            ["damping=0.01"],
+            ["steps=20", "polish=5"],
+            ["steps=10", "polish=6"],
+            ["polish=0"],
+            ["rho=0.5"],
+            ["rho=2"],
+            ["alpha=0.6"],
+            ["alpha=0.9"],
+            ["alpha=1"],
+        )
+    },
+}
+ROWS = {"methods": COMBINATIONS, "allocations": ALLOCATED, "tuning": TUNING}
 
 
 def run(model: Path, options: Sequence[str], arguments: argparse.Namespace) -> dict[str, float]:
@@ -80,9 +101,9 @@ def run(model: Path, options: Sequence[str], arguments: argparse.Namespace) -> d
 def collect(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """All results by row and level; the file is written after each, so that nothing is measured twice."""
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    for name, options in {**COMBINATIONS, **(ALLOCATED if arguments.allocations else {})}.items():
+    for name, options in ROWS[arguments.rows].items():
         for level in arguments.levels:
-            if level in results.get(name, {}) or (name in ALLOCATED and ":" in level):
+            if level in results.get(name, {}) or (arguments.rows == "allocations" and ":" in level):
                 continue
             results.setdefault(name, {})[level] = run(arguments.model, [*options, *LEVELS[level]], arguments)
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -104,13 +125,13 @@ def main() -> None:
     parser.add_argument("--data", default="builtin", help="calibration text")
     parser.add_argument("--data-eval", default="builtin", help="evaluation text")
     parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=list(LEVELS))
-    parser.add_argument("--allocations", action="store_true", help="also with every --allocate, where there are rows")
+    parser.add_argument("--rows", choices=list(ROWS), default="methods", help="which table")
     parser.add_argument("--out", type=Path, default=Path("quality.json"), help="where the results are kept")
     parser.add_argument("--scratch", type=Path, help="where the outputs go")
     arguments = parser.parse_args()
     calm_libraries()
     results = collect(arguments)
-    dense = next(iter(results["wanda (fast)"].values()))["dense_perplexity"]
+    dense = next(iter(next(iter(results.values())).values()))["dense_perplexity"]
     print(f"{arguments.model} calibrated on {arguments.data}, evaluated on {arguments.data_eval}: dense {dense:.3f}")
     for key, title, digits in (
         ("perplexity", "Perplexity", 2),
