@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
+
+# Of rows (tokens, in): a sum (in,) and the weight that it counts with.
+Measure = Callable[[torch.Tensor], tuple[torch.Tensor, int]]
 
 _CACHED_ROWS = 128
 # A Gram matrix is made in this many bands of rows, none so narrow that its product is slow.
@@ -49,27 +53,41 @@ class SquaredNorm:
             partial[: len(chunk)].addcmul_(chunk, chunk)
         self._sum += partial.sum(0, dtype=self._sum.dtype)
 
-    def total(self) -> torch.Tensor:
-        return self._sum
-
     def value(self) -> torch.Tensor:
         return self._sum.float()
 
 
-class Mean:
-    """`mean` (in,): the mean of every input over the tokens."""
+class Average:
+    """(in,): of what `measure` says of each piece of rows, (sum (in,), weight), the sums over the weights."""
 
-    def __init__(self, inputs: int, device: torch.device) -> None:
+    def __init__(self, inputs: int, device: torch.device, measure: Measure) -> None:
         self._sum = torch.zeros(inputs, dtype=sum_dtype(device), device=device)
-        self._tokens = 0
+        self._weight = 0
+        self._measure = measure
 
     def add(self, rows: torch.Tensor) -> None:
-        """Take in `rows` (tokens, in) of any float dtype."""
-        self._sum += rows.float().sum(0)
-        self._tokens += len(rows)
+        """Take in `rows` (tokens, in) of any float dtype; for what is told by sample, those of one sample."""
+        total, weight = self._measure(rows.float())
+        self._sum += total
+        self._weight += weight
 
     def value(self) -> torch.Tensor:
-        return (self._sum / max(self._tokens, 1)).float()
+        return (self._sum / max(self._weight, 1)).float()
+
+
+def mean(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`mean`: of every input over the tokens."""
+    return rows.sum(0), len(rows)
+
+
+def sample_sum(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`sample_sum`: the mean over samples of the sum over a sample's tokens."""
+    return rows.sum(0), 1
+
+
+def within_variance(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`within_variance`: the mean over samples of the variance within a sample, longer ones counting more."""
+    return rows.var(0, unbiased=False) * len(rows), len(rows)
 
 
 class Variance:
@@ -106,38 +124,6 @@ class Variance:
 
     def value(self) -> torch.Tensor:
         return (self._squares / max(self._tokens, 1)).clamp_min(0).float()
-
-
-class SampleSum:
-    """`sample_sum` (in,): the mean over samples of the sum over a sample's tokens."""
-
-    def __init__(self, inputs: int, device: torch.device) -> None:
-        self._sum = torch.zeros(inputs, dtype=sum_dtype(device), device=device)
-        self._samples = 0
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Take in `rows` (tokens, in) of one sample."""
-        self._sum += rows.float().sum(0)
-        self._samples += 1
-
-    def value(self) -> torch.Tensor:
-        return (self._sum / max(self._samples, 1)).float()
-
-
-class WithinVariance:
-    """`within_variance` (in,): the mean over samples of the variance within a sample."""
-
-    def __init__(self, inputs: int, device: torch.device) -> None:
-        self._sum = torch.zeros(inputs, dtype=sum_dtype(device), device=device)
-        self._tokens = 0
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Take in `rows` (tokens, in) of one sample."""
-        self._sum += rows.float().var(0, unbiased=False) * len(rows)
-        self._tokens += len(rows)
-
-    def value(self) -> torch.Tensor:
-        return (self._sum / max(self._tokens, 1)).float()
 
 
 class Gram:
@@ -210,11 +196,11 @@ class Accumulator(Protocol):
 # The statistics that a method may ask for by name.
 ACCUMULATORS: dict[str, Callable[[int, torch.device], Accumulator]] = {
     "sq_norm": SquaredNorm,
-    "mean": Mean,
+    "mean": partial(Average, measure=mean),
     "variance": Variance,
     "gram": Gram,
-    "sample_sum": SampleSum,
-    "within_variance": WithinVariance,
+    "sample_sum": partial(Average, measure=sample_sum),
+    "within_variance": partial(Average, measure=within_variance),
 }
 # Of these, the ones that take in one sample at a time.
 BY_SAMPLE = frozenset({"sample_sum", "within_variance"})

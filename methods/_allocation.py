@@ -24,7 +24,7 @@ def to_budget(wished: Mapping[str, float], counts: Mapping[str, int], asked: flo
     def moved(shift: float) -> dict[str, float]:
         return {name: min(max(value + shift, 0.0), most) for name, value in wished.items()}
 
-    return _bisect(moved, counts, asked, -2.0, 2.0)
+    return _bisect(moved, counts, asked, -max(wished.values()), 1 - min(wished.values()))
 
 
 def erk(shapes: Mapping[str, tuple[int, int]], asked: float) -> dict[str, float]:

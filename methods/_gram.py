@@ -1,12 +1,20 @@
 """Parts that the solvers share: a damped Gram matrix, and the target that the pruned map should reproduce."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Any
 
 import torch
 
 from methods._pattern import zeroed
 
 _MOST_RAISES = 8
+
+
+def alpha_option() -> Any:
+    """The field of the options of whatever follows targets."""
+    meaning = "with --target dense: how far to follow the dense model"
+    return field(default=0.75, metadata={"help": meaning, "least": 0, "most": 1})
 
 
 def dense_target(weight: torch.Tensor, statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor:

@@ -40,7 +40,8 @@ class Method:
     """One weight-sparsity method: `prune` sees one linear map at a time, and neither mutates nor reads anything else.
 
     `needs` names the statistics of the map's calibration inputs that `prune` reads; empty means that no text is needed.
-    `options` is a frozen dataclass whose fields carry `metadata={"help": ...}`; `more_needs` tells what they add.
+    `options` is a frozen dataclass whose fields carry `metadata={"help": ...}`, numbers also `least` and `most` where
+    there are such; `more_needs` tells what they add.
     `solves` is true where kept weights get new values.
     """
 

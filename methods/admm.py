@@ -5,18 +5,20 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from methods._gram import conjugate_gradients, damped, raised_damping
+from methods._gram import alpha_option, conjugate_gradients, damped, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
 
 
 @dataclass(frozen=True)
 class Options:
-    steps: int = field(default=15, metadata={"help": "alternations; the sparsity ramps up to the last"})
-    polish: int = field(default=10, metadata={"help": "steps of conjugate gradients on the final mask"})
-    rho: float = field(default=1.0, metadata={"help": "weight of the constraint"})
-    damping: float = field(default=0.03, metadata={"help": "added to the Gram matrix scaled to a unit diagonal"})
-    alpha: float = field(default=0.75, metadata={"help": "with --target dense: how far to follow the dense model"})
+    steps: int = field(default=15, metadata={"help": "alternations; the sparsity ramps up to the last", "least": 1})
+    polish: int = field(default=10, metadata={"help": "steps of conjugate gradients on the final mask", "least": 0})
+    rho: float = field(default=1.0, metadata={"help": "weight of the constraint", "least": 1e-6})
+    damping: float = field(
+        default=0.03, metadata={"help": "added to the Gram matrix scaled to a unit diagonal", "least": 0}
+    )
+    alpha: float = alpha_option()
 
 
 def prune(

@@ -11,7 +11,7 @@ from methods._pattern import Pattern, keep_highest, zeroed
 
 @dataclass(frozen=True)
 class Options:
-    power: float = field(default=0.5, metadata={"help": "exponent of the input norm, a in the paper"})
+    power: float = field(default=0.5, metadata={"help": "exponent of the input norm, a in the paper", "least": 0})
 
 
 def prune(

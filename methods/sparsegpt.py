@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods._gram import damped, dense_target, raised_damping
+from methods._gram import alpha_option, damped, dense_target, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_highest_count, pruned_count, zeroed
 
@@ -13,10 +13,12 @@ from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_hig
 @dataclass(frozen=True)
 class Options:
     block_size: int = field(
-        default=128, metadata={"help": "columns among which an unstructured mask is chosen at once"}
+        default=128, metadata={"help": "columns among which an unstructured mask is chosen at once", "least": 1}
     )
-    damping: float = field(default=0.01, metadata={"help": "added to the Gram matrix, as a share of its mean diagonal"})
-    alpha: float = field(default=0.75, metadata={"help": "with --target dense: how far to follow the dense model"})
+    damping: float = field(
+        default=0.01, metadata={"help": "added to the Gram matrix, as a share of its mean diagonal", "least": 0}
+    )
+    alpha: float = alpha_option()
 
 
 def prune(

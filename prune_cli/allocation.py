@@ -24,16 +24,23 @@ class NoOptions:
 class OwlOptions:
     """Yin et al., arXiv:2310.05175, section 3.3."""
 
-    outlier: float = field(default=5.0, metadata={"help": "An outlier's score is above this many times the mean (M)."})
-    spread: float = field(default=0.08, metadata={"help": "How far a block may lie from the mean sparsity (lambda)."})
+    outlier: float = field(
+        default=5.0, metadata={"help": "An outlier's score is above this many times the mean (M).", "least": 0}
+    )
+    spread: float = field(
+        default=0.08,
+        metadata={"help": "How far a block may lie from the mean sparsity (lambda).", "least": 0, "most": 1},
+    )
 
 
 @dataclass(frozen=True)
 class AtpOptions:
     """arXiv:2502.14770."""
 
-    slope: float | None = field(default=None, metadata={"help": "Sparsity added per block; none searches for it."})
-    candidates: int = field(default=6, metadata={"help": "How many slopes the search tries, beside 0."})
+    slope: float | None = field(
+        default=None, metadata={"help": "Sparsity added per block; none searches for it.", "least": -1, "most": 1}
+    )
+    candidates: int = field(default=6, metadata={"help": "How many slopes the search tries, 0 among them.", "least": 1})
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "global": Strategy(
         "One threshold over all tensors: on |W|, or for methods that read inputs on Wanda scores over their RMS.",
-        "Han et al., arXiv:1506.02626 (global threshold)",
+        "global pruning as in Blalock et al., arXiv:2003.03033",
         "one pass of the dense model (none for methods without)",
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -19,7 +20,19 @@ def parse_options(owner: str, options_type: type, given: Mapping[str, Any]) -> A
         if name not in known:
             there = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise RequestError(f"{owner[0].upper()}{owner[1:]} has no option {name!r}: {there}.")
-    return options_type(**{name: _convert(owner, name, value, kinds[name]) for name, value in given.items()})
+    values = {name: _convert(owner, name, value, kinds[name]) for name, value in given.items()}
+    for item in dataclasses.fields(options_type):
+        _check_limits(owner, item, values.get(item.name))
+    return options_type(**values)
+
+
+def _check_limits(owner: str, item: dataclasses.Field[Any], value: Any) -> None:
+    """Numbers are finite and not beyond the `least` and `most` of their metadata."""
+    least, most = item.metadata.get("least", -math.inf), item.metadata.get("most", math.inf)
+    if isinstance(value, int | float) and not (math.isfinite(value) and least <= value <= most):
+        bounds = [f"at least {least:g}"] * (least > -math.inf) + [f"at most {most:g}"] * (most < math.inf)
+        wanted = " and ".join(bounds) or "a finite number"
+        raise RequestError(f"The option {item.name} of {owner} is {value!r}, but must be {wanted}.")
 
 
 def _convert(owner: str, name: str, value: Any, kind: Any) -> Any:

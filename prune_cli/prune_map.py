@@ -55,7 +55,7 @@ def prune_map(
                 f"The inputs of {name} are not finite ({statistic}): the forward pass overflows; try --dtype float32."
             )
     device, on_host = settings.device, ()
-    if "gram" in statistics and statistics["gram"].device != device:
+    if "gram" in statistics and statistics["gram"].device.type != device.type:
         device, on_host = statistics["gram"].device, (_ON_HOST,)
         statistics = {statistic: value.to(device) for statistic, value in statistics.items()}
         rows = None if rows is None else rows.to(device)

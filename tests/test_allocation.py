@@ -38,6 +38,12 @@ def test_the_weighted_mean_is_what_was_asked(wishes: list[tuple[float, int]], as
     assert all(0 <= value < 1 for value in table.values())
 
 
+def test_a_steep_wish_still_keeps_the_budget() -> None:
+    """Forty blocks at slope 1: nearly all of them at a bound."""
+    counts = {str(block): 100 + block for block in range(40)}
+    assert mean_sparsity(arithmetic(counts, 0.8, 1.0), counts) == pytest.approx(0.8)
+
+
 def test_a_wish_within_bounds_keeps_its_differences() -> None:
     table = to_budget({"a": 0.4, "b": 0.5, "c": 0.7}, {"a": 10, "b": 30, "c": 60}, 0.6)
     assert table["b"] - table["a"] == pytest.approx(0.1)
@@ -203,6 +209,9 @@ def test_files_that_do_not_fit_are_refused(
         (["--allocate", "file:nowhere.json"], "cannot be read"),
         (["--allocate", "owl", "-o", "owl.beta=1"], "The allocation owl has no option 'beta'"),
         (["--allocate", "erk", "-o", "owl.spread=1"], "names the step 'owl'"),
+        (["--allocate", "owl", "-o", "owl.spread=nan"], "must be at least 0 and at most 1"),
+        (["--allocate", "atp", "-o", "atp.candidates=0"], "must be at least 1"),
+        (["--allocate", "atp", "-o", "atp.slope=7"], "must be at least -1 and at most 1"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(

@@ -58,7 +58,13 @@ def statistics(x: torch.Tensor, *, dense: bool) -> dict[str, torch.Tensor]:
     return found
 
 
-def check(result: Pruned, pattern: Pattern, *, by_row: bool) -> None:
+def odd_case(kind: str, *, dense: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A weight (6, 24) as a bfloat16 checkpoint has it, and what is known of its inputs."""
+    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    return weight, statistics(inputs(kind, 10, 24), dense=dense)
+
+
+def assert_sound(result: Pruned, pattern: Pattern, *, by_row: bool) -> None:
     assert bool(torch.isfinite(result.weight).all())
     assert not result.weight[~result.keep].any()
     rows, width = result.keep.shape
@@ -75,11 +81,10 @@ def check(result: Pruned, pattern: Pattern, *, by_row: bool) -> None:
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_on_odd_inputs(name: str, kind: str, dense: bool) -> None:
     method = load_method(name)
-    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(0)).bfloat16().float()
-    known = statistics(inputs(kind, 10, 24), dense=dense)
+    weight, known = odd_case(kind, dense=dense)
     for pattern in PATTERNS:
         result = method.prune(weight, known, pattern, method.options(), torch.Generator().manual_seed(0))
-        check(result, pattern, by_row=name not in COUNTS_BY_TENSOR)
+        assert_sound(result, pattern, by_row=name not in COUNTS_BY_TENSOR)
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -87,12 +92,11 @@ def test_every_method_on_odd_inputs(name: str, kind: str, dense: bool) -> None:
 @pytest.mark.parametrize("name", step_names())
 def test_every_step_on_odd_inputs(name: str, kind: str, dense: bool) -> None:
     step = load_step(name)
-    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(0)).bfloat16().float()
-    known = statistics(inputs(kind, 10, 24), dense=dense)
+    weight, known = odd_case(kind, dense=dense)
     wanda = load_method("wanda")
     for pattern in PATTERNS:
         start = wanda.prune(weight, known, pattern, wanda.options(), torch.Generator())
-        check(step.improve(weight, start, known, pattern, step.options()), pattern, by_row=True)
+        assert_sound(step.improve(weight, start, known, pattern, step.options()), pattern, by_row=True)
 
 
 @settings(deadline=None, max_examples=25)
@@ -117,7 +121,7 @@ def test_small_shapes_and_scales(
     if name.startswith("+"):
         step = load_step(name[1:])
         result = step.improve(weight, result, known, pattern, step.options())
-    check(result, pattern, by_row=name not in COUNTS_BY_TENSOR)
+    assert_sound(result, pattern, by_row=name not in COUNTS_BY_TENSOR)
 
 
 @pytest.mark.parametrize("arguments", [["--method", "wanda"], ["--method", "admm", "--target", "dense"]])

@@ -14,11 +14,12 @@ from methods._pattern import NofM, Pattern, infinite, zeroed
 
 @dataclass(frozen=True)
 class Options:
-    max_cycles: int = field(default=50, metadata={"help": "exchanges in a row at most"})
+    max_cycles: int = field(default=50, metadata={"help": "exchanges in a row at most", "least": 1})
     threshold: float = field(
-        default=0.1, metadata={"help": "a row is done once its expected error is below this share of its error's size"}
+        default=0.1,
+        metadata={"help": "a row is done once its expected error is below this share of its error's size", "least": 0},
     )
-    power: float = field(default=1.0, metadata={"help": "of the variance that growing divides by"})
+    power: float = field(default=1.0, metadata={"help": "of the variance that growing divides by", "least": 0})
     stop: Literal["error", "sign", "never"] = field(
         default="error",
         metadata={

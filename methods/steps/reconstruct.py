@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods._gram import conjugate_gradients, dense_target
+from methods._gram import alpha_option, conjugate_gradients, dense_target
 from methods._method import Pruned, Step
 from methods._pattern import Pattern, zeroed
 
 
 @dataclass(frozen=True)
 class Options:
-    steps: int = field(default=20, metadata={"help": "steps of conjugate gradients"})
+    steps: int = field(default=20, metadata={"help": "steps of conjugate gradients", "least": 1})
     damping: float = field(
-        default=0.01, metadata={"help": "pull towards the dense weights, as a share of each input's square"}
+        default=0.01, metadata={"help": "pull towards the dense weights, as a share of each input's square", "least": 0}
     )
-    alpha: float = field(default=0.75, metadata={"help": "with --target dense: how far to follow the dense model"})
+    alpha: float = alpha_option()
 
 
 def improve(

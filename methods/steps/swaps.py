@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods._gram import dense_target
+from methods._gram import alpha_option, dense_target
 from methods._method import Pruned, Step
 from methods._pattern import NofM, Pattern, infinite, zeroed
 
@@ -17,9 +17,11 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class Options:
-    rounds: int = field(default=4, metadata={"help": "how often the candidates of a row are chosen anew"})
-    candidates: int = field(default=16, metadata={"help": "weights of each side (groups, for N:M) in one round"})
-    alpha: float = field(default=0.75, metadata={"help": "with --target dense: how far to follow the dense model"})
+    rounds: int = field(default=4, metadata={"help": "how often the candidates of a row are chosen anew", "least": 1})
+    candidates: int = field(
+        default=16, metadata={"help": "weights of each side (groups, for N:M) in one round", "least": 1}
+    )
+    alpha: float = alpha_option()
 
 
 def improve(

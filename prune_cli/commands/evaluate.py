@@ -7,39 +7,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prune_cli.commands.options import (
-    BatchSize,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Quiet,
-    Revision,
-    SeqLen,
-    Trust,
-    Verbose,
-    batch_size_of,
-    calm_libraries,
-    checked_later,
-    print_result,
-)
+from prune_cli.commands import options
 from prune_cli.failures import told_failures
 
 
 def evaluate(
-    model: Model,
+    model: options.Model,
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Text, as for --calibration of prune.")],
     against: Annotated[str | None, typer.Option(metavar="DENSE", help="The dense model to compare with.")] = None,
     samples: Annotated[int | None, typer.Option(help="Only the first windows [default: all].")] = None,
-    seq_len: SeqLen = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    batch_size: BatchSize = "auto",
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    seq_len: options.SeqLen = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.Trust = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Perplexity of MODEL; against a dense model also KL divergence, agreement and the difference of the losses.
 
@@ -51,7 +36,7 @@ def evaluate(
         from prune_cli.progress import progress_on
         from prune_cli.render import show_evaluation
 
-        calm_libraries(verbose=verbose, quiet=quiet)
+        options.calm_libraries(verbose=verbose, quiet=quiet)
         request = EvaluationRequest(
             model=model,
             data=data,
@@ -59,13 +44,13 @@ def evaluate(
             samples=samples,
             seq_len=seq_len,
             device=device,
-            dtype=checked_later(dtype),
-            batch_size=batch_size_of(batch_size),
+            dtype=options.checked_later(dtype),
+            batch_size=options.batch_size_of(batch_size),
             trust_remote_code=trust_remote_code,
             revision=revision,
         )
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             result = measure(request, progress)
-        print_result(
+        options.print_result(
             result.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_evaluation(console, result)
         )

@@ -1,0 +1,116 @@
+"""What `prune-cli prune` alone can be told; None stands for what the user did not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prune_cli.commands.options import OUTPUT, RUN, TEXT, complete_method
+
+Out = Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="fast (wanda), balanced (admm) or best (admm, dense target); what else is said wins.",
+        rich_help_panel=RUN,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        "-m",
+        help="See prune-cli methods [default: wanda].",
+        autocompletion=complete_method,
+        rich_help_panel=RUN,
+    ),
+]
+Sparsity = Annotated[
+    float | None,
+    typer.Option("--sparsity", "-s", help="Share of each tensor to remove [default: 0.5].", rich_help_panel=RUN),
+]
+Pattern = Annotated[
+    str | None, typer.Option(help="N:M instead: keep N of every M inputs, as 2:4.", rich_help_panel=RUN)
+]
+Allocate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="Spread the sparsity over the tensors: uniform, erk, owl, atp, global, or file:PATH (an allocation or "
+        "a report) [default: uniform].",
+        rich_help_panel=RUN,
+    ),
+]
+Refine = Annotated[
+    str | None,
+    typer.Option(metavar="STEP", help="Improve the mask afterwards: swaps or dsnot.", rich_help_panel=RUN),
+]
+Reconstruct = Annotated[
+    bool, typer.Option("--reconstruct", help="Fit the kept weights by least squares.", rich_help_panel=RUN)
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="KEY=VALUE",
+        help="An option of the method, or of a step or allocation as swaps.rounds=8, owl.spread=0.1.",
+        rich_help_panel=RUN,
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Glob on tensor names. One that matches linear maps of the blocks narrows the run to them; any other "
+        "adds what it names (embeddings, head, norms, routers, biases).",
+        rich_help_panel=RUN,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Glob on tensor names to keep as they are.", rich_help_panel=RUN),
+]
+AllowUnsupported = Annotated[
+    bool,
+    typer.Option("--allow-unsupported", help="Keep tensors that cannot be pruned (experts).", rich_help_panel=RUN),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Text: builtin, c4, wikitext2, ptb, hf:REPO[:CONFIG][:SPLIT][:COLUMN], a file or a folder "
+        "[default: builtin].",
+        rich_help_panel=TEXT,
+    ),
+]
+Samples = Annotated[int | None, typer.Option(help="Calibration samples [default: 128].", rich_help_panel=TEXT)]
+Seed = Annotated[int, typer.Option(help="Of samples and of random choices.", rich_help_panel=TEXT)]
+CalibrateBy = Annotated[
+    str,
+    typer.Option(
+        help="sublayer: one pass, a map sees the maps before it pruned; block: two passes, like the authors.",
+        rich_help_panel=TEXT,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="What solvers, swaps and --reconstruct follow. pruned: what the dense map gives on its inputs now; dense: "
+        "what it gave in the dense model (a second stream of hidden states; much better) [default: pruned].",
+        rich_help_panel=TEXT,
+    ),
+]
+Evaluation = Annotated[
+    str | None,
+    typer.Option("--eval", metavar="SOURCE", help="Perplexity on this text, before and after.", rich_help_panel=TEXT),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.", rich_help_panel=OUTPUT)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace OUT, or an interrupted run.", rich_help_panel=OUTPUT)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen and stop.", rich_help_panel=OUTPUT)]
