@@ -48,16 +48,12 @@ def test_more_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) 
     block_bytes = 4 * (384 * 384 * 3 + 384 * intermediate * 3)
     shape = {**WIDE, "intermediate_size": intermediate}
     peaks = []
-    most = 24 if "best" in arguments else 12
-    for blocks in (6, most):
+    for blocks in (6, 24):
         model = save_tiny(tmp_path / f"model-{blocks}", "llama-untied", num_hidden_layers=blocks, **shape)
         out = tmp_path / f"out-{blocks}"
         peaks.append(peak_of("prune", model, out, "--calibration", tokens, *arguments, "-q"))
-    # The solver's matrices come and go, which makes its peak a matter of some percent either way.
-    allowed = 0.5 * (most - 6) * block_bytes if "best" in arguments else 0.05 * peaks[0]
-    assert peaks[1] < peaks[0] + allowed
-    # The other blocks would have taken much more than that.
-    assert allowed < 0.6 * (most - 6) * block_bytes
+    # Allocators differ by some percent from run to run; the other eighteen blocks would take twice what is allowed.
+    assert peaks[1] < peaks[0] + 9 * block_bytes
     streams = 2 if "best" in arguments else 1
     hidden_states = 8 * 64 * 384 * 4
     assert peaks[1] < 2 * streams * block_bytes + 3.5 * streams * hidden_states + 2**30
