@@ -18,9 +18,9 @@ _EXACT_IN_TF32 = (torch.bfloat16, torch.float16)
 
 
 @contextmanager
-def _tensor_cores(wanted: bool) -> Iterator[None]:
-    """Within, float32 products on a CUDA device round their factors to TF32."""
-    if not wanted:
+def _tensor_cores(*factors: torch.Tensor) -> Iterator[None]:
+    """Within, float32 products on a CUDA device round their factors to TF32, if those lose nothing by it."""
+    if not all(factor.is_cuda and factor.dtype in _EXACT_IN_TF32 for factor in factors):
         yield
         return
     matmul = torch.backends.cuda.matmul
@@ -127,37 +127,60 @@ class Variance:
 
 
 class Gram:
-    """`gram` (in, in): the sum over tokens of x^T x; as `cross`, with a second stream of inputs y, of y^T x.
+    """`gram` (in, in): the sum over tokens of x^T x.
 
-    It is kept on `home`, which may be the host where the inputs' device has no room for it, and made in bands of rows;
-    of the symmetric one only what lies on and right of the diagonal.
+    It is kept on `home`, which may be the host where the inputs' device has no room for it, and made in bands of rows:
+    of a symmetric matrix only what lies on and right of the diagonal.
     """
 
-    def __init__(self, inputs: int, home: torch.device, *, cross: bool = False) -> None:
+    def __init__(self, inputs: int, home: torch.device) -> None:
         self._sum = torch.zeros(inputs, inputs, device=home)
-        self._cross = cross
-        band = max(_LEAST_BAND, -(-inputs // _BANDS))
-        self._bands = [slice(first, min(first + band, inputs)) for first in range(0, inputs, band)]
+        self._bands = _bands(inputs)
 
-    def add(self, rows: torch.Tensor, others: torch.Tensor | None = None) -> None:
-        """Take in `rows` x (tokens, in), and for a cross product `others` y (tokens, in), of any float dtype."""
-        assert (others is not None) == self._cross
-        left = rows if others is None else others
-        with _tensor_cores(rows.is_cuda and rows.dtype in _EXACT_IN_TF32 and left.dtype in _EXACT_IN_TF32):
-            rows, left = rows.float(), left.float()
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in `rows` x (tokens, in) of any float dtype."""
+        with _tensor_cores(rows):
+            rows = rows.float()
             for band in self._bands:
-                first = 0 if self._cross else band.start
-                part = self._sum[band, first:]
-                if rows.device == part.device:
-                    part.addmm_(left[:, band].T, rows[:, first:])
-                else:
-                    part += (left[:, band].T @ rows[:, first:]).to(part.device)
+                _add_product(self._sum[band, band.start :], rows[:, band], rows[:, band.start :])
 
     def value(self) -> torch.Tensor:
-        if not self._cross:
-            for band in self._bands:
-                self._sum[band.stop :, band] = self._sum[band, band.stop :].T
+        for band in self._bands:
+            self._sum[band.stop :, band] = self._sum[band, band.stop :].T
         return self._sum
+
+
+class Cross:
+    """(lefts, in): the sum over tokens of y^T x, y being something else that is known of the same tokens.
+
+    `cross` is that of the dense model's inputs, `drift` that of what the residual stream has lost. Kept on `home`.
+    """
+
+    def __init__(self, lefts: int, inputs: int, home: torch.device) -> None:
+        self._sum = torch.zeros(lefts, inputs, device=home)
+        self._bands = _bands(lefts)
+
+    def add(self, lefts: torch.Tensor, rows: torch.Tensor) -> None:
+        """Take in `lefts` y (tokens, lefts) and `rows` x (tokens, in), of any float dtype."""
+        with _tensor_cores(lefts, rows):
+            lefts, rows = lefts.float(), rows.float()
+            for band in self._bands:
+                _add_product(self._sum[band], lefts[:, band], rows)
+
+    def value(self) -> torch.Tensor:
+        return self._sum
+
+
+def _bands(rows: int) -> list[slice]:
+    band = max(_LEAST_BAND, -(-rows // _BANDS))
+    return [slice(first, min(first + band, rows)) for first in range(0, rows, band)]
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if right.device == total.device:
+        total.addmm_(left.T, right)
+    else:
+        total += (left.T @ right).to(total.device)
 
 
 class RowSketch:

@@ -18,14 +18,24 @@ def alpha_option() -> Any:
 
 
 def dense_target(weight: torch.Tensor, statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor:
-    """W (alpha C + (1 - alpha) G) (out, in): the right-hand side whose solution on all inputs is the best target.
+    """W (alpha C + (1 - alpha) G) + alpha D (out, in): the right-hand side whose solution on all inputs is the target.
 
-    G = X'^T X' of the map's inputs, C = X^T X' with the dense model's inputs X ("cross"); without C it is W G.
+    G = X'^T X' of the map's inputs, C = X^T X' with the dense model's inputs X (`cross`), D = R^T X' with what the
+    residual stream, which the map adds to, has lost so far (`drift`); without C it is W G, without D there is none.
     """
-    gram = statistics["gram"]
+    return weight @ mixed_gram(statistics, alpha) + drift(statistics, alpha)
+
+
+def mixed_gram(statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor:
+    """alpha C + (1 - alpha) G (in, in), or G."""
     if "cross" not in statistics:
-        return weight @ gram
-    return weight @ torch.lerp(gram, statistics["cross"], alpha)
+        return statistics["gram"]
+    return torch.lerp(statistics["gram"], statistics["cross"], alpha)
+
+
+def drift(statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor | float:
+    """alpha D (out, in), or 0."""
+    return alpha * statistics["drift"] if "drift" in statistics else 0.0
 
 
 def raised_damping(asked: float, used: float) -> tuple[str, ...]:
@@ -58,7 +68,10 @@ def conjugate_gradients(
     matrix: torch.Tensor, aim: torch.Tensor, start: torch.Tensor, keep: torch.Tensor, steps: int
 ) -> torch.Tensor:
     """Rows x with x A = aim on the kept places and 0 elsewhere; a row that is solved stays as it is."""
-    solution = zeroed(start, keep)
+    # Rows around 1 (powers of two lose nothing): squares of tiny residuals would leave float32's range.
+    unit = torch.ldexp(torch.ones(len(aim), 1, device=aim.device), torch.frexp(aim.abs().amax(1, keepdim=True))[1])
+    aim = aim / unit
+    solution = zeroed(start / unit, keep)
     residual = zeroed(aim - solution @ matrix, keep)
     direction = residual.clone()
     square = residual.square().sum(1, keepdim=True)
@@ -73,4 +86,4 @@ def conjugate_gradients(
         after = residual.square().sum(1, keepdim=True)
         direction.mul_(after / square.clamp_min(tiny)).add_(residual)
         square = after
-    return solution
+    return solution * unit

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
-from methods._gram import alpha_option, conjugate_gradients, damped, raised_damping
+from methods._gram import alpha_option, conjugate_gradients, damped, drift, mixed_gram, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
 
@@ -18,6 +19,9 @@ class Options:
     damping: float = field(
         default=0.03, metadata={"help": "added to the Gram matrix scaled to a unit diagonal", "least": 0}
     )
+    per: Literal["tensor", "row"] = field(
+        default="tensor", metadata={"help": "weights compete within the whole tensor or within a row"}
+    )
     alpha: float = alpha_option()
 
 
@@ -28,17 +32,21 @@ def prune(
     options: Options,
     generator: torch.Generator,
 ) -> Pruned:
-    """Minimise ||X W^T - X' W_new^T|| over sparse W_new (out, in); `gram` and, for dense targets, `cross` are (in, in).
+    """Minimise ||X W^T - X' W_new^T|| over sparse W_new (out, in); `gram` is (in, in).
 
-    Columns are scaled by d = sqrt(diag G), so that the scaled Gram matrix has a unit diagonal. Raises ValueError where
-    it cannot be made positive definite.
+    For dense targets there are also `cross` (in, in) and, for a map that adds to the residual stream, `drift` (out,
+    in). Columns are scaled by d = sqrt(diag G), so that the scaled Gram matrix has a unit diagonal. Raises ValueError
+    where it cannot be made positive definite.
     """
+    if isinstance(pattern, Unstructured):
+        pattern = replace(pattern, per=options.per)
     scale = statistics["gram"].diagonal().sqrt()
     dead = scale == 0
     scale = scale.masked_fill(dead, 1.0)
     gram = _scaled(statistics["gram"], scale)
     start = weight.masked_fill(dead, 0.0) * scale
-    aim = start @ _damp(_target(statistics, gram, scale, options.alpha), options.damping)
+    mixed = _scaled(mixed_gram(statistics, options.alpha), scale)
+    aim = start @ _damp(mixed, options.damping) + drift(statistics, options.alpha) / scale
     gram.diagonal()[dead] = 1.0
     inverse, damping = damped(gram, options.damping + options.rho, _inverse)
     current, dual = start, torch.zeros_like(start)
@@ -61,14 +69,6 @@ def _damp(matrix: torch.Tensor, damping: float) -> torch.Tensor:
     matrix = matrix.clone()
     matrix.diagonal().add_(damping)
     return matrix
-
-
-def _target(
-    statistics: Mapping[str, torch.Tensor], gram: torch.Tensor, scale: torch.Tensor, alpha: float
-) -> torch.Tensor:
-    if "cross" not in statistics:
-        return gram
-    return torch.lerp(gram, _scaled(statistics["cross"], scale), alpha)
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,8 @@ def _working_memory(job: Prepared, tokens: int | None, target: Target) -> int:
     states = int(tokens * (_STATES_BESIDE_WIDEST * job.model.hidden_size + widest)) * itemsize
     gram = gram_bytes(widest, streams) if "gram" in job.pipeline.needs else 0
     copies = (4 if gram == 0 else 8) * 4 * largest_map
-    return max(streams * outside, streams * block + copies + gram) + streams * states
+    drift = (streams - 1) * tokens * job.model.hidden_size * itemsize
+    return max(streams * outside, streams * block + copies + gram) + streams * states + drift
 
 
 def _outside(job: Prepared) -> list[int]:

@@ -8,7 +8,7 @@ batches before its weight is decided. Nothing is assumed about the code between 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -48,6 +48,8 @@ class Lockstep:
         self._lanes = [_Lane(lambda batch=batch: forward(batch)) for batch in batches]
         self._of_coroutine = {lane.coroutine: lane for lane in self._lanes}
         self._rehearsing: int | None = None
+        self._probing: int | None = None
+        self._probed: Any = None
 
     def __enter__(self) -> Lockstep:
         for index, block in enumerate(self._blocks):
@@ -63,9 +65,12 @@ class Lockstep:
 
     def _pausing_forward(self, index: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self._pause(index)
+            self._pause(index, _first_tensor(args, kwargs))
             if self._rehearsing == index:
                 self._rehearse(original, args, kwargs)
+            if self._probing == index:
+                self._probed = original(*_copied(args), **dict(zip(kwargs, _copied(kwargs.values()), strict=True)))
+                self._pause("probed", _first_tensor(args, kwargs))
             output = original(*args, **kwargs)
             if index + 1 == len(self._blocks):
                 self._pause(len(self._blocks))
@@ -168,6 +173,27 @@ class Lockstep:
                 hook.remove()
         self._all_wait_at("rehearsed")
 
+    def waiting(self) -> list[torch.Tensor | None]:
+        """What each batch waits with: before a block, its hidden states."""
+        return [lane.input for lane in self._lanes]
+
+    def current(self) -> int:
+        """The number of the batch that runs now."""
+        return self._lanes.index(self._of_coroutine[getcurrent()])
+
+    def probe(self, index: int) -> tuple[torch.Tensor | None, Any]:
+        """Run the first batch through block `index`, for hooks to look at, from copies of its inputs.
+
+        Returns the hidden states that go in and what the block returns; all batches wait before the block afterwards.
+        """
+        self._probing = index
+        try:
+            self._advance(self._lanes[:1])
+        finally:
+            self._probing = None
+        output, self._probed = self._probed, None
+        return self._lanes[0].input, output
+
     def stop_after_blocks(self, module: nn.Module) -> list[torch.Tensor]:
         """Run every batch from the last block to `module` (the output head); returns its inputs, one per batch."""
         hook = module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True)
@@ -189,6 +215,10 @@ class Lockstep:
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+
+
+def _copied(values: Iterable[Any]) -> list[Any]:
+    return [value.clone() if isinstance(value, torch.Tensor) else value for value in values]
 
 
 class SameInputs:

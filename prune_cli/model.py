@@ -213,6 +213,10 @@ class Skeleton:
         """The checkpoint tensors of one block."""
         return [name for name, place in self.places.items() if place.block == index]
 
+    def linear_maps(self, index: int) -> list[str]:
+        """The tensors of one block that are linear maps, pruned or not."""
+        return [name for name in self.block_names(index) if self.places[name].role == "linear map"]
+
     def load_block(self, index: int, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Load one block; returns its tensors as stored. Raises PruneError if a parameter stays without a value."""
         tensors = self._load(self.block_names(index), checkpoint)

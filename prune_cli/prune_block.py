@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Gram, RowSketch
+from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
 from prune_cli.lockstep import SameInputs
 from prune_cli.memory import home_of_gram, return_freed_memory
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
+from prune_cli.residual import residual_drift
 from prune_cli.stream import Stream
 
 _SKETCH_SEED = 0
@@ -41,7 +42,8 @@ class InputStatistics:
         self._accumulators: dict[str, Accumulator] = {
             name: ACCUMULATORS[name](inputs, home if name == "gram" else device) for name in needs
         }
-        self._cross = Gram(inputs, home, cross=True) if with_dense else None
+        self._cross = Cross(inputs, inputs, home) if with_dense else None
+        self.home = home
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
 
@@ -53,7 +55,7 @@ class InputStatistics:
                 accumulator.add(part)
         self._sketch.add(rows)
         if self._cross is not None and dense is not None:
-            self._cross.add(rows, dense.detach().reshape(rows.shape))
+            self._cross.add(dense.detach().reshape(rows.shape), rows)
 
     def values(self) -> dict[str, torch.Tensor]:
         if self._values is None:
@@ -108,9 +110,11 @@ class BlockPruner:
         """Like `run`, with the dense model's inputs of the same map at hand."""
         self._prune_blind()
         names = list(self._maps)
-        for (name, inputs), (same, others) in zip(stream.stops(block, names), dense.stops(block, names), strict=True):
-            assert name == same
-            self._serve(name, inputs, others)
+        with residual_drift(stream, dense, block, self._model.linear_maps(block)) as drift:
+            stops = zip(stream.stops(block, names), dense.stops(block, names), strict=True)
+            for (name, inputs), (same, others) in stops:
+                assert name == same
+                self._serve(name, inputs, others, drift.at(name, len(inputs)))
 
     def run_twice(self, stream: Stream, block: int) -> None:
         """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
@@ -136,14 +140,30 @@ class BlockPruner:
         settings = self._settings
         return InputStatistics(settings.pipeline.needs, inputs, self._tokens, settings.device, with_dense=with_dense)
 
-    def _serve(self, name: str, inputs: Sequence[torch.Tensor], dense: Sequence[torch.Tensor] | None = None) -> None:
+    def _serve(
+        self,
+        name: str,
+        inputs: Sequence[torch.Tensor],
+        dense: Sequence[torch.Tensor] | None = None,
+        lost: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
             if inputs[0].device.type == "cpu" and sum(tensor.nbytes for tensor in inputs) >= _LARGE_INPUTS:
                 return_freed_memory()
             self._statistics = self._new_statistics(name, with_dense=dense is not None)
             for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
                 self._statistics.add(tensor, other)
-        self._prune(name, self._statistics)
+        drift = {} if lost is None else {"drift": self._drift(name, inputs, lost)}
+        self._prune(name, self._statistics, drift)
+
+    def _drift(self, name: str, inputs: Sequence[torch.Tensor], lost: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The sum over tokens of r^T x (out, in), r being what the residual stream has lost."""
+        assert self._statistics is not None
+        outputs, width = matrix_shape(self._places[name])
+        total = Cross(outputs, width, self._statistics.home)
+        for r, x in zip(lost, inputs, strict=True):
+            total.add(r.reshape(-1, outputs), x.reshape(-1, width))
+        return total.value()
 
     def _observe(self, name: str, tensor: torch.Tensor) -> None:
         shared = self._same_inputs.repeated([tensor])
@@ -153,10 +173,10 @@ class BlockPruner:
         if not shared:
             self._observed[name].add(tensor)
 
-    def _prune(self, name: str, statistics: InputStatistics) -> None:
-        result = prune_map(
-            self._places[name], self._tensors[name], self._settings, statistics.values(), statistics.rows()
-        )
+    def _prune(self, name: str, statistics: InputStatistics, own: Mapping[str, torch.Tensor] | None = None) -> None:
+        """`own` statistics are of this map alone, the others of all that share its inputs."""
+        values = {**statistics.values(), **(own or {})}
+        result = prune_map(self._places[name], self._tensors[name], self._settings, values, statistics.rows())
         self._finish(name, result)
 
     def _finish(self, name: str, result: PrunedMap) -> None:

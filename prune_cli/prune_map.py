@@ -61,7 +61,9 @@ def prune_map(
         rows = None if rows is None else rows.to(device)
     weight = as_matrix(place, stored).to(device, torch.float32)
     scale = _power_to_ordinary(weight)
-    weight = weight if scale == 1 else weight * scale
+    if scale != 1:
+        weight = weight * scale
+        statistics = {key: value * scale if key == "drift" else value for key, value in statistics.items()}
     generator = torch.Generator().manual_seed(_seed_of(name, settings.seed))
     pipeline, pattern = settings.pipeline, settings.patterns[name]
     try:

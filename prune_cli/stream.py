@@ -56,15 +56,27 @@ class Stream:
         """Pass `block` once for `observe` (name, input) alone."""
         self._lockstep.rehearse(block, self._modules(names), observe)
 
+    def waiting(self) -> list[torch.Tensor | None]:
+        """What each batch waits with: before a block, its hidden states."""
+        return self._lockstep.waiting()
+
+    def current(self) -> int:
+        """The number of the batch that runs now, for hooks."""
+        return self._lockstep.current()
+
+    def probe(self, block: int) -> tuple[torch.Tensor | None, Any]:
+        """Run the first batch through `block` for hooks to look at; returns what goes in and what comes out."""
+        return self._lockstep.probe(block)
+
     def stop_at_head(self, name: str) -> list[torch.Tensor]:
         """Go on from the last block to the map of the tensor `name`; returns its inputs, one per batch."""
-        return self._lockstep.stop_after_blocks(self._module(name))
+        return self._lockstep.stop_after_blocks(self.module(name))
 
     def finish(self) -> Iterator[Any]:
         return self._lockstep.finish()
 
     def _modules(self, names: Sequence[str]) -> dict[nn.Module, str]:
-        return {self._module(name): name for name in names}
+        return {self.module(name): name for name in names}
 
-    def _module(self, name: str) -> nn.Module:
+    def module(self, name: str) -> nn.Module:
         return self.model.model.get_submodule(self.model.places[name].module_name)

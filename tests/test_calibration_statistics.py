@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.statistics import ACCUMULATORS, Accumulator, Gram, RowSketch, SquaredNorm, sum_dtype
+from calibration.statistics import ACCUMULATORS, Accumulator, Cross, Gram, RowSketch, SquaredNorm, sum_dtype
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -68,23 +68,22 @@ def test_gram(dtype: torch.dtype, sizes: list[int]) -> None:
 
 def test_gram_of_two_streams() -> None:
     x, y = tokens(40, 3, seed=1), tokens(40, 3, seed=2)
-    gram = Gram(3, CPU, cross=True)
-    gram.add(x[:25], y[:25])
-    gram.add(x[25:], y[25:])
-    torch.testing.assert_close(gram.value(), (y.double().T @ x.double()).float(), rtol=1e-5, atol=1e-3)
+    cross = Cross(3, 3, CPU)
+    cross.add(y[:25], x[:25])
+    cross.add(y[25:], x[25:])
+    torch.testing.assert_close(cross.value(), (y.double().T @ x.double()).float(), rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("cross", [False, True])
-def test_gram_in_bands_equals_the_whole(cross: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_in_bands_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibration.statistics._LEAST_BAND", 3)
-    x, y = tokens(40, 11, seed=1), tokens(40, 11, seed=2)
-    gram = Gram(11, CPU, cross=cross)
-    gram.add(x, y if cross else None)
-    gram.value()
-    gram.add(x, y if cross else None)
-    value = gram.value()
-    expected = 2 * (y if cross else x).double().T @ x.double()
-    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-3)
+    x, y = tokens(40, 11, seed=1), tokens(40, 7, seed=2)
+    gram, cross = Gram(11, CPU), Cross(7, 11, CPU)
+    for _ in range(2):
+        gram.add(x)
+        gram.value()
+        cross.add(y, x)
+    torch.testing.assert_close(gram.value().double(), 2 * x.double().T @ x.double(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(cross.value().double(), 2 * y.double().T @ x.double(), rtol=1e-5, atol=1e-3)
 
 
 def test_statistics_by_sample() -> None:

@@ -21,7 +21,7 @@ from tests.conftest import RunCommand
 
 PATTERNS: list[Pattern] = [Unstructured(0.5), Unstructured(0.9), NofM(2, 4)]
 # Where a method counts over the tensor or over blocks of columns, a row's own count is free.
-COUNTS_BY_TENSOR = {"magnitude", "sparsegpt"}
+COUNTS_BY_TENSOR = {"admm", "magnitude", "sparsegpt"}
 
 
 def inputs(kind: str, tokens: int, width: int) -> torch.Tensor:
@@ -50,11 +50,13 @@ def inputs(kind: str, tokens: int, width: int) -> torch.Tensor:
 KINDS = ["plain", "dead", "all dead", "constant", "one token", "repeated", "massive", "huge", "tiny", "bfloat16"]
 
 
-def statistics(x: torch.Tensor, *, dense: bool) -> dict[str, torch.Tensor]:
+def statistics(x: torch.Tensor, *, dense: bool, outputs: int = 6) -> dict[str, torch.Tensor]:
     found = reference.statistics(x)
     if dense:
-        noisy = x + 0.1 * x.std() * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+        generator = torch.Generator().manual_seed(2)
+        noisy = x + 0.1 * x.std() * torch.randn(x.shape, generator=generator)
         found["cross"] = noisy.T @ x
+        found["drift"] = torch.randn(outputs, len(x), generator=generator) @ x
     return found
 
 

@@ -63,8 +63,10 @@ def test_admm_by_default_is_close_to_that_solve_and_better_than_sparsegpt(patter
 def test_each_row_and_group_gets_the_asked_count() -> None:
     weight, x = make(10, 32)
     statistics = {"gram": x.T @ x}
-    unstructured = admm(weight, statistics, Unstructured(0.7), AdmmOptions(), generator())
-    assert (~unstructured.keep).sum(1).tolist() == [22] * 10
+    by_row = admm(weight, statistics, Unstructured(0.7), AdmmOptions(per="row"), generator())
+    assert (~by_row.keep).sum(1).tolist() == [22] * 10
+    by_tensor = admm(weight, statistics, Unstructured(0.7), AdmmOptions(), generator())
+    assert int((~by_tensor.keep).sum()) == 224
     grouped = admm(weight, statistics, NofM(1, 4), AdmmOptions(), generator())
     assert (grouped.keep.view(10, 8, 4).sum(2) == 1).all()
     whole = sparsegpt(weight, statistics, Unstructured(0.7), SparseGptOptions(block_size=8), generator())

@@ -1,0 +1,103 @@
+"""What the residual stream has lost where a map of the block adds to it, told without knowing the architecture.
+
+Most blocks return their input plus the outputs of a few maps (attention's and the MLP's last), times a constant in some
+architectures. Which maps, is found by trying one batch; where a block works otherwise (norms on the outputs, experts),
+nothing is found and such maps follow their own dense outputs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from prune_cli.stream import Stream
+
+# The sum may miss what rounding takes, for nearly every element; and must explain most of what the block changes.
+_ROUNDINGS, _NEARLY_ALL, _MOST = 8.0, 0.98, 0.5
+_LEAST_FACTOR, _DIGITS = 1e-2, 4
+
+
+class ResidualDrift:
+    """The difference of the residual streams, dense - pruned, of every batch on its way through one block."""
+
+    def __init__(self, factors: dict[str, float], lost: list[torch.Tensor]) -> None:
+        self._factors = factors
+        self._lost = lost
+
+    def at(self, name: str, batches: int) -> list[torch.Tensor] | None:
+        """What the output of the map `name` would have to add for each of the batches; None if it adds to nothing."""
+        if name not in self._factors or batches != len(self._lost):
+            return None
+        return [lost / self._factors[name] for lost in self._lost]
+
+
+@contextmanager
+def residual_drift(stream: Stream, dense: Stream, block: int, names: Sequence[str]) -> Iterator[ResidualDrift]:
+    """Follow the drift through `block`, where both streams wait; `names` are the linear maps that it has."""
+    factors = _factors(dense, block, names)
+    pairs = zip(dense.waiting(), stream.waiting(), strict=True)
+    lost = [a - b for a, b in pairs if a is not None and b is not None] if factors else []
+    drift = ResidualDrift(factors, lost)
+    hooks = [
+        each.module(name).register_forward_hook(_adds(each, lost, sign * factor))
+        for name, factor in factors.items()
+        for each, sign in ((stream, -1.0), (dense, 1.0))
+    ]
+    try:
+        yield drift
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _adds(stream: Stream, lost: list[torch.Tensor], factor: float) -> Callable[..., None]:
+    def add(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        mine = lost[stream.current()]
+        mine.add_(output.reshape(mine.shape), alpha=factor)
+
+    return add
+
+
+def _factors(dense: Stream, block: int, names: Sequence[str]) -> dict[str, float]:
+    """Map name -> how many times its output is in what the block adds; empty if that is no sum of maps' outputs."""
+    outputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        dense.module(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
+        for name in names
+    ]
+    try:
+        before, after = dense.probe(block)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    after = after[0] if isinstance(after, tuple) else after
+    if before is None or not isinstance(after, torch.Tensor) or after.shape != before.shape:
+        return {}
+    found = {name: out for name, out in outputs.items() if out.numel() == before.numel()}
+    return _fit(before, after, found) if found else {}
+
+
+def _fit(before: torch.Tensor, after: torch.Tensor, outputs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Least squares for after - before, each element in units of its own rounding."""
+    rounding = torch.finfo(before.dtype).eps
+    before, after = before.flatten().double(), after.flatten().double()
+    columns = torch.stack([out.flatten().double() for out in outputs.values()], 1)
+    size = before.abs() + after.abs() + columns.abs().sum(1)
+    unit = rounding * size.clamp_min(torch.finfo(torch.float32).tiny)
+    change, columns = (after - before) / unit, columns / unit[:, None]
+    gram = columns.T @ columns
+    gram.diagonal().mul_(1 + 1e-9).add_(1e-9)
+    factors = torch.linalg.solve(gram, columns.T @ change)
+    missed = change - columns @ factors
+    fits = float((missed.abs() <= _ROUNDINGS).double().mean()) >= _NEARLY_ALL
+    explains = float(missed.square().sum()) <= (1 - _MOST) * float(change.square().sum())
+    if not (fits and explains):
+        return {}
+    return {
+        name: round(float(factor), _DIGITS)
+        for name, factor in zip(outputs, factors, strict=True)
+        if abs(float(factor)) > _LEAST_FACTOR
+    }
