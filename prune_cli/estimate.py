@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from prune_cli.memory import gram_bytes
+from prune_cli.memory import LARGE_INPUTS, gram_bytes
 from prune_cli.plan import matrix_shape, pruned_parameters
 from prune_cli.prepare import Prepared, prepare
 from prune_cli.report import gain_of_zeros
@@ -15,8 +15,8 @@ from prune_cli.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest, Ta
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
 _LIBRARIES = 400 << 20
-# Paused forward passes keep a residual, a normed copy and the widest input of the block.
-_STATES_BESIDE_WIDEST = 2.0
+# Paused forward passes keep a residual and a normed copy; queries, keys and values in attention, or the widest input.
+_STATES_BESIDE_WIDEST, _STATES_IN_ATTENTION = 2.0, 4.5
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,12 @@ def _working_memory(job: Prepared, tokens: int | None, target: Target) -> int:
     block = max(_block_bytes(job, index, stored=False) for index in range(len(job.model.blocks)))
     outside = sum(_outside(job)) * itemsize
     widest = max((matrix_shape(job.decisions[name].place)[1] for name in job.pruned_names()), default=0)
-    states = int(tokens * (_STATES_BESIDE_WIDEST * job.model.hidden_size + widest)) * itemsize
+    inputs = tokens * widest * itemsize
+    waiting = min(inputs, LARGE_INPUTS) if job.device.type == "cpu" else inputs  # the others wait in files
+    states = max(
+        int(_STATES_BESIDE_WIDEST * tokens * job.model.hidden_size) * itemsize + waiting,
+        int(_STATES_IN_ATTENTION * tokens * job.model.hidden_size) * itemsize,
+    )
     gram = gram_bytes(widest, streams) if "gram" in job.pipeline.needs else 0
     copies = (4 if gram == 0 else 8) * 4 * largest_map
     drift = (streams - 1) * tokens * job.model.hidden_size * itemsize

@@ -17,6 +17,7 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 from prune_cli.errors import PruneError
+from prune_cli.parking import Parking
 
 # Called when one batch passes a map in a rehearsal: (name of the map, its input).
 Observe = Callable[[str, torch.Tensor], None]
@@ -35,7 +36,7 @@ class Lockstep:
     """A context in which `blocks` belong to the conductor; leaving it ends all coroutines and restores the blocks.
 
     `forward` is called once for each of `batches`; call `start`, then `through` for every block in order, then, if the
-    outputs are wanted, `finish`.
+    outputs are wanted, `finish`. The inputs that batches wait with at maps are kept as `parking` says.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Lockstep:
         forward: Callable[[torch.Tensor], Any],
         blocks: Sequence[nn.Module],
         batches: Sequence[torch.Tensor],
+        parking: Parking | None = None,
     ) -> None:
         self._blocks = blocks
+        self._parking = parking
         self._lanes = [_Lane(lambda batch=batch: forward(batch)) for batch in batches]
         self._of_coroutine = {lane.coroutine: lane for lane in self._lanes}
         self._rehearsing: int | None = None
@@ -98,6 +101,8 @@ class Lockstep:
         lane.input = None
 
     def _advance(self, lanes: Sequence[_Lane]) -> None:
+        if self._parking is not None:
+            self._parking.next_map()
         for lane in lanes:
             lane.coroutine.switch()
 
@@ -150,7 +155,10 @@ class Lockstep:
 
     def _stop_at(self, module: nn.Module) -> Callable[..., None]:
         def pause(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._pause(module, _first_tensor(args, kwargs))
+            tensor = _first_tensor(args, kwargs)
+            if self._parking is not None:
+                self._parking.hold(tensor)
+            self._pause(module, tensor)
 
         return pause
 

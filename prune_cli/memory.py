@@ -12,6 +12,8 @@ import torch
 # A scaled copy, its factor and its inverse.
 _SOLVER_MATRICES = 3
 _STATUS = Path("/proc/self/status")
+# Inputs of paused batches beyond this wait in files; it is also from where on freed memory is worth looking for.
+LARGE_INPUTS = 1 << 28
 
 
 class PeakMemory:

@@ -8,7 +8,7 @@ import torch
 
 from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
 from prune_cli.lockstep import SameInputs
-from prune_cli.memory import home_of_gram, return_freed_memory
+from prune_cli.memory import LARGE_INPUTS, home_of_gram, return_freed_memory
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
@@ -20,8 +20,6 @@ _SKETCH_SEED = 0
 # Up to this many tokens the output error is exact; above, it is estimated from a sketch of 1/64 of the tokens.
 _EXACT_TOKENS = 1024
 _SKETCH_LIMITS = (128, 1024)
-# Inputs of all batches that are worth looking for freed memory between them; below, looking costs more than it gives.
-_LARGE_INPUTS = 1 << 28
 
 
 def sketch_rows(tokens: int) -> int:
@@ -148,7 +146,7 @@ class BlockPruner:
         lost: Sequence[torch.Tensor] | None = None,
     ) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
-            if inputs[0].device.type == "cpu" and sum(tensor.nbytes for tensor in inputs) >= _LARGE_INPUTS:
+            if inputs[0].device.type == "cpu" and sum(tensor.nbytes for tensor in inputs) >= LARGE_INPUTS:
                 return_freed_memory()
             self._statistics = self._new_statistics(name, with_dense=dense is not None)
             for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):

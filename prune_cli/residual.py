@@ -64,10 +64,11 @@ def _adds(stream: Stream, lost: list[torch.Tensor], factor: float) -> Callable[.
 def _factors(dense: Stream, block: int, names: Sequence[str]) -> dict[str, float]:
     """Map name -> how many times its output is in what the block adds; empty if that is no sum of maps' outputs."""
     outputs: dict[str, torch.Tensor] = {}
-    hooks = [
-        dense.module(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
-        for name in names
-    ]
+
+    def remember(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: outputs.update({name: output})
+
+    hooks = [dense.module(name).register_forward_hook(remember(name)) for name in names]
     try:
         before, after = dense.probe(block)
     finally:

@@ -21,6 +21,7 @@ from prune_cli.markdown import to_markdown
 from prune_cli.memory import PeakMemory
 from prune_cli.model import Skeleton
 from prune_cli.output import REPORT_JSON, REPORT_MARKDOWN, OutputFolder
+from prune_cli.parking import Parking
 from prune_cli.prepare import Prepared, pick_batch_size, prepare, read_tokens
 from prune_cli.progress import Progress, Silent
 from prune_cli.prune_block import BlockPruner
@@ -132,10 +133,12 @@ def _prune_with_text(
     """One pass of the calibration batches, block by block; blocks done before are passed as they were left."""
     batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
     with ExitStack() as stack:
-        stream = stack.enter_context(Stream(job.model, batches))
+        stream = stack.enter_context(Stream(job.model, batches, Parking(output.partial)))
         streams = [stream]
         if request.target == "dense":
-            streams.append(stack.enter_context(Stream(job.with_checkpoint(job.checkpoint), batches)))
+            streams.append(
+                stack.enter_context(Stream(job.with_checkpoint(job.checkpoint), batches, Parking(output.partial)))
+            )
         for block in range(len(job.model.blocks)):
             if block in output.done:
                 _pass_done_block(block, streams, output.checkpoint())

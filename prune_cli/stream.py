@@ -12,6 +12,7 @@ from torch import nn
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.lockstep import Lockstep, Observe
 from prune_cli.model import Skeleton
+from prune_cli.parking import Parking
 
 
 class Stream:
@@ -21,9 +22,9 @@ class Stream:
     `rehearse` and `through`, `unload`; then `finish` for what the model returns, or `stop_at_head`.
     """
 
-    def __init__(self, model: Skeleton, batches: Sequence[torch.Tensor]) -> None:
+    def __init__(self, model: Skeleton, batches: Sequence[torch.Tensor], parking: Parking | None = None) -> None:
         self.model = model
-        self._lockstep = Lockstep(model.forward, model.blocks, batches)
+        self._lockstep = Lockstep(model.forward, model.blocks, batches, parking)
 
     def __enter__(self) -> Stream:
         self.model.load_outside()

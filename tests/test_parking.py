@@ -1,0 +1,66 @@
+"""Inputs that wait in files change nothing but memory."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from prune_cli import parking
+from tests.conftest import RunCommand, folder_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tensor_keeps_its_bits_in_a_file_and_leaves_none_behind(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parking, "LARGE_INPUTS", 3000)
+    there = parking.Parking(tmp_path)
+    tensors = [torch.randn(5, 7, 20, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(4)]
+    copies, addresses = [tensor.clone() for tensor in tensors], [tensor.data_ptr() for tensor in tensors]
+    for _ in range(2):  # a second map brings the same tensors
+        there.next_map()
+        for tensor in tensors:
+            there.hold(tensor)
+    moved = [tensor.data_ptr() != address for tensor, address in zip(tensors, addresses, strict=True)]
+    in_memory = 3000 // tensors[0].nbytes
+    assert moved == [False] * in_memory + [True] * (4 - in_memory)
+    after = [tensor.data_ptr() for tensor in tensors]
+    there.hold(tensors[3])
+    assert tensors[3].data_ptr() == after[3], "what waits in a file is not written again"
+    for tensor, copy in zip(tensors, copies, strict=True):
+        assert torch.equal(tensor, copy)
+    tensors[3].add_(1)
+    assert torch.equal(tensors[3], copies[3] + 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_space_it_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking, "LARGE_INPUTS", 0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parking, "_in_a_file", full)
+    tensor = torch.ones(10)
+    address = tensor.data_ptr()
+    parking.Parking(tmp_path).hold(tensor)
+    assert tensor.data_ptr() == address
+
+
+@pytest.mark.parametrize("options", [[], ["--preset", "best"], ["--calibrate-by", "block"]], ids=" ".join)
+def test_the_output_is_the_same(
+    options: list[str],
+    llama: Path,
+    tmp_path: Path,
+    tokens_file: Path,
+    command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["--calibration", tokens_file, "--batch-size", 2, "-q", *options]
+    assert command("prune", llama, tmp_path / "memory", *arguments).code == 0
+    monkeypatch.setattr(parking, "LARGE_INPUTS", 0)
+    assert command("prune", llama, tmp_path / "files", *arguments).code == 0
+    assert folder_bytes(tmp_path / "memory") == folder_bytes(tmp_path / "files")
