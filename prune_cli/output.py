@@ -22,9 +22,9 @@ import torch
 
 from prune_cli.checkpoint import FLOATS, PICKLE_SUFFIXES, Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
+from prune_cli.report_schema import REPORT_JSON
 
 JOURNAL = ".prune-journal.jsonl"
-REPORT_JSON = "prune_report.json"
 REPORT_MARKDOWN = "prune_report.md"
 _LAST_FILES = ("config.json", "model.safetensors.index.json")
 _OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")

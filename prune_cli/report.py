@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from typing import Any, Literal
 
 from calibration.tokens import TokenSet
 from prune_cli.evaluate import Evaluation
-
-SCHEMA_VERSION = 1
+from prune_cli.report_schema import SCHEMA_VERSION as SCHEMA_VERSION
+from prune_cli.report_schema import report_schema as report_schema
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,6 @@ class Report:
 def text_report(tokens: TokenSet) -> TextReport:
     samples, length = tokens.ids.shape
     return TextReport(tokens.source, tokens.protocol, samples, length, samples * length, tokens.seed, tokens.sha256)
-
-
-@cache
-def report_schema() -> dict[str, Any]:
-    """The JSON Schema that every report satisfies."""
-    return json.loads(resources.files("prune_cli").joinpath("report.schema.json").read_text(encoding="utf-8"))
 
 
 def gain_of_zeros(pattern: str) -> str:

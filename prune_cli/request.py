@@ -33,20 +33,20 @@ class PruneRequest:
     model: str
     out: Path
     method: str = "wanda"
-    sparsity: float | None = None
-    pattern: str | None = None
+    sparsity: float | None = field(default=None, metadata={"schema": {"minimum": 0, "exclusiveMaximum": 1}})
+    pattern: str | None = field(default=None, metadata={"schema": {"pattern": "^[0-9]+:[0-9]+$"}})
     refine: str | None = None
     reconstruct: bool = False
     allocate: str = "uniform"
     options: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     calibration: str | None = None
-    samples: int | None = None
-    seq_len: int | None = None
-    seed: int = 0
+    samples: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
+    seq_len: int | None = field(default=None, metadata={"schema": {"minimum": 2}})
+    seed: int = field(default=0, metadata={"schema": {"minimum": 0}})
     device: str = "auto"
     dtype: Dtype = "auto"
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: int | Literal["auto"] = field(default="auto", metadata={"schema": {"minimum": 1}})
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibrate_by: CalibrateBy = "sublayer"
