@@ -48,11 +48,16 @@ class Comparison:
 
 def evaluate(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> Evaluation:
     """Perplexity on `windows` (windows, length). Raises PruneError where the loss is not finite."""
+    return summary(losses_of_windows(model, windows, batch_size, progress), windows)
+
+
+def losses_of_windows(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> list[float]:
+    """The mean loss of each of `windows` (windows, length), in nats."""
     losses: list[float] = []
     for batches in _groups(model, windows, batch_size):
         with _before_the_head(model, batches, progress) as stream:
             losses += window_losses(stream, batches)
-    return _summary(losses, windows)
+    return losses
 
 
 def window_losses(stream: Stream, batches: Sequence[torch.Tensor]) -> list[float]:
@@ -82,12 +87,12 @@ def compare(model: Skeleton, dense: Skeleton, windows: torch.Tensor, batch_size:
                     agreement.append(float((pruned.argmax(-1) == reference.argmax(-1)).double().mean()))
     increases = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     return Comparison(
-        model=_summary(ours, windows),
-        dense=_summary(theirs, windows),
-        loss_increase=_mean(increases),
-        loss_increase_standard_error=_standard_error(increases),
-        kl_from_dense=_mean(divergence),
-        top1_agreement=_mean(agreement),
+        model=summary(ours, windows),
+        dense=summary(theirs, windows),
+        loss_increase=mean(increases),
+        loss_increase_standard_error=standard_error(increases),
+        kl_from_dense=mean(divergence),
+        top1_agreement=mean(agreement),
     )
 
 
@@ -125,26 +130,28 @@ def _kl(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1).double()
 
 
-def _summary(losses: Sequence[float], windows: torch.Tensor) -> Evaluation:
-    loss = _mean(losses)
+def summary(losses: Sequence[float], windows: torch.Tensor) -> Evaluation:
+    """What the mean losses of `windows` (windows, length) say together. Raises PruneError where one is not finite."""
+    loss = mean(losses)
     if not math.isfinite(loss):
         raise PruneError("The loss is not finite: the forward pass overflows; try --dtype float32.")
     return Evaluation(
         perplexity=math.exp(min(loss, 700.0)),
         loss=loss,
-        loss_standard_error=_standard_error(losses),
+        loss_standard_error=standard_error(losses),
         windows=len(windows),
         predicted_tokens=len(windows) * (windows.shape[1] - 1),
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Summed exactly."""
     return math.fsum(values) / len(values)
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def standard_error(values: Sequence[float]) -> float:
     """Of the mean; 0 for a single window, from which none can be told."""
     if len(values) < 2:
         return 0.0
-    mean = _mean(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    middle = mean(values)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values))

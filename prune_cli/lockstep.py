@@ -36,7 +36,8 @@ class Lockstep:
     """A context in which `blocks` belong to the conductor; leaving it ends all coroutines and restores the blocks.
 
     `forward` is called once for each of `batches`; call `start`, then `through` for every block in order, then, if the
-    outputs are wanted, `finish`. The inputs that batches wait with at maps are kept as `parking` says.
+    outputs are wanted, `finish`. The inputs that batches wait with at maps are kept as `parking` says. Two of them may
+    share the blocks: one is entered after the other, left before it, and they are moved one at a time.
     """
 
     def __init__(
@@ -53,21 +54,27 @@ class Lockstep:
         self._rehearsing: int | None = None
         self._probing: int | None = None
         self._probed: Any = None
+        self._before: list[Any] = []
 
     def __enter__(self) -> Lockstep:
+        self._before = [block.__dict__.get("forward") for block in self._blocks]
         for index, block in enumerate(self._blocks):
             block.forward = self._pausing_forward(index, block.forward)
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for block in self._blocks:
+        for block, before in zip(self._blocks, self._before, strict=True):
             del block.forward
+            if before is not None:
+                block.forward = before
         for lane in self._lanes:
             if lane.coroutine:
                 lane.coroutine.throw()
 
     def _pausing_forward(self, index: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if getcurrent() not in self._of_coroutine:
+                return original(*args, **kwargs)  # a batch of another Lockstep over the same blocks
             self._pause(index, _first_tensor(args, kwargs))
             if self._rehearsing == index:
                 self._rehearse(original, args, kwargs)

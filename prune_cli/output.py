@@ -147,7 +147,7 @@ class OutputFolder:
                 f"The interrupted run in {self.partial} was asked for something else ({', '.join(changed)} differ): "
                 "repeat its command with --resume, or add --overwrite to start again."
             )
-        self.input_hashes = _hashes(self._source.folder, self._source.files)
+        self.input_hashes = hash_files(self._source.folder, self._source.files)
         if self.input_hashes != lines[0]["input_hashes"]:
             raise RequestError(
                 f"The model has changed since the run in {self.partial} was interrupted: use --overwrite to start anew."
@@ -247,7 +247,7 @@ class OutputFolder:
     def hashes(self) -> dict[str, str]:
         """sha256 of every shard as it now lies on the disk."""
         self.wait()
-        return _hashes(self.partial, self._source.files)
+        return hash_files(self.partial, self._source.files)
 
     def commit(self, reports: Mapping[str, str]) -> None:
         """Write config, index and `reports` (file name -> text), and make the folder OUT in one rename."""
@@ -282,7 +282,8 @@ def _check_finite(entry: TensorEntry, source: Checkpoint) -> None:
     )
 
 
-def _hashes(folder: Path, files: Sequence[str]) -> dict[str, str]:
+def hash_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
+    """sha256 of each of `files` in `folder`."""
     with ThreadPoolExecutor(max_workers=_FILE_THREADS) as pool:
         return dict(zip(files, pool.map(lambda file: _sha256(folder / file), files), strict=True))
 

@@ -76,8 +76,11 @@ class Prepared:
         )
 
 
-def prepare(request: PruneRequest) -> Prepared:
-    """Check all that can be checked without weights; raises RequestError (or PruneError when the hub fails)."""
+def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
+    """Check all that can be checked without weights; raises RequestError (or PruneError when the hub fails).
+
+    Without `writes`, no checkpoint will be written to OUT, and it is not looked at.
+    """
     request.check()
     pipeline = request.pipeline()
     needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
@@ -88,7 +91,8 @@ def prepare(request: PruneRequest) -> Prepared:
     device = pick_device(request.device)
     source = resolve_model(request.model, request.revision)
     checkpoint = Checkpoint.open(source.folder)
-    check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
+    if writes:
+        check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)
     model = Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code)
     if calibration is not None or evaluation is not None:

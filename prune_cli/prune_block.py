@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -13,7 +14,7 @@ from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
-from prune_cli.residual import residual_drift
+from prune_cli.residual import residual_drift, residual_factors
 from prune_cli.stream import Stream
 
 _SKETCH_SEED = 0
@@ -104,16 +105,6 @@ class BlockPruner:
         for name, inputs in stream.stops(block, list(self._maps)):
             self._serve(name, inputs)
 
-    def run_beside_dense(self, stream: Stream, dense: Stream, block: int) -> None:
-        """Like `run`, with the dense model's inputs of the same map at hand."""
-        self._prune_blind()
-        names = list(self._maps)
-        with residual_drift(stream, dense, block, self._model.linear_maps(block)) as drift:
-            stops = zip(stream.stops(block, names), dense.stops(block, names), strict=True)
-            for (name, inputs), (same, others) in stops:
-                assert name == same
-                self._serve(name, inputs, others, drift.at(name, len(inputs)))
-
     def run_twice(self, stream: Stream, block: int) -> None:
         """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
         stream.rehearse(block, list(self._maps), self._observe)
@@ -181,3 +172,21 @@ class BlockPruner:
         self._model.set_weight(self._places[name], result.stored)
         self.pruned[name] = result
         self._progress.advance()
+
+
+def run_beside_dense(pruners: Sequence[BlockPruner], streams: Sequence[Stream], dense: Stream, block: int) -> None:
+    """Like `BlockPruner.run`, with the dense model's inputs of the same map at hand.
+
+    Several models, each with its pruner and stream, may go beside one dense stream: what they prune is called the same.
+    """
+    names = list(pruners[0]._maps)
+    factors = residual_factors(dense, block, dense.model.linear_maps(block))
+    with ExitStack() as stack:
+        drifts = [stack.enter_context(residual_drift(stream, dense, factors)) for stream in streams]
+        for pruner in pruners:
+            pruner._prune_blind()
+        stops = [stream.stops(block, names) for stream in (*streams, dense)]
+        for *arrived, (same, others) in zip(*stops, strict=True):
+            for pruner, drift, (name, inputs) in zip(pruners, drifts, arrived, strict=True):
+                assert name == same
+                pruner._serve(name, inputs, others, drift.at(name, len(inputs)))

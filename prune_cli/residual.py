@@ -35,9 +35,8 @@ class ResidualDrift:
 
 
 @contextmanager
-def residual_drift(stream: Stream, dense: Stream, block: int, names: Sequence[str]) -> Iterator[ResidualDrift]:
-    """Follow the drift through `block`, where both streams wait; `names` are the linear maps that it has."""
-    factors = _factors(dense, block, names)
+def residual_drift(stream: Stream, dense: Stream, factors: dict[str, float]) -> Iterator[ResidualDrift]:
+    """Follow the drift through the block before which both streams wait, of which `residual_factors` tells."""
     pairs = zip(dense.waiting(), stream.waiting(), strict=True)
     lost = [a - b for a, b in pairs if a is not None and b is not None] if factors else []
     drift = ResidualDrift(factors, lost)
@@ -61,8 +60,11 @@ def _adds(stream: Stream, lost: list[torch.Tensor], factor: float) -> Callable[.
     return add
 
 
-def _factors(dense: Stream, block: int, names: Sequence[str]) -> dict[str, float]:
-    """Map name -> how many times its output is in what the block adds; empty if that is no sum of maps' outputs."""
+def residual_factors(dense: Stream, block: int, names: Sequence[str]) -> dict[str, float]:
+    """Map name -> how many times its output is in what `block` adds; empty if that is no sum of outputs of maps.
+
+    `dense` waits before the block; `names` are the linear maps that it has.
+    """
     outputs: dict[str, torch.Tensor] = {}
 
     def remember(name: str) -> Callable[..., None]:

@@ -24,7 +24,7 @@ from prune_cli.output import REPORT_JSON, REPORT_MARKDOWN, OutputFolder
 from prune_cli.parking import Parking
 from prune_cli.prepare import Prepared, pick_batch_size, prepare, read_tokens
 from prune_cli.progress import Progress, Silent
-from prune_cli.prune_block import BlockPruner
+from prune_cli.prune_block import BlockPruner, run_beside_dense
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.report import Report
 from prune_cli.request import PruneRequest
@@ -174,7 +174,7 @@ def _prune_block(
     names = job.pruned_names(block)
     pruner = BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress)
     if request.target == "dense":
-        pruner.run_beside_dense(streams[0], streams[1], block)
+        run_beside_dense([pruner], [streams[0]], streams[1], block)
     elif request.calibrate_by == "block":
         pruner.run_twice(streams[0], block)
     else:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.lockstep import Lockstep
 from prune_cli.model import Skeleton
+from prune_cli.stream import Stream
 from tests import reference
 from tests.conftest import RunCommand, token_ids
 from tests.tiny import ARCHITECTURES, load_plain, save_gpt2_without_prefix, save_tiny
@@ -149,3 +150,29 @@ def test_the_batch_size_does_not_matter(llama: Path, tmp_path: Path, tokens_file
         masks.append({name: tensor == 0 for name, tensor in written_tensors(out).items()})
     for other in masks[1:]:
         assert all(torch.equal(mask, other[name]) for name, mask in masks[0].items())
+
+
+@pytest.mark.parametrize("kind", ["llama-untied", "gpt2"])
+@torch.no_grad()
+def test_two_streams_share_one_model(kind: str, tmp_path: Path) -> None:
+    """Moved in turns, each gives what it gives alone; the blocks are whole again afterwards."""
+    model = open_skeleton(save_kind(tmp_path / "model", kind))
+    texts = [token_ids(seed).split(3) for seed in (0, 1)]
+    alone = []
+    for batches in texts:
+        with Stream(model, batches) as stream:
+            for block in range(len(model.blocks)):
+                stream.load(block)
+                stream.through(block)
+                stream.unload(block)
+            alone.append([output.logits for output in stream.finish()])
+    with Stream(model, texts[0]) as first, Stream(model, texts[1]) as second:
+        for block in range(len(model.blocks)):
+            first.load(block)
+            second.through(block)
+            first.through(block)
+            first.unload(block)
+        together = [[output.logits for output in stream.finish()] for stream in (first, second)]
+    for one, other in zip(alone, together, strict=True):
+        assert all(map(torch.equal, one, other))
+    assert not any("forward" in block.__dict__ for block in model.blocks)

@@ -12,7 +12,7 @@ from methods._pattern import Unstructured
 from methods.steps import load_step
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.model import Skeleton
-from prune_cli.residual import residual_drift
+from prune_cli.residual import residual_drift, residual_factors
 from prune_cli.stream import Stream
 from tests.conftest import token_ids
 from tests.tiny import save_tiny
@@ -52,7 +52,7 @@ def test_the_maps_that_add_are_found_and_the_drift_is_followed(kind: str, dtype:
             stream.load(block)
             beside.load(block)
             names = dense.linear_maps(block)
-            with residual_drift(stream, beside, block, names) as drift:
+            with residual_drift(stream, beside, residual_factors(beside, block, names)) as drift:
                 found = {name for name in names if drift.at(name, 2) is not None}
                 assert {name.partition(f".{block}.")[2] for name in found} == wanted.keys()
                 assert drift.at(names[0], 1) is None, "a map that some batches do not reach has none"
