@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from prune_cli import __version__
+from prune_cli.commands.bench import bench
 from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.inspect import inspect
 from prune_cli.commands.methods import methods
@@ -39,4 +40,5 @@ def main(
 app.command()(prune)
 app.command("eval")(evaluate)
 app.command()(inspect)
+app.command()(bench)
 app.command()(methods)
