@@ -63,12 +63,9 @@ class Checkpoint:
     _handles: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, index_folder: Path | None = None) -> Checkpoint:
-        """Check every header in `folder`; `index_folder` holds the index where it is not beside the shards yet.
-
-        Raises RequestError for anything that is missing, truncated or inconsistent, by name.
-        """
-        weight_map = _weight_map(folder, index_folder or folder)
+    def open(cls, folder: Path) -> Checkpoint:
+        """Check every header in `folder`; raises RequestError for what is missing, truncated or inconsistent."""
+        weight_map = _weight_map(folder)
         files = tuple(sorted(set(weight_map.values()))) if weight_map is not None else (SINGLE_FILE,)
         entries: dict[str, TensorEntry] = {}
         for file in files:
@@ -110,11 +107,11 @@ class Checkpoint:
                 os.close(descriptor)
 
 
-def _weight_map(folder: Path, index_folder: Path) -> dict[str, str] | None:
+def _weight_map(folder: Path) -> dict[str, str] | None:
     """The index's map from tensor to shard, or None for a checkpoint in one file."""
     if (folder / SINGLE_FILE).is_file():
         return None
-    path = index_folder / INDEX_FILE
+    path = folder / INDEX_FILE
     if not path.is_file():
         raise RequestError(_why_no_safetensors(folder))
     try:
@@ -209,6 +206,16 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
                 "download it again."
             )
         return stream.read(length), size
+
+
+def file_metadata(path: Path) -> dict[str, str] | None:
+    """What the header of a safetensors file says about the file itself (`format: pt`)."""
+    return json.loads(_header_bytes(path)[0]).get(_METADATA)
+
+
+def data_bytes(dtype: str, count: int) -> int:
+    """How many bytes `count` numbers of a safetensors dtype take."""
+    return (count * _BITS[dtype] + 7) // 8
 
 
 def _check_with_library(path: Path) -> None:

@@ -54,7 +54,7 @@ class Skeleton:
     """A causal-LM on meta, its blocks, and a `Place` for every tensor of the checkpoint.
 
     Raises RequestError where the checkpoint is no causal LM that can be run block by block, or disagrees with its
-    config. `config_folder` holds config.json (it may differ from the folder of the tensors).
+    config. `config_folder` holds config.json (it may differ from the folder of the tensors), unless `config` is given.
     """
 
     def __init__(
@@ -65,8 +65,9 @@ class Skeleton:
         dtype: torch.dtype,
         device: torch.device,
         trust_remote_code: bool,
+        config: Any | None = None,
     ) -> None:
-        config = causal_config(config_folder, trust_remote_code)
+        config = causal_config(config_folder, trust_remote_code) if config is None else config
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype

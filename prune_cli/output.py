@@ -1,8 +1,8 @@
 """The output folder while it is being made: never half valid, and a killed run continues where it was.
 
-Everything is built in `OUT.partial`: the shards are copied first, then every pruned tensor overwrites its own bytes,
-and a journal line follows each block once its bytes are on the disk. config.json, the index and the report come last;
-then one rename makes it OUT.
+Everything is built in `OUT.partial`: the files are laid out first with all that the input has of them, then every
+changed tensor is written at its place, and a journal line follows each block once its bytes are on the disk.
+config.json, the index and the report come last; then one rename makes it OUT.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import IO, Any
 
 import torch
 
-from prune_cli.checkpoint import FLOATS, PICKLE_SUFFIXES, Checkpoint, TensorEntry
+from prune_cli.checkpoint import FLOATS, INDEX_FILE, PICKLE_SUFFIXES, Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
+from prune_cli.layout import Layout
 from prune_cli.report_schema import REPORT_JSON
 
 JOURNAL = ".prune-journal.jsonl"
 REPORT_MARKDOWN = "prune_report.md"
-_LAST_FILES = ("config.json", "model.safetensors.index.json")
+CONFIG_FILE = "config.json"
 _OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
 _FILE_THREADS = 2
 _SPARE_BYTES = 1 << 26
@@ -37,7 +38,7 @@ def partial_folder(out: Path) -> Path:
 
 
 def check_output(out: Path, source: Checkpoint, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output that cannot be made, before any work: taken, inside the model's folder, or no space for it."""
+    """Refuse an output that cannot be made, before any work: taken, or inside the model's folder."""
     resolved = out.expanduser().resolve()
     model = source.folder.resolve()
     if resolved == model or model in resolved.parents or resolved in model.parents:
@@ -51,24 +52,33 @@ def check_output(out: Path, source: Checkpoint, *, resume: bool, overwrite: bool
         raise RequestError(
             f"{partial} holds an interrupted run: add --resume to continue it, or --overwrite to start again."
         )
-    if partial.exists():
-        return
-    existing = next(parent for parent in resolved.parents if parent.exists())
+    existing = _nearest_folder(out)
     if not os.access(existing, os.W_OK):
         raise RequestError(f"{existing} cannot be written to: choose another OUT.")
+
+
+def check_space(out: Path, nbytes: int) -> None:
+    """Refuse an output of `nbytes` for which the disk has no space; an interrupted run has taken its space already."""
+    if partial_folder(out).exists():
+        return
+    existing = _nearest_folder(out)
     free = shutil.disk_usage(existing).free
-    if free < source.nbytes + _SPARE_BYTES:
+    if free < nbytes + _SPARE_BYTES:
         raise RequestError(
-            f"{existing} has {free / 1e9:.1f} GB free, but the output needs {source.nbytes / 1e9:.1f} GB: "
+            f"{existing} has {free / 1e9:.1f} GB free, but the output needs {nbytes / 1e9:.1f} GB: "
             "make space, or choose an OUT on another disk."
         )
+
+
+def _nearest_folder(out: Path) -> Path:
+    return next(parent for parent in out.expanduser().resolve().parents if parent.exists())
 
 
 def _ours_to_replace(out: Path) -> bool:
     if not out.is_dir() or out.is_symlink():
         return False
     names = {path.name for path in out.iterdir()}
-    return not names or "config.json" in names or REPORT_JSON in names
+    return not names or CONFIG_FILE in names or REPORT_JSON in names
 
 
 class OutputFolder:
@@ -83,6 +93,7 @@ class OutputFolder:
         self.input_hashes: dict[str, str] = {}
         self.not_copied: list[str] = []
         self._source = source
+        self._layout: Layout | None = None
         self._journal: IO[str] | None = None
         self._descriptors: dict[str, int] = {}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prune-cli-writer")
@@ -100,11 +111,13 @@ class OutputFolder:
 
     # --- begin --------------------------------------------------------------------------------------------------
 
-    def begin(self, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
-        """Copy the shards, or continue a run with the same `fingerprint`.
+    def begin(self, fingerprint: Mapping[str, Any], layout: Layout | None = None, *, resume: bool) -> None:
+        """Look at the input, or continue a run with the same `fingerprint`.
 
+        With a `layout` the files are made at the same time; else `lay_out` makes them once it is known.
         Raises RequestError for another run in progress, a different request, or NaN/Inf in a weight (named).
         """
+        self._layout = layout
         self.partial.mkdir(parents=True, exist_ok=True)
         self._journal = (self.partial / JOURNAL).open("a+", encoding="utf-8")
         try:
@@ -122,7 +135,7 @@ class OutputFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._journal.truncate(0)
         try:
-            self.input_hashes = self._copy_and_check()
+            self.input_hashes = self._check_input(layout)
         except RequestError:
             shutil.rmtree(self.partial)
             raise
@@ -159,22 +172,45 @@ class OutputFolder:
                 self.notes.update(line)
         self.resumed = frozenset(self.done)
 
-    def _copy_and_check(self) -> dict[str, str]:
-        """Copy and hash the shards side by side while every float is looked at; NaN and Inf end the run here."""
+    def _check_input(self, layout: Layout | None) -> dict[str, str]:
+        """Hash the shards and make the output's while every float is looked at; NaN and Inf end the run here."""
         with ThreadPoolExecutor(max_workers=_FILE_THREADS) as pool:
-            files = self._source.files
-            copies = [pool.submit(shutil.copyfile, self._source.folder / f, self.partial / f) for f in files]
-            hashes = {file: pool.submit(_sha256, self._source.folder / file) for file in files}
+            made = (
+                [pool.submit(layout.make_file, f, self._source, self.partial) for f in layout.files] if layout else []
+            )
+            hashes = {file: pool.submit(_sha256, self._source.folder / file) for file in self._source.files}
             for entry in self._source.entries.values():
                 _check_finite(entry, self._source)
-            for copied in copies:
-                copied.result()
+            for file in made:
+                file.result()
             return {file: digest.result() for file, digest in hashes.items()}
+
+    def lay_out(self, layout: Layout) -> None:
+        """Make the files of a layout that was not known at the beginning, unless an interrupted run has made them.
+
+        Raises PruneError where that run had decided on another layout.
+        """
+        self._layout = layout
+        made = self.notes.get("layout")
+        if made is not None and made != layout.sha256:
+            raise PruneError(
+                f"The interrupted run in {self.partial} had laid out other tensors than this one would: "
+                "add --overwrite instead of --resume to start again."
+            )
+        if made is None:
+            with ThreadPoolExecutor(max_workers=_FILE_THREADS) as pool:
+                list(pool.map(lambda file: layout.make_file(file, self._source, self.partial), layout.files))
+            self.note("layout", layout.sha256)
+
+    @property
+    def layout(self) -> Layout:
+        assert self._layout is not None, "the output has no files before it is laid out"
+        return self._layout
 
     # --- work ---------------------------------------------------------------------------------------------------
 
     def write_block(self, block: int, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-        """Overwrite the bytes of `tensors` (name -> stored tensor) in the background, then note the block as done.
+        """Write `tensors` (name -> stored tensor) at their places in the background, then note the block as done.
 
         At most one block waits to be written; a failure of the previous write is raised here.
         """
@@ -190,7 +226,7 @@ class OutputFolder:
     def _write_block(self, block: int, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
         files = set()
         for name, tensor in tensors.items():
-            entry = self._source.entries[name]
+            entry = self.layout.entries[name]
             files.add(entry.file)
             self._overwrite(entry, tensor)
         for file in files:
@@ -205,7 +241,7 @@ class OutputFolder:
         data = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if len(data) != entry.nbytes:
             raise PruneError(
-                f"{entry.name} has {len(data)} bytes after pruning, {entry.nbytes} before: please report it."
+                f"{entry.name} has {len(data)} bytes after pruning, its place {entry.nbytes}: please report it."
             )
         position = entry.begin
         while data:
@@ -225,7 +261,7 @@ class OutputFolder:
 
     def checkpoint(self) -> Checkpoint:
         """The weights as they now lie in `OUT.partial`."""
-        return Checkpoint.open(self.partial, index_folder=self._source.folder)
+        return Checkpoint(self.partial, self.layout.entries, self.layout.files, self._source.index)
 
     # --- end ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +271,7 @@ class OutputFolder:
             relative = path.relative_to(self._source.folder)
             if not path.is_file() or any(part.startswith(".") for part in relative.parts):
                 continue
-            if str(relative) in (*self._source.files, *_LAST_FILES, REPORT_JSON, REPORT_MARKDOWN):
+            if str(relative) in (*self._source.files, CONFIG_FILE, INDEX_FILE, REPORT_JSON, REPORT_MARKDOWN):
                 continue
             if path.name.endswith(_OTHER_WEIGHTS) or path.name.endswith((".bin.index.json", ".safetensors.index.json")):
                 self.not_copied.append(str(relative))
@@ -247,14 +283,20 @@ class OutputFolder:
     def hashes(self) -> dict[str, str]:
         """sha256 of every shard as it now lies on the disk."""
         self.wait()
-        return hash_files(self.partial, self._source.files)
+        return hash_files(self.partial, self.layout.files)
 
-    def commit(self, reports: Mapping[str, str]) -> None:
-        """Write config, index and `reports` (file name -> text), and make the folder OUT in one rename."""
+    def commit(self, reports: Mapping[str, str], config: str | None = None) -> None:
+        """Write index, `config` (the input's config.json by default) and `reports` (file name -> text).
+
+        Then the folder becomes OUT in one rename.
+        """
         self.wait()
-        for file in _LAST_FILES:
-            if (self._source.folder / file).is_file() and (file in ("config.json", self._source.index)):
-                shutil.copyfile(self._source.folder / file, self.partial / file)
+        if self.layout.index is not None:
+            (self.partial / INDEX_FILE).write_text(self.layout.index, encoding="utf-8")
+        if config is None:
+            shutil.copyfile(self._source.folder / CONFIG_FILE, self.partial / CONFIG_FILE)
+        else:
+            (self.partial / CONFIG_FILE).write_text(config, encoding="utf-8")
         for file, text in reports.items():
             (self.partial / file).write_text(text, encoding="utf-8")
         (self.partial / JOURNAL).unlink()

@@ -19,7 +19,7 @@ from prune_cli.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.model import Skeleton
-from prune_cli.output import check_output
+from prune_cli.output import check_output, check_space
 from prune_cli.pipeline import Pipeline
 from prune_cli.plan import Decision, pattern_of, plan_tensors
 from prune_cli.request import (
@@ -36,24 +36,41 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A checked request and what it means on this machine.
+class Opened:
+    """The model and the texts that a checked request names, on this machine.
 
-    `pattern` is the one asked for, of the whole; `calibration` is None where nothing needs a text.
+    `calibration` is None where nothing needs a text.
     """
 
     source: Source
     checkpoint: Checkpoint
     model: Skeleton
-    decisions: dict[str, Decision]
-    pipeline: Pipeline
-    pattern: Pattern
-    allocation_file: dict[str, float] | None
     device: torch.device
     dtype: torch.dtype
     calibration: TextSource | None
     evaluation: TextSource | None
     trust_remote_code: bool
+
+    def with_checkpoint(self, checkpoint: Checkpoint, config: Any | None = None) -> Skeleton:
+        """The same model over other weights, as those of the output; `config` where they have other shapes."""
+        return Skeleton(
+            self.source.folder,
+            checkpoint,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            config=config,
+        )
+
+
+@dataclass(frozen=True)
+class Prepared(Opened):
+    """What a request for sparse weights means tensor by tensor; `pattern` is the one asked for, of the whole."""
+
+    decisions: dict[str, Decision]
+    pipeline: Pipeline
+    pattern: Pattern
+    allocation_file: dict[str, float] | None
 
     def pruned_names(self, group: int | None = None) -> list[str]:
         """The tensors to prune: of one block, of what lies outside (group = number of blocks), or all of them."""
@@ -65,25 +82,12 @@ class Prepared:
             and (group is None or (blocks if decision.place.block is None else decision.place.block) == group)
         ]
 
-    def with_checkpoint(self, checkpoint: Checkpoint) -> Skeleton:
-        """The same model over other weights, as those of the output."""
-        return Skeleton(
-            self.source.folder,
-            checkpoint,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-        )
 
-
-def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
-    """Check all that can be checked without weights; raises RequestError (or PruneError when the hub fails).
+def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) -> Opened:
+    """What every way of pruning needs; raises RequestError (or PruneError when the hub fails).
 
     Without `writes`, no checkpoint will be written to OUT, and it is not looked at.
     """
-    request.check()
-    pipeline = request.pipeline()
-    needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
     calibration = (
         open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration) if needs_text else None
     )
@@ -97,21 +101,25 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
     model = Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code)
     if calibration is not None or evaluation is not None:
         check_seq_len(model, request.seq_len)
-    decisions = plan_tensors(model, request, pipeline)
+    return Opened(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
+
+
+def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
+    """Check all that can be checked without weights; raises as `open_model` does."""
+    request.check()
+    pipeline = request.pipeline()
+    needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
+    opened = open_model(request, needs_text=needs_text, writes=writes)
+    if writes:
+        check_space(request.out, opened.checkpoint.nbytes)
+    decisions = plan_tensors(opened.model, request, pipeline)
     allocation_file = _allocation_file(request, decisions)
     return Prepared(
-        source=source,
-        checkpoint=checkpoint,
-        model=model,
+        **vars(opened),
         decisions=decisions,
         pipeline=pipeline,
-        pattern=pattern_of(request) if allocation_file is None else _mean_pattern(allocation_file, checkpoint),
+        pattern=pattern_of(request) if allocation_file is None else _mean_pattern(allocation_file, opened.checkpoint),
         allocation_file=allocation_file,
-        device=device,
-        dtype=dtype,
-        calibration=calibration,
-        evaluation=evaluation,
-        trust_remote_code=request.trust_remote_code,
     )
 
 

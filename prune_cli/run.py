@@ -13,16 +13,16 @@ from calibration.tokens import TokenSet
 from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.allocate import allocate
 from prune_cli.allocation import Allocation
-from prune_cli.architecture import load_tokenizer
 from prune_cli.assemble import assemble_report, fingerprint
 from prune_cli.checkpoint import Checkpoint
-from prune_cli.evaluate import Evaluation, evaluate
+from prune_cli.layout import same_layout
 from prune_cli.markdown import to_markdown
 from prune_cli.memory import PeakMemory
 from prune_cli.model import Skeleton
 from prune_cli.output import REPORT_JSON, REPORT_MARKDOWN, OutputFolder
 from prune_cli.parking import Parking
-from prune_cli.prepare import Prepared, pick_batch_size, prepare, read_tokens
+from prune_cli.perplexity import perplexity, perplexity_before, read_texts
+from prune_cli.prepare import Prepared, pick_batch_size, prepare
 from prune_cli.progress import Progress, Silent
 from prune_cli.prune_block import BlockPruner, run_beside_dense
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
@@ -42,11 +42,13 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
     begun = time.monotonic()
     job = prepare(request)
     memory = PeakMemory(job.device)
-    calibration, evaluation = _read_texts(request, job, progress)
+    calibration, evaluation = read_texts(request, job, progress)
     with OutputFolder(request.out, job.checkpoint) as output:
         progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
-        output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
-        before = _perplexity_before(request, job, evaluation, output, progress)
+        output.begin(
+            fingerprint(request, job, calibration, evaluation), same_layout(job.checkpoint), resume=request.resume
+        )
+        before = perplexity_before(request, job, evaluation, output, progress)
         allocation = _allocation(request, job, calibration, output, progress)
         settings = Settings(job.pipeline, _patterns(job, allocation), request.seed, job.device)
         progress.stage(f"Pruning with {job.pipeline}", len(job.pruned_names()))
@@ -54,7 +56,7 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
             _prune_without_text(job, settings, output, progress, memory)
         else:
             _prune_with_text(request, job, settings, calibration, output, progress, memory)
-        after = _perplexity(request, job, evaluation, output.checkpoint(), "Perplexity after", progress)
+        after = perplexity(request, job, evaluation, output.checkpoint(), "Perplexity after", progress)
         output.copy_side_files()
         seconds = time.monotonic() - begun
         report = assemble_report(
@@ -62,27 +64,6 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         )
         output.commit({REPORT_JSON: report.to_json(), REPORT_MARKDOWN: to_markdown(report)})
     return report
-
-
-def _read_texts(request: PruneRequest, job: Prepared, progress: Progress) -> tuple[TokenSet | None, TokenSet | None]:
-    """The calibration and the evaluation windows, where asked for. Evaluation always takes the whole text."""
-    if job.calibration is None and job.evaluation is None:
-        return None, None
-    progress.stage("Reading text", 1)
-    tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
-    calibration = evaluation = None
-    if job.calibration is not None:
-        calibration = read_tokens(
-            job.calibration, job.model, tokenizer, "calibration", request.samples, request.seq_len, request.seed
-        )
-    if job.evaluation is not None:
-        evaluation = read_tokens(
-            job.evaluation, job.model, tokenizer, "evaluation", None, request.seq_len, request.seed
-        )
-    for tokens in (calibration, evaluation):
-        for warning in tokens.warnings if tokens is not None else ():
-            progress.say(f"warning: {warning}")
-    return calibration, evaluation
 
 
 def _allocation(
@@ -221,25 +202,3 @@ def _write(
         "unreached": list(unreached),
     }
     output.write_block(group, tensors, record)
-
-
-def _perplexity_before(
-    request: PruneRequest, job: Prepared, text: TokenSet | None, output: OutputFolder, progress: Progress
-) -> Evaluation | None:
-    """Measured once, also when the run is resumed."""
-    if "evaluation_before" in output.notes:
-        return Evaluation(**output.notes["evaluation_before"])
-    before = _perplexity(request, job, text, job.checkpoint, "Perplexity before", progress)
-    if before is not None:
-        output.note("evaluation_before", asdict(before))
-    return before
-
-
-def _perplexity(
-    request: PruneRequest, job: Prepared, text: TokenSet | None, checkpoint: Checkpoint, title: str, progress: Progress
-) -> Evaluation | None:
-    if text is None:
-        return None
-    model = job.model if checkpoint is job.checkpoint else job.with_checkpoint(checkpoint)
-    progress.stage(title, len(model.blocks))
-    return evaluate(model, text.ids, pick_batch_size(request.batch_size, job.device, text.ids.shape[1]), progress)
