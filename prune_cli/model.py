@@ -65,7 +65,7 @@ class Skeleton:
         dtype: torch.dtype,
         device: torch.device,
         trust_remote_code: bool,
-        config: Any | None = None,
+        config: Any = None,
     ) -> None:
         config = causal_config(config_folder, trust_remote_code) if config is None else config
         self.checkpoint = checkpoint
