@@ -61,6 +61,7 @@ TUNING: dict[str, list[str]] = {
     **{
         f"best with {' '.join(changed)}": [*BEST, *(word for each in changed for word in ("-o", each))]
         for changed in (
+            ["per=row"],
             ["damping=0.1"],
             ["damping=0.01"],
             ["steps=20", "polish=5"],

@@ -12,8 +12,10 @@ import torch
 # A scaled copy, its factor and its inverse.
 _SOLVER_MATRICES = 3
 _STATUS = Path("/proc/self/status")
-# Inputs of paused batches beyond this wait in files; it is also from where on freed memory is worth looking for.
-LARGE_INPUTS = 1 << 28
+# Inputs of paused batches beyond this wait in files; it is also from where on holes in the heap are worth avoiding.
+LARGE_INPUTS = 1 << 27
+# mallopt's parameter, and the size from which glibc then maps each piece by itself.
+_M_MMAP_THRESHOLD, _OWN_MAP_BYTES = -3, 1 << 19
 
 
 class PeakMemory:
@@ -50,12 +52,16 @@ def gram_bytes(inputs: int, matrices: int) -> int:
     return (matrices + _SOLVER_MATRICES) * 4 * inputs**2
 
 
-def return_freed_memory() -> None:
-    """Have glibc hand the holes between its live pieces back to the system; elsewhere nothing needs to be done."""
+def keep_no_holes() -> None:
+    """Have glibc map each large piece by itself, so that freeing it returns it: a heap keeps holes between live pieces.
+
+    For the rest of the process; mapping costs time, so it is for runs whose batches fill much memory. Elsewhere than
+    with glibc nothing needs to be done.
+    """
     if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _OWN_MAP_BYTES)
 
 
 def _host_bytes() -> int:

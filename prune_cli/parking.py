@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from prune_cli.memory import LARGE_INPUTS
+from prune_cli.memory import LARGE_INPUTS, keep_no_holes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -39,6 +39,7 @@ class Parking:
         if self._held + tensor.nbytes <= LARGE_INPUTS or not tensor.is_contiguous():
             self._held += tensor.nbytes
             return
+        keep_no_holes()
         try:
             tensor.data = _in_a_file(tensor, self._folder)
         except OSError as error:

@@ -9,7 +9,7 @@ import torch
 
 from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
 from prune_cli.lockstep import SameInputs
-from prune_cli.memory import LARGE_INPUTS, home_of_gram, return_freed_memory
+from prune_cli.memory import home_of_gram
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
@@ -137,8 +137,6 @@ class BlockPruner:
         lost: Sequence[torch.Tensor] | None = None,
     ) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
-            if inputs[0].device.type == "cpu" and sum(tensor.nbytes for tensor in inputs) >= LARGE_INPUTS:
-                return_freed_memory()
             self._statistics = self._new_statistics(name, with_dense=dense is not None)
             for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
                 self._statistics.add(tensor, other)

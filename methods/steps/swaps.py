@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods._gram import alpha_option, dense_target
+from methods._gram import alpha_option, mixed_gram
 from methods._method import Pruned, Step
 from methods._pattern import NofM, Pattern, infinite, zeroed
 
@@ -38,7 +38,8 @@ def improve(
     (in, in).
     """
     gram = statistics["gram"]
-    target = dense_target(weight, statistics, options.alpha) if "cross" in statistics else None
+    # Without the residual stream's drift: weights that stay as they are cannot make up for it, and try at a cost.
+    target = weight @ mixed_gram(statistics, options.alpha) if "cross" in statistics else None
     keep = pruned.keep.clone()
     for rows in torch.arange(len(weight), device=weight.device).split(_ROWS):
         aim = None if target is None else target[rows]
