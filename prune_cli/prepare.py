@@ -51,12 +51,14 @@ class Opened:
     evaluation: TextSource | None
     trust_remote_code: bool
 
-    def with_checkpoint(self, checkpoint: Checkpoint, config: Any | None = None) -> Skeleton:
+    def with_checkpoint(
+        self, checkpoint: Checkpoint, config: Any | None = None, *, dtype: torch.dtype | None = None
+    ) -> Skeleton:
         """The same model over other weights, as those of the output; `config` where they have other shapes."""
         return Skeleton(
             self.source.folder,
             checkpoint,
-            dtype=self.dtype,
+            dtype=dtype or self.dtype,
             device=self.device,
             trust_remote_code=self.trust_remote_code,
             config=config,

@@ -1,0 +1,1 @@
+"""Structured pruning of checkpoints: outputs that are smaller dense models."""

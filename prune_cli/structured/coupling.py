@@ -1,0 +1,240 @@
+"""Which tensors shrink together when a block loses channels or heads, told by the config instead of by architecture.
+
+The model is built again on meta with a smaller size in its config; the tensors whose shapes differ then are the ones
+that carry the units, and the axis that differs says how. In what order a fused tensor holds its parts (q, k and v; gate
+and up) is tried out: `removal.py` compares the smaller block with the one whose units are zeroed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from prune_cli.architecture import model_on_meta
+from prune_cli.errors import RequestError
+from prune_cli.model import Place
+from prune_cli.prepare import Opened
+
+PartName = Literal["mlp", "heads"]
+WORDS: dict[PartName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}
+_WIDTH_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+_MOST_LAYOUTS = 64
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a tensor holds its units along `axis` (as stored).
+
+    For each of `sections`, all units one after the other with that many rows each; then `tail` rows that are no unit's.
+    """
+
+    axis: int
+    sections: tuple[int, ...]
+    tail: int = 0
+
+    def rows(self, kept: torch.Tensor, units: int) -> torch.Tensor:
+        """The rows along the axis that belong to the units `kept`, and the tail."""
+        found, begin = [], 0
+        for width in self.sections:
+            found.append((begin + kept[:, None] * width + torch.arange(width)).flatten())
+            begin += units * width
+        return torch.cat([*found, torch.arange(begin, begin + self.tail)])
+
+    def apply(self, tensor: torch.Tensor, kept: torch.Tensor, units: int) -> torch.Tensor:
+        return tensor.index_select(self.axis, self.rows(kept, units)).contiguous()
+
+
+@dataclass(frozen=True)
+class Part:
+    """The MLP's channels or attention's heads of all blocks: `units` of them a block, of which `keep` stay.
+
+    `consumers` maps a block to the map that reads the units, `width` inputs each; `cuts` and `blocks` have every tensor
+    that shrinks; `changes` are the new values of the text config.
+    """
+
+    name: PartName
+    units: int
+    keep: int
+    width: int
+    consumers: Mapping[int, str]
+    cuts: Mapping[str, Cut]
+    blocks: Mapping[str, int]
+    changes: Mapping[str, Any]
+
+    def producers(self, block: int, places: Mapping[str, Place]) -> list[str]:
+        """The matrices of a block that make the units."""
+        return [
+            name
+            for name in self.cuts
+            if self.blocks[name] == block and name != self.consumers[block] and places[name].role == "linear map"
+        ]
+
+
+def unit_count(job: Opened, part: PartName) -> int:
+    """Channels a block, or heads (whole key-value groups); raises RequestError where the config names none."""
+    config = job.model.config.get_text_config()
+    if part == "mlp":
+        return _width(job, config)[1]
+    heads, groups = _head_counts(job, config)
+    return groups if groups > 1 else heads
+
+
+def find_part(job: Opened, part: PartName, keep: int) -> Iterator[Part]:
+    """All ways in which the tensors may hold the units, the likeliest first; raises RequestError, with the reason."""
+    config = job.model.config.get_text_config()
+    changes = _mlp_changes(job, config, keep) if part == "mlp" else _head_changes(job, config, keep)
+    units = unit_count(job, part)
+    shapes = _shapes_with(job, changes)
+    smaller: dict[str, tuple[int, int, int]] = {}
+    named = {place.parameter: name for name, place in job.model.places.items()}
+    for parameter, tensor in job.model.model.state_dict().items():
+        if shapes[parameter] == tuple(tensor.shape):
+            continue
+        _check_place(job, named.get(parameter), parameter, part)
+        smaller[named[parameter]] = _shrinks(parameter, tuple(tensor.shape), shapes[parameter], units, keep)
+    consumers = _consumers(job, smaller, part)
+    blocks = {name: job.model.places[name].block or 0 for name in smaller}
+    width = _one_width(smaller, consumers, part)
+    choices = [_layouts(cut, width, part) for cut in smaller.values()]
+    # Tensors of one kind hold their units alike: a layout is chosen for all of them at once.
+    kinds = list(
+        dict.fromkeys((cut[1:], tuple(layouts)) for cut, layouts in zip(smaller.values(), choices, strict=True))
+    )
+    options = [layouts for _, layouts in kinds]
+    for chosen in itertools.islice(itertools.product(*options), _MOST_LAYOUTS):
+        layout_of = dict(zip([kind for kind, _ in kinds], chosen, strict=True))
+        cuts = {name: Cut(cut[0], layout_of[cut[1:]], cut[2]) for name, cut in smaller.items()}
+        yield Part(part, units, keep, width, consumers, cuts, blocks, changes)
+
+
+def _key(config: Any, standard: str) -> str:
+    return (getattr(config, "attribute_map", None) or {}).get(standard, standard)
+
+
+def _width(job: Opened, config: Any) -> tuple[str, int]:
+    for key in _WIDTH_KEYS:
+        if hasattr(config, key):
+            value = getattr(config, key)
+            return key, value if isinstance(value, int) else 4 * job.model.hidden_size
+    raise RequestError(
+        f"The config of {type(job.model.model).__name__} has no key for the MLP's width, which cannot change then: "
+        "use -o parts=heads or --method depth."
+    )
+
+
+def _mlp_changes(job: Opened, config: Any, keep: int) -> dict[str, Any]:
+    return {_width(job, config)[0]: keep}
+
+
+def _head_counts(job: Opened, config: Any) -> tuple[int, int]:
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise RequestError(
+            f"The config of {type(job.model.model).__name__} has no number of attention heads: use -o parts=mlp."
+        )
+    for key in ("num_key_value_heads", "num_kv_heads"):
+        if isinstance(getattr(config, key, None), int):
+            return heads, getattr(config, key) if not getattr(config, "multi_query", False) else 1
+    return heads, heads
+
+
+def _head_changes(job: Opened, config: Any, keep: int) -> dict[str, Any]:
+    heads, groups = _head_counts(job, config)
+    head_dim = getattr(config, "head_dim", None) or job.model.hidden_size // heads
+    changes = {_key(config, "num_attention_heads"): keep * (heads // groups if groups > 1 else 1)}
+    if groups > 1:
+        changes |= {
+            key: keep for key in ("num_key_value_heads", "num_kv_heads") if isinstance(getattr(config, key, None), int)
+        }
+    # Some configs compute head_dim from the hidden size and take no other.
+    computed = isinstance(getattr(type(config), "head_dim", None), property)
+    return changes if computed else {**changes, "head_dim": head_dim}
+
+
+def config_with(job: Opened, changes: Mapping[str, Any]) -> Any:
+    """The model's config with other values of its text part, as transformers reads it back."""
+    raw = job.model.config.to_dict()
+    text = raw
+    if job.model.config.get_text_config() is not job.model.config:
+        text = raw["text_config"]
+    text.update(changes)
+    return type(job.model.config).from_dict(raw)
+
+
+def _shapes_with(job: Opened, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    model = model_on_meta(config_with(job, changes), job.dtype, job.trust_remote_code)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _check_place(job: Opened, name: str | None, parameter: str, part: PartName) -> None:
+    place = job.model.places.get(name or "")
+    if place is None or place.entry.shape != tuple(job.model.model.state_dict()[parameter].shape):
+        raise RequestError(
+            f"{parameter} would shrink with the {WORDS[part]}, but the checkpoint holds it in another layout than the "
+            "model computes with: only maps stored one to one can be narrowed (experts: --method experts)."
+        )
+    if place.role not in ("linear map", "bias", "norm") or place.block is None:
+        raise RequestError(
+            f"{name} would shrink with the {WORDS[part]}, but it is no map, bias or norm of a block "
+            f"({place.reason or place.role}): this architecture cannot be narrowed so."
+        )
+
+
+def _shrinks(name: str, before: Sequence[int], after: Sequence[int], units: int, keep: int) -> tuple[int, int, int]:
+    """(axis, rows of a unit, rows that stay whatever is removed)."""
+    axes = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    lost = before[axes[0]] - after[axes[0]]
+    rows = lost // (units - keep)
+    tail = before[axes[0]] - rows * units
+    if len(axes) != 1 or lost <= 0 or lost % (units - keep) or tail < 0:
+        raise RequestError(
+            f"{name} would go from shape {list(before)} to {list(after)}, which is no removal of whole units: "
+            "this architecture cannot be narrowed so."
+        )
+    return axes[0], rows, tail
+
+
+def _consumers(job: Opened, smaller: Mapping[str, tuple[int, int, int]], part: PartName) -> dict[int, str]:
+    """Of every block the one map that loses inputs."""
+    found: dict[int, list[str]] = {}
+    for name, (axis, _, _) in smaller.items():
+        place = job.model.places[name]
+        assert place.block is not None
+        found.setdefault(place.block, [])
+        if place.role == "linear map" and axis == (0 if place.transposed else 1):
+            found[place.block].append(name)
+    if not found:
+        raise RequestError(
+            f"No tensor of {type(job.model.model).__name__} changes with the {WORDS[part]} that its config names: "
+            "transformers would build other shapes than a model without them has"
+            + (" (there is no head_dim of its own): use -o parts=mlp." if part == "heads" else ".")
+        )
+    for block, names in found.items():
+        if len(names) != 1:
+            raise RequestError(
+                f"Block {block} has {len(names)} maps that read the {WORDS[part]}, where one is expected: "
+                "this architecture cannot be narrowed so."
+            )
+    return {block: names[0] for block, names in found.items()}
+
+
+def _one_width(smaller: Mapping[str, tuple[int, int, int]], consumers: Mapping[int, str], part: PartName) -> int:
+    widths = {smaller[name][1:] for name in consumers.values()}
+    if len(widths) != 1 or next(iter(widths))[1]:
+        raise RequestError(f"The maps that read the {WORDS[part]} differ between blocks: they cannot be narrowed so.")
+    return next(iter(widths))[0]
+
+
+def _layouts(cut: tuple[int, int, int], width: int, part: PartName) -> tuple[tuple[int, ...], ...]:
+    """The orders that a unit's rows may lie in: together, or each kind (queries, keys, values; gate, up) by itself."""
+    _, rows, _ = cut
+    if part == "mlp" and rows > width:
+        return ((width,) * (rows // width), (rows,))
+    head, odd = divmod(rows - width, 2)
+    if part == "heads" and head > 0 and not odd and width % head == 0:
+        return ((width, head, head), (rows,))
+    return ((rows,),)

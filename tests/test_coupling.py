@@ -1,0 +1,81 @@
+"""Which tensors shrink together is found in every architecture, and proven by taking units out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prune_cli.errors import RequestError
+from prune_cli.prepare import Opened, open_model
+from prune_cli.request import PruneRequest
+from prune_cli.structured.coupling import Cut, PartName, find_part, unit_count
+from prune_cli.structured.removal import proven_part
+from tests.tiny import ARCHITECTURES, save_tiny
+
+# Tensors of the first narrowed block that carry units, by the ends of their names.
+_LLAMA_MLP = {"gate_proj.weight", "up_proj.weight", "down_proj.weight"}
+_LLAMA_HEADS = {"q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"}
+_FC = {"fc1.weight", "fc1.bias", "fc2.weight"}
+_NEOX = {"dense_h_to_4h.weight", "dense_h_to_4h.bias", "dense_4h_to_h.weight"}
+MLP: dict[str, set[str]] = {
+    **dict.fromkeys(("llama-tied", "llama-untied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"), _LLAMA_MLP),
+    **dict.fromkeys(("granite", "cohere", "stablelm", "olmo2", "qwen3_moe"), _LLAMA_MLP),
+    "phi3": {"gate_up_proj.weight", "down_proj.weight"},
+    **dict.fromkeys(("opt", "opt-projected"), _FC),
+    "gpt2": {"c_fc.weight", "c_fc.bias", "c_proj.weight"},
+    "gptj": {"fc_in.weight", "fc_in.bias", "fc_out.weight"},
+    **dict.fromkeys(("gpt_neox", "falcon-alibi"), _NEOX),
+    **dict.fromkeys(("falcon-new", "falcon-old"), _NEOX - {"dense_h_to_4h.bias"}),
+}
+HEADS: dict[str, set[str]] = {
+    **dict.fromkeys(("llama-tied", "llama-untied", "qwen3", "mistral", "gemma2", "gemma3_text"), _LLAMA_HEADS),
+    **dict.fromkeys(("granite", "cohere", "mixtral", "qwen3_moe"), _LLAMA_HEADS),
+    "qwen2": _LLAMA_HEADS | {"q_proj.bias", "k_proj.bias", "v_proj.bias"},
+    "phi3": {"qkv_proj.weight", "o_proj.weight"},
+}
+REFUSED: dict[tuple[str, PartName], str] = {
+    ("bloom", "mlp"): "no key for the MLP's width",
+    ("mpt", "mlp"): "no key for the MLP's width",
+    ("mamba", "mlp"): "A_log would shrink",
+    ("mixtral", "mlp"): "another layout",
+    ("olmo2", "heads"): "changes what the others compute",
+    ("mamba", "heads"): "no number of attention heads",
+    **dict.fromkeys((("falcon-new", "heads"), ("falcon-old", "heads")), "no removal of whole units"),
+}
+
+
+def opened(folder: Path) -> Opened:
+    return open_model(PruneRequest(model=str(folder), out=folder.parent / "out"), needs_text=False)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_tensors_that_carry_units_are_found_and_proven(kind: str, tmp_path: Path) -> None:
+    job = opened(save_tiny(tmp_path / "model", kind, shards=False, tokenizer=False))
+    parts: tuple[tuple[PartName, dict[str, set[str]]], ...] = (("mlp", MLP), ("heads", HEADS))
+    for part, expected in parts:
+        if kind in expected:
+            found = proven_part(job, part, unit_count(job, part) // 2)
+            block = min(found.consumers)
+            names = {name for name in found.cuts if found.blocks[name] == block}
+            assert {".".join(name.split(".")[-2:]) for name in names} == expected[kind]
+            assert found.consumers[block] in found.cuts
+        else:
+            with pytest.raises(RequestError, match=REFUSED.get((kind, part), "no head_dim of its own")):
+                proven_part(job, part, unit_count(job, part) // 2)
+
+
+def test_a_fused_map_is_cut_in_the_layout_that_the_proof_passes(tmp_path: Path) -> None:
+    job = opened(save_tiny(tmp_path / "model", "phi3", shards=False, tokenizer=False))
+    heads = proven_part(job, "heads", 1)
+    fused = next(name for name in heads.cuts if "qkv_proj" in name)
+    assert heads.cuts[fused].sections == (16, 8, 8)
+    others = [part.cuts[fused].sections for part in find_part(job, "heads", 1)]
+    assert others == [(16, 8, 8), (32,)]
+
+
+def test_rows_of_units() -> None:
+    kept = torch.tensor([0, 2])
+    assert Cut(0, (2, 1), tail=2).rows(kept, 3).tolist() == [0, 1, 4, 5, 6, 8, 9, 10]
+    assert Cut(1, (1,)).apply(torch.arange(6).view(2, 3), kept, 3).tolist() == [[0, 2], [3, 5]]
