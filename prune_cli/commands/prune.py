@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 
 from prune_cli.commands import options
@@ -15,8 +18,11 @@ if TYPE_CHECKING:
 
 
 def prune(
-    model: options.Model,
-    out: its.Out,
+    context: typer.Context,
+    model: its.Model = None,
+    out: its.Out = None,
+    recipe: its.Recipe = None,
+    save_recipe: its.SaveRecipe = None,
     preset: its.Preset = None,
     method: its.Method = None,
     sparsity: its.Sparsity = None,
@@ -52,59 +58,52 @@ def prune(
     The linear maps of the decoder blocks are pruned; embeddings, output head, norms, routers and biases stay.
     Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted (continue with --resume).
     """
-    with told_failures(as_json=as_json, verbose=verbose, out=out):
-        from prune_cli.presets import with_preset
-        from prune_cli.request import PruneRequest
-
-        said = with_preset(
-            {
-                "preset": preset,
-                "model": model,
-                "out": out,
-                "method": method,
-                "sparsity": sparsity,
-                "pattern": pattern,
-                "allocate": allocate,
-                "refine": refine,
-                "reconstruct": reconstruct or None,
-                "options": options.key_values(option or []),
-                "calibration": calibration,
-                "samples": samples,
-                "seq_len": seq_len,
-                "seed": seed,
-                "device": device,
-                "dtype": options.checked_later(dtype),
-                "batch_size": options.batch_size_of(batch_size),
-                "include": tuple(include or ()),
-                "exclude": tuple(exclude or ()),
-                "calibrate_by": options.checked_later(calibrate_by),
-                "target": target,
-                "eval": evaluation,
-                "resume": resume,
-                "overwrite": overwrite,
-                "allow_unsupported": allow_unsupported,
-                "trust_remote_code": trust_remote_code,
-                "revision": revision,
-            }
-        )
-        request = PruneRequest(**said)
-        request.check()
+    with told_failures(as_json=as_json, verbose=verbose):
+        request, words = _request(context, recipe, save_recipe)
+    with told_failures(as_json=as_json, verbose=verbose, out=request.out):
         options.calm_libraries(verbose=verbose, quiet=quiet)
         if dry_run:
-            _tell(request, as_json=as_json, quiet=quiet)
+            revision = _tell(request, as_json=as_json, quiet=quiet)
         else:
-            _run(request, as_json=as_json, quiet=quiet, verbose=verbose)
+            revision = _run(request, as_json=as_json, quiet=quiet, verbose=verbose)
+        if save_recipe is not None:
+            from prune_cli.recipes.writing import write_recipe
+
+            write_recipe(save_recipe, request, words, revision)
 
 
-def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> None:
+def _request(
+    context: typer.Context, recipe_file: Path | None, save_recipe: Path | None
+) -> tuple[PruneRequest, Collection[str]]:
+    """The checked request, and the names of the fields that were said. Typer's context knows them from defaults."""
+    from prune_cli.commands.said import merged, said_by
+    from prune_cli.recipes.reading import read_recipe, told_places
+    from prune_cli.recipes.writing import check_recipe_path
+    from prune_cli.request import PruneRequest
+
+    said = said_by(context)
+    recipe = read_recipe(recipe_file) if recipe_file is not None else None
+    with told_places(recipe, said):
+        values = merged(recipe, said)
+        request = PruneRequest(**values)
+        request.check()
+    if save_recipe is not None:
+        check_recipe_path(save_recipe, overwrite=request.overwrite)
+    return request, [*(recipe.values if recipe is not None else ()), *said]
+
+
+def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
+    """Shows the plan; returns the commit of a hub model."""
     from prune_cli.estimate import dry_run
     from prune_cli.render import show_dry_run
 
     plan = dry_run(request)
     options.print_result(plan.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_dry_run(console, plan))
+    return plan.revision
 
 
-def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) -> str | None:
+    """Prunes and shows the report; returns the commit of a hub model."""
     from prune_cli.progress import progress_on
     from prune_cli.render import show_report
     from prune_cli.run import prune
@@ -117,3 +116,4 @@ def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) ->
         quiet=quiet,
         show=lambda console: show_report(console, report, verbose=verbose),
     )
+    return report.model["revision"]

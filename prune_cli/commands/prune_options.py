@@ -9,7 +9,31 @@ import typer
 
 from prune_cli.commands.options import OUTPUT, RUN, TEXT, complete_method
 
-Out = Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.")]
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="Folder of a Hugging Face checkpoint, or a model id of the hub.", show_default=False
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Argument(metavar="OUT", help="Folder to write; must not exist yet.", show_default=False)
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="Options from a YAML file, or from a prune_report.json to repeat that run; the command line wins. "
+        "Where it names the model, a lone argument is OUT.",
+        rich_help_panel=RUN,
+    ),
+]
+SaveRecipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-recipe", metavar="FILE", help="Write the options of this run as a recipe.", rich_help_panel=OUTPUT
+    ),
+]
 Preset = Annotated[
     str | None,
     typer.Option(

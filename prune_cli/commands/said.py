@@ -1,0 +1,60 @@
+"""What the user said, from the command line and a recipe, as the fields of a PruneRequest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from prune_cli.commands.options import batch_size_of, key_values
+from prune_cli.errors import RequestError
+from prune_cli.presets import PRESETS, with_preset
+from prune_cli.request import PruneRequest
+
+if TYPE_CHECKING:
+    from prune_cli.recipes.reading import Recipe
+
+# Parameters of the command that are named or typed otherwise than the fields.
+_FIELDS = {"option": "options", "evaluation": "eval"}
+_READ = {"options": key_values, "batch_size": batch_size_of, "include": tuple, "exclude": tuple, "out": Path}
+
+
+def said_by(context: typer.Context) -> dict[str, Any]:
+    """The fields of PruneRequest that stand on the command line itself; defaults are not among them."""
+    fields = {item.name for item in dataclasses.fields(PruneRequest)}
+    said: dict[str, Any] = {}
+    for parameter, value in context.params.items():
+        name = _FIELDS.get(parameter, parameter)
+        source = context.get_parameter_source(parameter)
+        if name in fields and value is not None and source is not None and source.name == "COMMANDLINE":
+            said[name] = _READ.get(name, lambda given: given)(value)
+    return said
+
+
+def merged(recipe: Recipe | None, said: Mapping[str, Any]) -> dict[str, Any]:
+    """`said` over the values of `recipe`: of a table key by key, and what excludes something replaces it.
+
+    Raises RequestError for an unknown preset and where MODEL or OUT is said nowhere.
+    """
+    below = dict(recipe.values) if recipe is not None else {}
+    above = dict(said)
+    if "model" in above and "out" not in above and "model" in below:
+        above["out"] = Path(above.pop("model"))  # a lone argument beside a recipe that names the model
+    if "preset" in above:
+        old = PRESETS.get(below.pop("preset", ""), {})
+        below = {name: value for name, value in below.items() if name not in old or old[name] != value}
+    if above.get("model", below.get("model")) != below.get("model") and "model" in below:
+        below.pop("revision", None)  # it pins the recipe's own model
+    for name, other in (("pattern", "sparsity"), ("sparsity", "pattern")):
+        if name in above and other not in above:
+            below.pop(other, None)
+    if "options" in above:
+        above["options"] = {**below.get("options", {}), **above["options"]}
+    values = with_preset(below) | with_preset(above)
+    for name in ("model", "out"):
+        if name not in values:
+            raise RequestError(f"{name.upper()} is missing: give it on the command line, or as {name} in a recipe.")
+    return values
