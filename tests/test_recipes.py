@@ -64,9 +64,13 @@ def values_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     return st.one_of([by_type[name] for name in types])
 
 
+def request_of(values: dict[str, Any]) -> PruneRequest:
+    return PruneRequest(**{**values, "out": Path(values["out"])})
+
+
 requests = st.fixed_dictionaries(
     {name: values_of(schema) for name, schema in request_schema()["properties"].items()}
-).map(lambda values: PruneRequest(**values | {"out": Path(values["out"])}))
+).map(request_of)
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,8 +81,7 @@ def test_a_request_comes_back_from_its_recipe(
     file = tmp_path_factory.getbasetemp() / "recipe.yaml"
     file.write_text(recipe_text(request_made, said), encoding="utf-8")
     read = read_recipe(file).values
-    model_and_out = {"model": request_made.model, "out": request_made.out}
-    assert PruneRequest(**model_and_out | read) == request_made
+    assert request_of({"model": request_made.model, "out": request_made.out, **read}) == request_made
     assert all(name in read for name in said if getattr(request_made, name) is not None)
 
 

@@ -131,8 +131,8 @@ def _recipe_of_report(path: Path) -> Recipe:
 
 def _typed(values: dict[str, Any]) -> dict[str, Any]:
     """As PruneRequest holds them: paths and tuples."""
-    typed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return typed | {"out": Path(typed["out"])} if "out" in typed else typed
+    typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return typed | {"out": Path(values["out"])} if "out" in values else typed
 
 
 def _field_of(path: Path, key: yaml.Node) -> str:
@@ -154,7 +154,8 @@ def _value_of(path: Path, name: str, node: yaml.Node) -> Any:
     try:
         return _read(node, schema)
     except _UnfitError:
-        given = repr(node.value) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+        others = "a sequence" if isinstance(node, yaml.SequenceNode) else "a mapping"
+        given = repr(node.value) if isinstance(node, yaml.ScalarNode) else others
         raise RequestError(f"{_place(path, node)}: {name} is {given}, but must be {_wanted(schema)}.") from None
 
 
