@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_METADATA = "__metadata__"
+METADATA = "__metadata__"
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_FILE_NAME = 255
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63
-_BITS = {
+BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
     "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -69,7 +69,7 @@ class Checkpoint:
         files = tuple(sorted(set(weight_map.values()))) if weight_map is not None else (SINGLE_FILE,)
         entries: dict[str, TensorEntry] = {}
         for file in files:
-            for entry in _read_header(folder, file):
+            for entry in read_header(folder, file):
                 if entry.name in entries:
                     raise RequestError(
                         f"{entry.name} is stored in both {entries[entry.name].file} and {file}: keep one of them."
@@ -115,7 +115,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         raise RequestError(_why_no_safetensors(folder))
     try:
-        index = _strict_json(path.read_bytes())
+        index = strict_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is no index of a checkpoint ({error}): download it again.") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -151,7 +151,7 @@ def _why_no_safetensors(folder: Path) -> str:
     return f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: give the folder of a Hugging Face checkpoint."
 
 
-def _strict_json(data: bytes) -> Any:
+def strict_json(data: bytes) -> Any:
     """JSON in UTF-8 without a name given twice, of which Python would silently take the last."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,15 +165,17 @@ def _strict_json(data: bytes) -> Any:
     return json.loads(data.decode("utf-8"), object_pairs_hook=once)
 
 
-def _read_header(folder: Path, file: str) -> Iterator[TensorEntry]:
+def read_header(folder: Path, file: str) -> Iterator[TensorEntry]:
     """The entries of one shard in the order of their bytes, checked against each other and against the file's size."""
     path = folder / file
-    text, size = _header_bytes(path)
+    text, size = header_bytes(path)
     try:
-        header = _strict_json(text)
+        header = strict_json(text)
         if not isinstance(header, dict):
             raise ValueError("it is no JSON object")
-        entries = [_entry(name, file, fields, 8 + len(text)) for name, fields in header.items() if name != _METADATA]
+        entries = [
+            header_entry(name, file, fields, 8 + len(text)) for name, fields in header.items() if name != METADATA
+        ]
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} has a damaged header ({error}): download it again.") from error
     position = 8 + len(text)
@@ -192,7 +194,7 @@ def _read_header(folder: Path, file: str) -> Iterator[TensorEntry]:
     return iter(sorted(entries, key=lambda entry: (entry.begin, entry.end)))
 
 
-def _header_bytes(path: Path) -> tuple[bytes, int]:
+def header_bytes(path: Path) -> tuple[bytes, int]:
     """The header's text and the size of the file."""
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -210,12 +212,12 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
 
 def file_metadata(path: Path) -> dict[str, str] | None:
     """What the header of a safetensors file says about the file itself (`format: pt`)."""
-    return json.loads(_header_bytes(path)[0]).get(_METADATA)
+    return json.loads(header_bytes(path)[0]).get(METADATA)
 
 
 def data_bytes(dtype: str, count: int) -> int:
     """How many bytes `count` numbers of a safetensors dtype take."""
-    return (count * _BITS[dtype] + 7) // 8
+    return (count * BITS[dtype] + 7) // 8
 
 
 def _check_with_library(path: Path) -> None:
@@ -229,19 +231,19 @@ def _check_with_library(path: Path) -> None:
         raise RequestError(f"{path} is refused by safetensors ({error}): download it again.") from error
 
 
-def _entry(name: str, file: str, fields: Any, data_begin: int) -> TensorEntry:
+def header_entry(name: str, file: str, fields: Any, data_begin: int) -> TensorEntry:
     """Raises ValueError that names the tensor for anything but {dtype, shape, data_offsets} that fit together."""
     if not name.isprintable():
         raise ValueError(f"the name {reprlib.repr(name)} is not printable")
     if not isinstance(fields, dict):
         raise ValueError(f"{name} has no dtype, shape and data_offsets")
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in _BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise ValueError(f"{name} has the unknown dtype {reprlib.repr(dtype)}")
     if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name} has the shape {reprlib.repr(shape)} and data_offsets {reprlib.repr(offsets)}")
     begin, end = offsets
-    if (end - begin) * 8 != prod(shape) * _BITS[dtype]:
+    if (end - begin) * 8 != prod(shape) * BITS[dtype]:
         raise ValueError(f"{name} has {end - begin} bytes for shape {reprlib.repr(shape)} of {dtype}")
     return TensorEntry(name, file, dtype, tuple(shape), data_begin + begin, data_begin + end)
 

@@ -8,6 +8,7 @@ import typer
 
 from prune_cli import __version__
 from prune_cli.commands.bench import bench
+from prune_cli.commands.convert import convert
 from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.inspect import inspect
 from prune_cli.commands.methods import methods
@@ -42,3 +43,4 @@ app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(bench)
 app.command()(methods)
+app.command()(convert)

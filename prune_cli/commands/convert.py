@@ -1,0 +1,47 @@
+"""`prune-cli convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prune_cli.commands import options
+from prune_cli.failures import told_failures
+
+
+def convert(
+    model: options.Model,
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.")],
+    into: Annotated[
+        str,
+        typer.Option(
+            "--format", help="sparse: each tensor as dense, bitmask or N:M, whatever is smallest; dense: back again."
+        ),
+    ] = "sparse",
+    revision: options.Revision = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an interrupted run.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Store MODEL, any checkpoint with zeros, as sparse safetensors in OUT, or a sparse one as dense again.
+
+    No bit of a weight is lost: sparse and back gives the same files. docs/sparse-safetensors.md has the format.
+    """
+    with told_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.progress import progress_on
+        from prune_cli.render_sparse import show_conversion
+        from prune_cli.sparse.convert import ConvertRequest
+        from prune_cli.sparse.convert import convert as run
+
+        request = ConvertRequest(model, out, options.checked_later(into), resume, overwrite, revision)
+        request.check()
+        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+            done = run(request, progress)
+        options.print_result(
+            done.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_conversion(console, done)
+        )

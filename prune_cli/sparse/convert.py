@@ -1,0 +1,224 @@
+"""`prune-cli convert`: a checkpoint folder to sparse safetensors or back, file by file; a killed run continues."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from prune_cli.checkpoint import INDEX_FILE, Checkpoint
+from prune_cli.errors import RequestError
+from prune_cli.output import check_output, check_space, partial_folder
+from prune_cli.progress import Progress, Silent
+from prune_cli.source import Source, resolve_model
+from prune_cli.sparse.config import with_entry, without_entry
+from prune_cli.sparse.format import VERSION, is_sparse, open_shard
+from prune_cli.sparse.shards import Written, make_dense, make_sparse
+
+Format = Literal["dense", "sparse"]
+JOURNAL = ".convert-journal.jsonl"
+_CONFIG = "config.json"
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
+_MOST_THREADS = 8
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """What `prune-cli convert` was asked for."""
+
+    model: str
+    out: Path
+    format: Format
+    resume: bool = False
+    overwrite: bool = False
+    revision: str | None = None
+
+    def check(self) -> None:
+        check_format(self.format)
+
+
+@dataclass(frozen=True)
+class ConvertedFile:
+    file: str
+    bytes_before: int
+    bytes_after: int
+    tensors: int
+    encoded_tensors: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written; sizes are those of the safetensors files."""
+
+    model: str
+    out: str
+    format: Format
+    tensors: int
+    encoded_tensors: int
+    bytes_before: int
+    bytes_after: int
+    not_copied: tuple[str, ...]
+    files: tuple[ConvertedFile, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def check_format(name: str) -> None:
+    if name not in get_args(Format):
+        raise RequestError(f"--format is {name!r}: choose dense or sparse.")
+
+
+def convert(request: ConvertRequest, progress: Progress | None = None) -> Conversion:
+    """Convert a checkpoint as `request` says.
+
+    Raises RequestError before any work where it cannot be done, PruneError (naming the tensor) for damaged data.
+    """
+    request.check()
+    progress = progress or Silent()
+    source = resolve_model(request.model, request.revision)
+    checkpoint = Checkpoint.open(source.folder)
+    _check_input(request, checkpoint)
+    check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
+    check_space(request.out, _dense_bytes(request, checkpoint))
+    config = _config(request, source)
+    partial = partial_folder(request.out)
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / JOURNAL).open("a+", encoding="utf-8") as journal:
+        done = _begin(request, checkpoint, partial, journal)
+        progress.stage(f"Writing {len(checkpoint.files)} {request.format} file(s)", len(checkpoint.entries))
+        files = convert_files(checkpoint, partial, request.format, done, progress, journal)
+        not_copied = _copy_side_files(checkpoint, partial)
+        if config is not None:
+            (partial / _CONFIG).write_text(config, encoding="utf-8")
+        _commit(request.out, partial)
+    return Conversion(
+        model=request.model,
+        out=str(request.out),
+        format=request.format,
+        tensors=sum(file.tensors for file in files),
+        encoded_tensors=sum(file.encoded_tensors for file in files),
+        bytes_before=sum(file.bytes_before for file in files),
+        bytes_after=sum(file.bytes_after for file in files),
+        not_copied=not_copied,
+        files=files,
+    )
+
+
+def convert_files(
+    checkpoint: Checkpoint,
+    target: Path,
+    into: Format,
+    done: Mapping[str, Written],
+    progress: Progress,
+    journal: IO[str],
+) -> tuple[ConvertedFile, ...]:
+    """Write every shard of `checkpoint` into the folder `target`, but for those `done`; a journal line follows each."""
+    files = []
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+        for file in checkpoint.files:
+            path = checkpoint.folder / file
+            if file not in done:
+                written = (
+                    make_sparse(path, target / file, pool, progress.advance)
+                    if into == "sparse"
+                    else make_dense(open_shard(path), target / file, pool, progress.advance)
+                )
+                _append(journal, {"file": file, "written": asdict(written)})
+            else:
+                written = done[file]
+            files.append(ConvertedFile(file, path.stat().st_size, written.nbytes, written.tensors, written.encoded))
+    return tuple(files)
+
+
+def _check_input(request: ConvertRequest, checkpoint: Checkpoint) -> None:
+    sparse = [is_sparse(checkpoint.folder / file) for file in checkpoint.files]
+    if any(sparse) and not all(sparse):
+        raise RequestError(
+            f"{checkpoint.folder} has sparse and dense files side by side "
+            f"({checkpoint.files[sparse.index(False)]} is dense): download it again."
+        )
+    if all(sparse) == (request.format == "sparse"):
+        raise RequestError(f"{request.model} is {request.format} already: there is nothing to convert.")
+
+
+def _dense_bytes(request: ConvertRequest, checkpoint: Checkpoint) -> int:
+    if request.format == "sparse":
+        return checkpoint.nbytes
+    shards = [open_shard(checkpoint.folder / file) for file in checkpoint.files]
+    return sum(len(shard.dense_header) + sum(e.nbytes for e in shard.dense_entries.values()) for shard in shards)
+
+
+def _config(request: ConvertRequest, source: Source) -> str | None:
+    """The text of the output's config.json."""
+    path = source.folder / _CONFIG
+    if not path.is_file():
+        return None
+    change = with_entry if request.format == "sparse" else without_entry
+    return change(path.read_text(encoding="utf-8"), path)
+
+
+def _begin(request: ConvertRequest, checkpoint: Checkpoint, partial: Path, journal: IO[str]) -> dict[str, Written]:
+    """Lock the folder; the files that an interrupted run of the same request has done."""
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(f"Another run is writing to {partial}: wait for it, or choose another OUT.") from None
+    stats = {file: (checkpoint.folder / file).stat() for file in checkpoint.files}
+    now = {
+        "format": request.format,
+        "version": VERSION,
+        "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
+    }
+    journal.seek(0)
+    lines = [json.loads(line) for line in journal.read().splitlines(keepends=True) if line.endswith("\n")]
+    if request.resume and lines:
+        if lines[0] != now:
+            raise RequestError(
+                f"The interrupted run in {partial} converted something else: add --overwrite instead of --resume."
+            )
+        return {line["file"]: Written(**line["written"]) for line in lines[1:]}
+    for path in partial.iterdir():
+        if path.name != JOURNAL:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    journal.truncate(0)
+    _append(journal, now)
+    return {}
+
+
+def _append(journal: IO[str], line: Mapping[str, Any]) -> None:
+    journal.write(json.dumps(line) + "\n")
+    journal.flush()
+    os.fsync(journal.fileno())
+
+
+def _copy_side_files(checkpoint: Checkpoint, partial: Path) -> tuple[str, ...]:
+    """Everything but weights; the index too, as masks lie beside their values. Returns the weights left behind."""
+    left = []
+    for path in sorted(checkpoint.folder.rglob("*")):
+        name = str(path.relative_to(checkpoint.folder))
+        hidden = any(part.startswith(".") for part in path.relative_to(checkpoint.folder).parts)
+        if not path.is_file() or hidden or name in (*checkpoint.files, _CONFIG):
+            continue
+        if name.endswith(_OTHER_WEIGHTS) or (name.endswith(".index.json") and name != INDEX_FILE):
+            left.append(name)
+            continue
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, partial / name)
+    return tuple(left)
+
+
+def _commit(out: Path, partial: Path) -> None:
+    (partial / JOURNAL).unlink()
+    replaced = out.with_name(out.name + ".replaced")
+    if out.exists():
+        out.rename(replaced)
+    partial.rename(out)
+    if replaced.exists():
+        shutil.rmtree(replaced)

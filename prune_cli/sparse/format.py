@@ -1,0 +1,190 @@
+"""What a sparse shard says about itself, checked before anything is decoded: docs/sparse-safetensors.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prune_cli.checkpoint import BITS, METADATA, TensorEntry, file_metadata, header_entry, read_header, strict_json
+from prune_cli.errors import RequestError
+from prune_cli.sparse.coding import BITMASK, DENSE, mask_bytes
+from prune_cli.sparse.groups import CodingError, GroupCode
+
+VERSION = 1
+METADATA_KEY = "prune_cli_sparse"
+MASK_SUFFIX = ".sparse_mask"
+QUANT_METHOD = "prune-cli-sparse"
+_CHECKSUM = re.compile(r"[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """One tensor of a sparse shard: what it is once decoded (`crc32` is of those bytes), and where its parts lie."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    encoding: str
+    crc32: int
+    values: TensorEntry
+    mask: TensorEntry | None
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def row(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+
+@dataclass(frozen=True)
+class SparseShard:
+    """A checked sparse shard; `dense_header` is the text of the header of the dense shard it was made from."""
+
+    path: Path
+    tensors: Mapping[str, SparseTensor]
+    dense_header: bytes
+    dense_entries: Mapping[str, TensorEntry]
+
+
+def item_bytes(dtype: str) -> int | None:
+    """Bytes of one element; None for dtypes of less than a byte."""
+    return BITS[dtype] // 8 or None
+
+
+def unsigned(dtype: str) -> np.dtype:
+    return np.dtype(f"<u{item_bytes(dtype)}") if BITS[dtype] in (8, 16, 32, 64) else np.dtype(np.uint8)
+
+
+def may_be_encoded(dtype: str, shape: tuple[int, ...]) -> bool:
+    """Only what has two dimensions or more: its values, in one, then fit no model that does not decode them."""
+    return item_bytes(dtype) is not None and len(shape) >= 2
+
+
+def is_sparse(path: Path) -> bool:
+    return METADATA_KEY in (file_metadata(path) or {})
+
+
+def describe(tensors: Mapping[str, SparseTensor], dense_header: bytes) -> str:
+    """The text under METADATA_KEY; the inverse of what `open_shard` checks."""
+    listed = {
+        name: {"encoding": t.encoding, "dtype": t.dtype, "shape": list(t.shape), "crc32": f"{t.crc32:08x}"}
+        for name, t in tensors.items()
+    }
+    document = {"version": VERSION, "tensors": listed, "dense_header": dense_header.decode("utf-8")}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def open_shard(path: Path) -> SparseShard:
+    """Read and check a sparse shard's header. Raises RequestError that names the tensor for all that does not fit."""
+    entries = {entry.name: entry for entry in read_header(path.parent, path.name)}
+    try:
+        document = strict_json((file_metadata(path) or {}).get(METADATA_KEY, "null").encode())
+        if not isinstance(document, dict):
+            raise CodingError(f"it has no {METADATA_KEY} in its metadata")
+        if document.get("version") != VERSION:
+            raise CodingError(
+                f"it has version {reprlib.repr(document.get('version'))} of sparse safetensors and this prune-cli "
+                f"reads version {VERSION}: update prune-cli"
+            )
+        listed, header = document.get("tensors"), document.get("dense_header")
+        if document.keys() != {"version", "tensors", "dense_header"} or not isinstance(listed, dict):
+            raise CodingError(f"its {METADATA_KEY} is not the one of version {VERSION}")
+        tensors = {name: _tensor(name, fields, entries) for name, fields in listed.items()}
+        _check_all_listed(tensors, entries)
+        dense_header, dense_entries = _dense_header(header, path.name, tensors)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is no sound sparse shard: {error}.") from error
+    return SparseShard(path, tensors, dense_header, dense_entries)
+
+
+def _tensor(name: str, fields: Any, entries: Mapping[str, TensorEntry]) -> SparseTensor:
+    if not isinstance(fields, dict) or fields.keys() != {"encoding", "dtype", "shape", "crc32"}:
+        raise CodingError(f"{reprlib.repr(name)} is not described by encoding, dtype, shape and crc32")
+    encoding, dtype, shape, crc32 = (fields[key] for key in ("encoding", "dtype", "shape", "crc32"))
+    if not isinstance(encoding, str) or not isinstance(dtype, str) or not isinstance(crc32, str):
+        raise CodingError(f"{name} has the encoding {reprlib.repr(encoding)} of {reprlib.repr(dtype)}")
+    if dtype not in BITS or not _CHECKSUM.fullmatch(crc32):
+        raise CodingError(f"{name} has the dtype {reprlib.repr(dtype)} and the checksum {reprlib.repr(crc32)}")
+    # The dense header's own check knows what a shape may be.
+    header_entry(name, "", {"dtype": dtype, "shape": shape, "data_offsets": [0, _bytes(shape, dtype)]}, 0)
+    tensor = SparseTensor(
+        name, dtype, tuple(shape), encoding, int(crc32, 16), _stored(name, name, entries),
+        None if encoding == DENSE else _stored(name, name + MASK_SUFFIX, entries),
+    )  # fmt: skip
+    try:
+        _check_parts(tensor)
+    except CodingError as error:
+        raise CodingError(f"{name}: {error}") from None
+    return tensor
+
+
+def _bytes(shape: Any, dtype: str) -> int:
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise CodingError(f"a shape is {reprlib.repr(shape)}")
+    return prod(shape) * BITS[dtype] // 8
+
+
+def _stored(name: str, part: str, entries: Mapping[str, TensorEntry]) -> TensorEntry:
+    if part not in entries:
+        raise CodingError(f"{name} is listed, but {part} is not stored")
+    return entries[part]
+
+
+def _check_parts(tensor: SparseTensor) -> None:
+    """The stored values and mask have the dtypes and sizes that the encoding asks for."""
+    values, mask, count = tensor.values, tensor.mask, tensor.count
+    if values.dtype != tensor.dtype:
+        raise CodingError(f"its values are {values.dtype}, expected {tensor.dtype}")
+    if mask is None:
+        if values.shape != tensor.shape:
+            raise CodingError(f"it has the shape {list(values.shape)}, expected {list(tensor.shape)}")
+        return
+    if not may_be_encoded(tensor.dtype, tensor.shape):
+        raise CodingError(f"a {tensor.dtype} of shape {list(tensor.shape)} is never encoded")
+    size = mask_bytes(tensor.encoding, count)
+    if mask.dtype != "U8" or mask.shape != (size,):
+        raise CodingError(f"its mask is {mask.dtype} of shape {list(mask.shape)}, expected U8 of shape [{size}]")
+    most = count
+    if tensor.encoding != BITMASK:
+        code = GroupCode.named(tensor.encoding)
+        most = count // code.of * code.keep
+    fits = values.count <= most if tensor.encoding == BITMASK else values.count == most
+    if len(values.shape) != 1 or not fits:
+        raise CodingError(f"its values have the shape {list(values.shape)}, expected at most [{most}]")
+
+
+def _check_all_listed(tensors: Mapping[str, SparseTensor], entries: Mapping[str, TensorEntry]) -> None:
+    known = {part.name for t in tensors.values() for part in (t.values, t.mask) if part is not None}
+    for name in entries:
+        if name not in known:
+            raise CodingError(f"{name} is stored, but not listed")
+
+
+def _dense_header(text: Any, file: str, tensors: Mapping[str, SparseTensor]) -> tuple[bytes, dict[str, TensorEntry]]:
+    """The dense shard's header and its entries, which must be the listed tensors without holes between them."""
+    if not isinstance(text, str):
+        raise CodingError("it has no dense_header")
+    header = text.encode("utf-8")
+    fields = strict_json(header)
+    if not isinstance(fields, dict):
+        raise CodingError("its dense_header is no JSON object")
+    entries = [header_entry(name, file, value, 8 + len(header)) for name, value in fields.items() if name != METADATA]
+    position = 8 + len(header)
+    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
+        tensor = tensors.get(entry.name)
+        if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape) or entry.begin != position:
+            raise CodingError(f"{entry.name} is another tensor in its dense_header")
+        position = entry.end
+    if len(entries) != len(tensors):
+        raise CodingError("its dense_header does not have all of its tensors")
+    return header, {entry.name: entry for entry in entries}

@@ -1,0 +1,138 @@
+"""Which N of every M elements are kept, as numbers: the N:M part of docs/sparse-safetensors.md.
+
+A state is the M-bit number whose bit i stands for element i of its group; the states of a pattern are those with N ones
+in ascending order, and a group is told by the place of its state in that order. k places share a little-endian word.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import comb
+
+import numpy as np
+
+LARGEST_GROUP = 16
+_WORD_BYTES = (1, 2, 4)
+_LARGEST_TABLE = 1 << 16
+_NAME = re.compile(r"(\d{1,2}):(\d{1,2})")
+
+
+class CodingError(ValueError):
+    """Stored bytes that no encoder writes; the message says what is wrong with them, without the tensor's name."""
+
+
+@dataclass(frozen=True)
+class GroupCode:
+    """The coding of N:M; `word_bytes` and `groups_per_word` are those with the fewest bits a group."""
+
+    keep: int
+    of: int
+
+    @classmethod
+    def named(cls, name: str) -> GroupCode:
+        """'2:4' to its code. Raises CodingError for what is no N:M with 0 < N < M <= 16."""
+        match = _NAME.fullmatch(name)
+        keep, of = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 0 < keep < of <= LARGEST_GROUP or name != f"{keep}:{of}":
+            raise CodingError(f"the encoding {name[:20]!r} is not known")
+        return _code(keep, of)
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+    @cached_property
+    def states(self) -> int:
+        return comb(self.of, self.keep)
+
+    @cached_property
+    def word_bytes(self) -> int:
+        fitting = [size for size in _WORD_BYTES if self._groups_in(size)]
+        return min(fitting, key=lambda size: (size / self._groups_in(size), size))
+
+    @cached_property
+    def groups_per_word(self) -> int:
+        return self._groups_in(self.word_bytes)
+
+    def _groups_in(self, size: int) -> int:
+        groups = 0
+        while self.states ** (groups + 1) <= 256**size:
+            groups += 1
+        return groups
+
+    def mask_bytes(self, count: int) -> int:
+        """Bytes of the positions of `count` elements, a multiple of M."""
+        return -(-(count // self.of) // self.groups_per_word) * self.word_bytes
+
+    # --- to numbers ---------------------------------------------------------------------------------------------
+
+    def pack(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Booleans of whole groups, at most N true in each, to (words as bytes, booleans with exactly N true).
+
+        A group with fewer is filled up with its first other elements.
+        """
+        numbers = kept[0 :: self.of].astype(np.uint16)
+        for place in range(1, self.of):
+            numbers |= kept[place :: self.of].astype(np.uint16) << place
+        ranks = self._rank_of_number.take(numbers)
+        padded = np.zeros(-(-len(ranks) // self.groups_per_word) * self.groups_per_word, np.uint32)
+        padded[: len(ranks)] = ranks
+        words = padded[0 :: self.groups_per_word].copy()
+        for place in range(1, self.groups_per_word):
+            words += padded[place :: self.groups_per_word] * np.uint32(self.states**place)
+        full = np.count_nonzero(kept) == len(ranks) * self.keep
+        exact = kept if full else self._table.take(ranks, axis=0).reshape(-1)
+        return words.astype(f"<u{self.word_bytes}").view(np.uint8), exact
+
+    def unpack(self, data: np.ndarray, count: int) -> np.ndarray:
+        """The bytes of `pack` back to `count` booleans. Raises CodingError for words that it never writes."""
+        words = np.frombuffer(data, f"<u{self.word_bytes}")
+        if not len(words):
+            return np.zeros(0, bool)
+        if int(words.max()) >= self.states**self.groups_per_word:
+            raise CodingError(f"a word of its mask stands for no group of {self}")
+        spare = len(words) * self.groups_per_word - count // self.of
+        if spare and int(words[-1]) >= self.states ** (self.groups_per_word - spare):
+            raise CodingError("the end of its mask is not filled up with zeros")
+        if self.states**self.groups_per_word <= _LARGEST_TABLE:
+            return self._table_of_words.take(words, axis=0).reshape(-1)[:count]
+        ranks = np.empty((len(words), self.groups_per_word), np.uint32)
+        for place in range(self.groups_per_word):
+            words, ranks[:, place] = np.divmod(words, np.uint32(self.states))
+        return self._table.take(ranks.reshape(-1), axis=0).reshape(-1)[:count]
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """The states in ascending order."""
+        every = np.arange(1 << self.of, dtype=np.uint32)
+        return every[_ones(every) == self.keep]
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """(states, M) booleans."""
+        return (self._numbers[:, None] >> np.arange(self.of, dtype=np.uint32) & 1).astype(bool)
+
+    @cached_property
+    def _rank_of_number(self) -> np.ndarray:
+        """For each M-bit number with at most N ones the place of the state that it is filled up to."""
+        filled = np.arange(1 << self.of, dtype=np.uint32)
+        for _ in range(self.keep):
+            filled = np.where(_ones(filled) < self.keep, filled | (filled + 1), filled)
+        return np.searchsorted(self._numbers, filled).astype(np.uint16)
+
+    @cached_property
+    def _table_of_words(self) -> np.ndarray:
+        """(words, k * M) booleans."""
+        words = np.arange(self.states**self.groups_per_word, dtype=np.uint32)
+        groups = [self._table[words // self.states**place % self.states] for place in range(self.groups_per_word)]
+        return np.concatenate(groups, axis=1)
+
+
+@cache
+def _code(keep: int, of: int) -> GroupCode:
+    return GroupCode(keep, of)
+
+
+def _ones(numbers: np.ndarray) -> np.ndarray:
+    return sum(((numbers >> place) & 1 for place in range(LARGEST_GROUP)), np.zeros_like(numbers))

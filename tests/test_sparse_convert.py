@@ -1,0 +1,165 @@
+"""`prune-cli convert`, end to end: exact both ways, small, atomic, resumable, strict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.read_sparse import read_file
+from prune_cli.output import partial_folder
+from prune_cli.sparse.convert import JOURNAL
+from prune_cli.sparse.format import open_shard
+from tests.broken import INDEX, change_config
+from tests.conftest import RunCommand, folder_bytes, in_new_process
+from tests.sparse_files import zeroed
+from tests.tiny import save_tiny
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo-model"
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sharded tied model with zeros, a report, other files, and weights in another format."""
+    folder = save_tiny(tmp_path_factory.mktemp("sparse") / "model", "llama-tied", dtype=torch.bfloat16, hidden_size=64)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("kept")
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    return zeroed(folder)
+
+
+def test_sparse_and_back_gives_the_same_files(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    sparse, dense = tmp_path / "sparse", tmp_path / "dense"
+    done = command("convert", pruned, sparse, "--json", "-q")
+    assert done.code == 0
+    assert done.json["bytes_after"] < 0.7 * done.json["bytes_before"]
+    assert done.json["encoded_tensors"] == 22
+    assert done.json["not_copied"] == ["pytorch_model.bin"]
+    before = folder_bytes(pruned)
+    del before["pytorch_model.bin"]
+    after = folder_bytes(sparse)
+    assert set(after) == set(before)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"config.json", *(name for name in before if name.endswith(".safetensors"))}
+    back = command("convert", sparse, dense, "--format", "dense")
+    assert back.code == 0
+    assert "22 of 29 tensors decoded" in back.stdout
+    assert folder_bytes(dense) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "sparse"]
+
+
+def test_the_numpy_reader_reads_what_convert_writes(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    assert command("convert", pruned, tmp_path / "sparse", "-q").code == 0
+    for path in sorted((tmp_path / "sparse").glob("*.safetensors")):
+        shard, dense = open_shard(path), (pruned / path.name).read_bytes()
+        for name, (_, _, data) in read_file(path).items():
+            entry = shard.dense_entries[name]
+            assert data == dense[entry.begin : entry.end]
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [(["-s", 0.5], 9.05), (["-s", 0.7], 5.85), (["--pattern", "2:4"], 8.8)],
+    ids=["50%", "70%", "2:4"],
+)
+def test_pruned_weights_take_few_bits(asked: list[object], most: float, tmp_path: Path, command: RunCommand) -> None:
+    """All bits of the file that the pruned tensors of a real model take, headers included."""
+    assert command("prune", DEMO, tmp_path / "dense", "-m", "magnitude", *asked, "-q").code == 0
+    assert command("convert", tmp_path / "dense", tmp_path / "sparse", "-q").code == 0
+    report = json.loads((tmp_path / "dense" / "prune_report.json").read_text())
+    names = [tensor["name"] for tensor in report["tensors"] if tensor["action"] == "pruned"]
+    shard = open_shard(tmp_path / "sparse" / "model.safetensors")
+    pruned = [shard.tensors[name] for name in names]
+    stored = sum(t.values.nbytes + (t.mask.nbytes if t.mask else 0) for t in pruned)
+    assert {t.encoding for t in pruned} == {asked[1] if asked[0] == "--pattern" else "bitmask"}
+    assert 8 * stored / sum(t.count for t in pruned) <= most
+    saved = (tmp_path / "dense" / "model.safetensors").stat().st_size - shard.path.stat().st_size
+    assert saved > sum(2 * t.count for t in pruned) - stored - 16_384
+
+
+def test_killed_then_resumed_gives_the_same_bytes(tmp_path: Path, command: RunCommand) -> None:
+    model = zeroed(save_tiny(tmp_path / "model", "llama-untied", hidden_size=256, intermediate_size=1024))
+    assert command("convert", model, tmp_path / "expected", "-q").code == 0
+    out = tmp_path / "out"
+    process = in_new_process("convert", model, out, "-q")
+    journal = partial_folder(out) / JOURNAL
+    while process.poll() is None and not (journal.exists() and '"file":' in journal.read_text()):
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if not out.exists():  # else it was faster than the kill
+        refused = command("convert", model, out, "-q")
+        assert refused.code == 2
+        assert "add --resume" in refused.stderr
+        other = command("convert", tmp_path / "expected", out, "-q", "--resume", "--format", "dense")
+        assert other.code == 2
+        assert "converted something else" in other.stderr
+        assert command("convert", model, out, "-q", "--resume").code == 0
+    assert folder_bytes(out) == folder_bytes(tmp_path / "expected")
+    assert not partial_folder(out).exists()
+
+
+def test_done_files_are_not_written_again(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    assert command("convert", pruned, tmp_path / "expected", "-q").code == 0
+    out = tmp_path / "out"
+    arguments = ("convert", pruned, out, "-q")
+    broken = shutil.copytree(pruned, tmp_path / "broken")
+    last = sorted(broken.glob("*.safetensors"))[-1]
+    # A run that stops at the last shard leaves the others done.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fdatasync", _stops_at(len(list(broken.glob("*.safetensors")))))
+        assert command(*arguments).code == 1
+    written = {path.name: path.stat().st_mtime_ns for path in partial_folder(out).glob("*.safetensors")}
+    assert command(*arguments, "--resume").code == 0
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert {name for name in after if after[name] != written.get(name)} == {last.name}
+    assert folder_bytes(out) == folder_bytes(tmp_path / "expected")
+
+
+def _stops_at(call: int):
+    calls = iter(range(1, call + 1))
+
+    def sync(_: int) -> None:
+        if next(calls) == call:
+            raise OSError(28, "No space left on device")
+
+    return sync
+
+
+def test_what_cannot_be_converted_is_refused(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    def refused(*arguments: object) -> str:
+        outcome = command("convert", *arguments, "-q")
+        assert outcome.code == 2, outcome
+        assert outcome.stderr.count("\n") == 1
+        return outcome.stderr
+
+    sparse = tmp_path / "sparse"
+    assert command("convert", pruned, sparse, "-q").code == 0
+    assert "exists already" in refused(pruned, sparse)
+    assert "is sparse already" in refused(sparse, tmp_path / "a")
+    assert "is dense already" in refused(pruned, tmp_path / "a", "--format", "dense")
+    assert "choose dense or sparse" in refused(pruned, tmp_path / "a", "--format", "zip")
+    quantised = change_config(shutil.copytree(pruned, tmp_path / "fp8"), quantization_config={"quant_method": "fp8"})
+    assert "(fp8) already" in refused(quantised, tmp_path / "a")
+    mixed = shutil.copytree(sparse, tmp_path / "mixed")
+    name = json.loads((mixed / INDEX).read_text())["weight_map"]["model.norm.weight"]
+    shutil.copyfile(pruned / name, mixed / name)
+    assert f"({name} is dense)" in refused(mixed, tmp_path / "a", "--format", "dense")
+    assert not (tmp_path / "a").exists()
+    assert not partial_folder(tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "llama"}', '{\n  "a": {}\n}\n\n', "{}", '{"b":[1],\r\n"c":2 }'])
+def test_config_comes_back_to_the_byte(text: str) -> None:
+    from prune_cli.sparse.config import is_ours, with_entry, without_entry
+
+    sparse = with_entry(text, Path("config.json"))
+    assert is_ours(json.loads(sparse))
+    assert without_entry(sparse, Path("config.json")) == text
+    written_anew = json.dumps(json.loads(sparse), sort_keys=True)
+    assert json.loads(without_entry(written_anew, Path("config.json"))) == json.loads(text)
