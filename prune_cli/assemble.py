@@ -58,7 +58,7 @@ def fingerprint(
         "eval": evaluation.sha256 if evaluation else None,
         "device": job.device.type,
         "dtype": str(job.dtype),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -66,7 +66,8 @@ def _batch_size(request: PruneRequest, job: Prepared, tokens: TokenSet | None) -
     return None if tokens is None else pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the bytes of an output depend on."""
     names = ("torch", "transformers", "safetensors")
     return {"prune-cli": __version__, **{name: version(name) for name in names}}
 
@@ -108,7 +109,7 @@ def assemble_report(
         tool={"name": "prune-cli", "version": __version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         request=_request_as_json(request),
-        environment=_environment(job, _batch_size(request, job, calibration)),
+        environment=environment(job, _batch_size(request, job, calibration)),
         model={
             "given": job.source.given,
             "revision": job.source.revision,
@@ -153,11 +154,12 @@ def _method(job: Prepared) -> dict[str, Any]:
     }
 
 
-def _environment(job: Prepared, batch_size: int | None) -> dict[str, Any]:
+def environment(job: Prepared, batch_size: int | None) -> dict[str, Any]:
+    """Where a run ran."""
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
     return {
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions(),
         "platform": platform.platform(),
         "device": device,
         "compute_dtype": str(job.dtype).removeprefix("torch."),

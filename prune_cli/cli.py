@@ -13,6 +13,7 @@ from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.inspect import inspect
 from prune_cli.commands.methods import methods
 from prune_cli.commands.prune import prune
+from prune_cli.commands.sweep import sweep
 
 app = typer.Typer(
     name="prune-cli",
@@ -44,3 +45,4 @@ app.command()(inspect)
 app.command()(bench)
 app.command()(methods)
 app.command()(convert)
+app.command()(sweep)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 DEFINITION = (
     "knee = the breakpoint of a continuous line of two segments, fitted by least squares to the loss increase over the "
     "asked sparsity; told only where the second segment is at least twice as steep as the first and one straight line "
-    "is refuted (p < 0.01, residuals resampled); interval = where the fit's sum of squares stays below its 95 % limit (F "
-    "test), widened to the 95 % of a bootstrap that resamples the evaluation windows, the same for all points"
+    "is refuted (p < 0.01, residuals resampled); interval = where the fit's sum of squares stays below its 95 % limit "
+    "(F test), widened to the 95 % of a bootstrap that resamples the evaluation windows, the same for all points"
 )
 LEAST_POINTS = 5
 _LEAST_RATIO = 2.0

@@ -1,0 +1,163 @@
+"""`prune-cli sweep`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from prune_cli.commands import options
+from prune_cli.commands import prune_options as its
+from prune_cli.commands.options import MACHINE, RUN, TEXT
+from prune_cli.failures import told_failures
+
+if TYPE_CHECKING:
+    from prune_cli.sweep.request import SweepRequest
+
+
+def sweep(
+    model: options.Model,
+    out: Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to write; must not exist yet.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE", help="Text on which the loss is measured, as for prune --eval.", rich_help_panel=TEXT
+        ),
+    ],
+    windows: Annotated[
+        int | None, typer.Option(help="Only the first windows of --data [default: all].", rich_help_panel=TEXT)
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="LIST",
+            help="Methods and presets with commas; steps follow a +, as wanda,wanda+swaps,sparsegpt+dense,best.",
+            rich_help_panel=RUN,
+        ),
+    ] = "wanda",
+    sparsity: Annotated[
+        str,
+        typer.Option(
+            "--sparsity",
+            "-s",
+            metavar="GRID",
+            help="FROM:TO:STEP with both ends, or sparsities with commas.",
+            rich_help_panel=RUN,
+        ),
+    ] = "0:0.9:0.1",
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="N:M patterns to measure as well, as 2:4,4:8.", rich_help_panel=RUN),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="KEY=VALUE",
+            help="METHOD.KEY=VALUE or STEP.KEY=VALUE; with one method alone, KEY=VALUE.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        float,
+        typer.Option(
+            help="Prune also each block alone to this sparsity, by the first method, for a table; 0 leaves it out.",
+            rich_help_panel=RUN,
+        ),
+    ] = 0.5,
+    include: its.Include = None,
+    exclude: its.Exclude = None,
+    allow_unsupported: its.AllowUnsupported = False,
+    calibration: its.Calibration = None,
+    samples: its.Samples = None,
+    seq_len: options.SeqLen = None,
+    seed: its.Seed = 0,
+    calibrate_by: its.CalibrateBy = "sublayer",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto (every CUDA device), cpu, cuda, cuda:N or mps; with commas, the points are split over them.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.Trust = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted sweep, or add points to one that is done.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    overwrite: its.Overwrite = False,
+    dry_run: its.DryRun = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure the loss of MODEL over a grid of methods and sparsities; write curves and tables to OUTDIR.
+
+    Each point is pruned and evaluated in memory, in one pass over the model, and gives what prune and eval would give;
+    no checkpoint is written. OUTDIR gets sweep.json, sweep.csv, blocks.csv and points.jsonl (the loss of every window).
+
+    The knee of a method is the sparsity beyond which its loss grows much faster: the breakpoint of a continuous line of
+    two segments, fitted by least squares to the loss increase over the sparsity, with a 95 % interval (F test of the
+    fit, widened by a bootstrap over the evaluation windows). Where one line fits as well, there is none.
+    """
+    with told_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.sweep.request import SweepRequest
+
+        request = SweepRequest(
+            model=model,
+            out=out,
+            data=data,
+            windows=windows,
+            method=method,
+            sparsity=sparsity,
+            pattern=pattern,
+            options=options.key_values(option or []),
+            sensitivity=sensitivity,
+            calibration=calibration,
+            samples=samples,
+            seq_len=seq_len,
+            seed=seed,
+            calibrate_by=options.checked_later(calibrate_by),
+            device=device,
+            dtype=options.checked_later(dtype),
+            batch_size=options.batch_size_of(batch_size),
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            allow_unsupported=allow_unsupported,
+            resume=resume,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        request.check()
+        options.calm_libraries(verbose=verbose, quiet=quiet)
+        _run(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+
+def _run(request: SweepRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    from prune_cli.progress import progress_on
+    from prune_cli.sweep.estimate import estimate
+    from prune_cli.sweep.render import show_estimate, show_sweep
+    from prune_cli.sweep.run import sweep
+
+    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        if dry_run:
+            plan = estimate(request, progress)
+            text, show = plan.to_json(), partial(show_estimate, plan=plan)
+        else:
+            report = sweep(request, progress)
+            text, show = report.to_json(), partial(show_sweep, report=report)
+    options.print_result(text, as_json=as_json, quiet=quiet, show=show)

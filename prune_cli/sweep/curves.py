@@ -1,0 +1,67 @@
+"""From what was measured to what is told: increases over the dense model, a knee per method, a table per block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from calibration.tokens import TokenSet
+from prune_cli.evaluate import mean, standard_error, summary
+from prune_cli.plan import pattern_of
+from prune_cli.sweep.knee import find_knee
+from prune_cli.sweep.passage import Measured
+from prune_cli.sweep.report import BlockSensitivity, KneeReport, PointReport, Sensitivity
+
+
+def increases(losses: Sequence[float], dense: Sequence[float]) -> list[float]:
+    """Of every window, in nats."""
+    return [mine - other for mine, other in zip(losses, dense, strict=True)]
+
+
+def point_reports(
+    points: Sequence[Measured], dense: Sequence[float], text: TokenSet, with_zero: Sequence[str]
+) -> list[PointReport]:
+    """In their order; the methods `with_zero` begin at sparsity 0, which is the dense model."""
+    found = [_point_report(point, dense, text) for point in points]
+    for method in with_zero:
+        at = next((at for at, point in enumerate(found) if point.method == method), len(found))
+        found.insert(at, PointReport(method, None, 0.0, 0.0, summary(dense, text.ids), 0.0, 0.0, 0.0))
+    return found
+
+
+def _point_report(measured: Measured, dense: Sequence[float], text: TokenSet) -> PointReport:
+    grown = increases(measured.losses, dense)
+    request = measured.point.request
+    return PointReport(
+        method=measured.point.method,
+        pattern=request.pattern,
+        asked_sparsity=pattern_of(request).sparsity,
+        sparsity=measured.sparsity,
+        evaluation=summary(measured.losses, text.ids),
+        loss_increase=mean(grown),
+        loss_increase_standard_error=standard_error(grown),
+        seconds=measured.seconds,
+    )
+
+
+def knees(points: Sequence[Measured], dense: Sequence[float], with_zero: Sequence[str]) -> list[KneeReport]:
+    """One for each method with unstructured points; those `with_zero` begin at sparsity 0 without an increase."""
+    curves: dict[str, dict[float, list[float]]] = {}
+    for measured in points:
+        sparsity = measured.point.request.sparsity
+        if measured.point.request.pattern is None and sparsity is not None:
+            start = {0.0: [0.0] * len(dense)} if measured.point.method in with_zero else {}
+            curve = curves.setdefault(measured.point.method, start)
+            curve[sparsity] = increases(measured.losses, dense)
+    return [KneeReport(method, find_knee(list(curve), list(curve.values()))) for method, curve in curves.items()]
+
+
+def sensitivity(points: Sequence[Measured], dense: Sequence[float]) -> Sensitivity | None:
+    """What each block costs when it alone is pruned; None where none was."""
+    blocks = []
+    for measured in points:
+        grown = increases(measured.losses, dense)
+        assert measured.point.block is not None
+        blocks.append(BlockSensitivity(measured.point.block, measured.sparsity, mean(grown), standard_error(grown)))
+    if not points:
+        return None
+    return Sensitivity(points[0].point.method, points[0].point.request.sparsity or 0.0, blocks)

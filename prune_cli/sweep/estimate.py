@@ -1,0 +1,54 @@
+"""What a sweep would do, told by --dry-run before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from prune_cli.progress import Progress
+from prune_cli.sweep.request import SweepRequest
+from prune_cli.sweep.run import look_ahead
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`passes` over the model's weights, the dense evaluation among them; tokens are those of one pass of one point."""
+
+    model: str
+    architecture: str
+    devices: Sequence[str]
+    compute_dtype: str
+    points: Mapping[str, int]
+    blocks_alone: int
+    side_by_side: int
+    bytes_of_point: int
+    passes: int
+    calibration_tokens: int
+    evaluation_tokens: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def estimate(request: SweepRequest, progress: Progress) -> Estimate:
+    """Everything that `sweep` would check before it starts, and what it would then do."""
+    prospect = look_ahead(request, progress)
+    job, texts = prospect.job, prospect.texts
+    load = prospect.load(prospect.points)
+    follow = sum(point.request.target == "dense" for point in prospect.points)
+    alone = len(prospect.points) - follow
+    return Estimate(
+        model=request.model,
+        architecture=type(job.model.model).__name__,
+        devices=[str(each.device) for each in prospect.jobs],
+        compute_dtype=str(job.dtype).removeprefix("torch."),
+        points=dict(Counter(point.method for point in prospect.grid)),
+        blocks_alone=len(prospect.alone),
+        side_by_side=load.together,
+        bytes_of_point=load.bytes_of_point,
+        passes=1 + sum(-(-count // load.together) for count in (follow, alone)),
+        calibration_tokens=texts.calibration.ids.numel() if texts.calibration else 0,
+        evaluation_tokens=texts.evaluation.ids.numel(),
+    )

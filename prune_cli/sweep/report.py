@@ -1,0 +1,134 @@
+"""What a sweep tells: one typed report, written as JSON (sweep.schema.json) and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from prune_cli.evaluate import Evaluation
+from prune_cli.report import TextReport
+from prune_cli.sweep.knee import Knee
+
+SCHEMA_VERSION = 1
+SWEEP_JSON, SWEEP_CSV, BLOCKS_CSV = "sweep.json", "sweep.csv", "blocks.csv"
+
+
+@dataclass(frozen=True)
+class PointReport:
+    """One point: `asked_sparsity` of an N:M pattern is its own; `sparsity` is the share of zeros that were made.
+
+    The loss increase over the dense model is in nats per token, with the standard error of its mean over windows.
+    """
+
+    method: str
+    pattern: str | None
+    asked_sparsity: float
+    sparsity: float
+    evaluation: Evaluation
+    loss_increase: float
+    loss_increase_standard_error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class KneeReport:
+    method: str
+    knee: Knee
+
+
+@dataclass(frozen=True)
+class BlockSensitivity:
+    """What pruning this block alone costs."""
+
+    block: int
+    sparsity: float
+    loss_increase: float
+    loss_increase_standard_error: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    method: str
+    asked_sparsity: float
+    blocks: Sequence[BlockSensitivity]
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """Everything about one sweep."""
+
+    schema_version: int
+    tool: Mapping[str, str]
+    created: str
+    request: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    model: Mapping[str, Any]
+    protocol: str
+    text: TextReport
+    calibration: TextReport | None
+    dense: Evaluation
+    points: Sequence[PointReport]
+    knee_definition: str
+    knees: Sequence[KneeReport]
+    sensitivity: Sensitivity | None
+    seconds: float
+    warnings: Sequence[str]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    def to_csv(self) -> str:
+        """A line per point, the dense model first."""
+        lines = [_line("dense", None, 0.0, 0.0, self.dense, 0.0, 0.0, 0.0)]
+        lines += [_line(**{each.name: getattr(point, each.name) for each in fields(point)}) for point in self.points]
+        return _csv(list(lines[0]), [list(line.values()) for line in lines])
+
+    def blocks_csv(self) -> str:
+        """A line per block that was pruned alone."""
+        found = self.sensitivity.blocks if self.sensitivity else ()
+        header = ("block", "sparsity", "loss_increase", "loss_increase_standard_error")
+        return _csv(header, [tuple(asdict(block).values()) for block in found])
+
+
+def _line(
+    method: str,
+    pattern: str | None,
+    asked_sparsity: float,
+    sparsity: float,
+    evaluation: Evaluation,
+    loss_increase: float,
+    loss_increase_standard_error: float,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "pattern": pattern or "",
+        "asked_sparsity": asked_sparsity,
+        "sparsity": sparsity,
+        "perplexity": evaluation.perplexity,
+        "loss": evaluation.loss,
+        "loss_standard_error": evaluation.loss_standard_error,
+        "loss_increase": loss_increase,
+        "loss_increase_standard_error": loss_increase_standard_error,
+        "seconds": seconds,
+    }
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+@cache
+def sweep_schema() -> dict[str, Any]:
+    """The JSON Schema that every sweep.json satisfies."""
+    return json.loads(resources.files("prune_cli.sweep").joinpath("sweep.schema.json").read_text(encoding="utf-8"))

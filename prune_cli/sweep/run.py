@@ -1,0 +1,225 @@
+"""The story of a sweep, top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from calibration.tokens import TokenSet
+from prune_cli import __version__
+from prune_cli.architecture import load_tokenizer
+from prune_cli.assemble import environment, versions
+from prune_cli.errors import RequestError
+from prune_cli.evaluate import PROTOCOL, losses_of_windows, summary
+from prune_cli.output import hash_files
+from prune_cli.prepare import Prepared, open_text, pick_batch_size, prepare, read_tokens
+from prune_cli.progress import Progress, Silent
+from prune_cli.report import text_report
+from prune_cli.request import DEFAULT_SOURCE, check_device
+from prune_cli.sweep.curves import knees, point_reports, sensitivity
+from prune_cli.sweep.journal import Journal, check_folder
+from prune_cli.sweep.knee import DEFINITION
+from prune_cli.sweep.passage import Measured, Texts, job_of
+from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
+from prune_cli.sweep.request import Point, SweepRequest
+from prune_cli.sweep.workers import Load, load_of, measure_points
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A checked sweep: the same job on each device, the texts, and all points."""
+
+    jobs: Sequence[Prepared]
+    texts: Texts
+    grid: Sequence[Point]
+    alone: Sequence[Point]
+
+    @property
+    def points(self) -> list[Point]:
+        return [*self.grid, *self.alone]
+
+    @property
+    def job(self) -> Prepared:
+        return self.jobs[0]
+
+    def load(self, points: Sequence[Point]) -> Load:
+        """What `points` weigh, and how many of them go side by side."""
+        tokens = sum(text.ids.numel() for text in (self.texts.calibration, self.texts.evaluation) if text)
+        return load_of(self.job, points, tokens, len(self.jobs))
+
+
+@torch.no_grad()
+def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepReport:
+    """Measure every point of `request` and write OUTDIR; returns the report that is written there too.
+
+    Raises RequestError before any work where the request cannot be met, PruneError where the run fails. A sweep that
+    was killed continues with `resume=True` to the same results.
+    """
+    progress = progress or Silent()
+    begun = time.monotonic()
+    prospect = look_ahead(request, progress)
+    for warning in _warnings(prospect.texts):
+        progress.say(f"warning: {warning}")
+    files = hash_files(prospect.job.checkpoint.folder, prospect.job.checkpoint.files)
+    fingerprint = _fingerprint(request, prospect, files)
+    with Journal(request.out, fingerprint, resume=request.resume) as journal:
+        dense = _dense(request, prospect, journal, progress)
+        measured = _measure(prospect, journal, progress)
+        report = _report(request, prospect, files, dense, measured, time.monotonic() - begun)
+        contents: dict[str, str | bytes] = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv()}
+        if report.sensitivity is not None:
+            contents[BLOCKS_CSV] = report.blocks_csv()
+        journal.commit(contents)
+    return report
+
+
+def look_ahead(request: SweepRequest, progress: Progress) -> Prospect:
+    """Check all that can be checked without weights, every point, and read the texts."""
+    request.check()
+    check_folder(request.out, resume=request.resume, overwrite=request.overwrite)
+    for device in request.devices:
+        check_device(device)
+    first = request.first()
+    jobs = [prepare(replace(first, device=device), writes=False) for device in _devices(request)]
+    job = jobs[0]
+    grid = request.points()
+    alone = request.sensitivity_points(_blocks_to_prune(job))
+    for point in (*grid, *alone[:1]):
+        _check_inside_blocks(job_of(point, job, job.model))
+    return Prospect(jobs, read_texts(request, job, [*grid, *alone], progress), grid, alone)
+
+
+def _devices(request: SweepRequest) -> list[str]:
+    """`auto` is every CUDA device there is."""
+    if request.devices == ("auto",) and torch.cuda.device_count() > 1:
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return list(request.devices)
+
+
+def _blocks_to_prune(job: Prepared) -> list[int]:
+    return [block for block in range(len(job.model.blocks)) if job.pruned_names(block)]
+
+
+def _check_inside_blocks(job: Prepared) -> None:
+    outside = job.pruned_names(len(job.model.blocks))
+    if outside:
+        raise RequestError(
+            f"{outside[0]} lies outside the blocks, and a sweep measures what is inside: leave it out of --include."
+        )
+
+
+def read_texts(request: SweepRequest, job: Prepared, points: Sequence[Point], progress: Progress) -> Texts:
+    """The evaluation windows, and the calibration windows where a point needs them; as `prune` would read them."""
+    progress.stage("Reading text", 1)
+    tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
+    calibration = None
+    if any(point.request.pipeline().needs for point in points):
+        source = open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration)
+        calibration = read_tokens(
+            source, job.model, tokenizer, "calibration", request.samples, request.seq_len, request.seed
+        )
+    evaluation = read_tokens(
+        open_text(request.data), job.model, tokenizer, "evaluation", request.windows, request.seq_len, request.seed
+    )
+    return Texts(calibration, evaluation)
+
+
+def _fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str]) -> dict[str, Any]:
+    """What all points share; what is a point's own is in its line of the journal."""
+    texts, job = prospect.texts, prospect.job
+    sizes = [
+        tokens and pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
+        for tokens in (texts.calibration, texts.evaluation)
+    ]
+    names = "\n".join(job.pruned_names())
+    return {
+        "model": files,
+        "data": texts.evaluation.sha256,
+        "calibration": texts.calibration and texts.calibration.sha256,
+        "batch_size": sizes,
+        "seed": request.seed,
+        "calibrate_by": request.calibrate_by,
+        "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
+        "device": job.device.type,
+        "dtype": str(job.dtype),
+        "versions": versions(),
+    }
+
+
+def _dense(request: SweepRequest, prospect: Prospect, journal: Journal, progress: Progress) -> list[float]:
+    """The dense model's loss on every window; measured once, also when the sweep is resumed."""
+    if "dense" not in journal.notes:
+        job, ids = prospect.job, prospect.texts.evaluation.ids
+        progress.stage("Evaluating the dense model", len(job.model.blocks))
+        size = pick_batch_size(request.batch_size, job.device, ids.shape[1])
+        journal.notes["dense"] = losses_of_windows(job.model, ids, size, progress)
+        journal.note("dense", journal.notes["dense"])
+    return journal.notes["dense"]
+
+
+def _measure(prospect: Prospect, journal: Journal, progress: Progress) -> dict[str, Measured]:
+    """By key: what the journal has, and what is measured now."""
+    found = {point.key: journal.find(point) for point in prospect.points}
+    left = [point for point in prospect.points if found[point.key] is None]
+    left = list({point.key: point for point in left}.values())
+    together = prospect.load(left).together
+    progress.stage(f"Measuring {len(left)} points, {together} side by side", len(left) * len(prospect.job.model.blocks))
+    for group in measure_points(left, prospect.jobs, prospect.texts, together, journal.folder, progress):
+        for measured in group:
+            summary(measured.losses, prospect.texts.evaluation.ids)  # a loss that is not finite ends the sweep here
+            journal.add(measured)
+            found[measured.point.key] = measured
+    return {key: measured for key, measured in found.items() if measured is not None}
+
+
+def _report(
+    request: SweepRequest,
+    prospect: Prospect,
+    files: dict[str, str],
+    dense: Sequence[float],
+    measured: dict[str, Measured],
+    seconds: float,
+) -> SweepReport:
+    job, texts = prospect.job, prospect.texts
+    grid = [replace(measured[point.key], point=point) for point in prospect.grid]
+    alone = [replace(measured[point.key], point=point) for point in prospect.alone]
+    with_zero = request.methods if 0 in request.sparsities else ()
+    return SweepReport(
+        schema_version=SCHEMA_VERSION,
+        tool={"name": "prune-cli", "version": __version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        request=_as_json(request),
+        environment=environment(job, pick_batch_size(request.batch_size, job.device, texts.evaluation.ids.shape[1])),
+        model={
+            "given": job.source.given,
+            "revision": job.source.revision,
+            "architecture": type(job.model.model).__name__,
+            "files": files,
+        },
+        protocol=PROTOCOL,
+        text=text_report(texts.evaluation),
+        calibration=text_report(texts.calibration) if texts.calibration else None,
+        dense=summary(dense, texts.evaluation.ids),
+        points=point_reports(grid, dense, texts.evaluation, with_zero),
+        knee_definition=DEFINITION,
+        knees=knees(grid, dense, with_zero),
+        sensitivity=sensitivity(alone, dense),
+        seconds=seconds,
+        warnings=_warnings(texts),
+    )
+
+
+def _as_json(request: SweepRequest) -> dict[str, Any]:
+    lists = {"include": list(request.include), "exclude": list(request.exclude)}
+    return {**asdict(request), "out": str(request.out), **lists}
+
+
+def _warnings(texts: Texts) -> list[str]:
+    found: list[TokenSet] = [text for text in (texts.calibration, texts.evaluation) if text]
+    return [warning for text in found for warning in text.warnings]

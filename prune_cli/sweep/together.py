@@ -1,0 +1,93 @@
+"""Takes several points through the model side by side: each block is read once for all of them.
+
+What the maps of a point see depends on everything that was pruned before, so points share no statistics. They share
+what is the same for all: the tokens, the reading of the block, and the dense model that `--target dense` follows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from prune_cli.model import Skeleton
+from prune_cli.parking import Parking
+from prune_cli.prepare import Prepared
+from prune_cli.progress import Progress
+from prune_cli.prune_block import run_beside_dense
+from prune_cli.stream import Stream
+from prune_cli.sweep.passage import Measured, Passage, Texts, batches_of
+from prune_cli.sweep.request import Point
+
+
+@torch.no_grad()
+def measure_together(
+    points: Sequence[Point],
+    base: Prepared,
+    models: Sequence[Skeleton],
+    texts: Texts,
+    folder: Path,
+    progress: Progress,
+    go_on: Callable[[], None] = lambda: None,
+) -> list[Measured]:
+    """Prune and evaluate `points`, each in one of `models`, and one more for the dense model if a point follows it.
+
+    Nothing is written but inputs that wait in files of `folder`. `go_on` is called at every block and may raise.
+    """
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        passages = [
+            stack.enter_context(Passage(point, base, model, texts, folder))
+            for point, model in zip(points, models, strict=False)
+        ]
+        dense = _dense_stream(passages, base, models[-1], texts, folder, stack)
+        for block in range(len(base.model.blocks)):
+            go_on()
+            if dense is not None:
+                _follow(passages, dense, block)
+            for passage in passages:
+                if not passage.follows_dense:
+                    passage.load(block)
+                    passage.prune(block)
+                    passage.evaluate(block)
+                    passage.unload(block)
+            progress.advance(len(passages))
+        seconds = (time.monotonic() - begun) / len(passages)
+        return [passage.finish(seconds) for passage in passages]
+
+
+def _dense_stream(
+    passages: Sequence[Passage], base: Prepared, model: Skeleton, texts: Texts, folder: Path, stack: ExitStack
+) -> Stream | None:
+    first = next((passage for passage in passages if passage.follows_dense), None)
+    if first is None:
+        return None
+    assert texts.calibration is not None
+    batches = batches_of(first.point, base, texts.calibration)
+    return stack.enter_context(Stream(model, batches, Parking(folder)))
+
+
+def _follow(passages: Sequence[Passage], dense: Stream, block: int) -> None:
+    """Take those that follow the dense model through a block, side by side at every map."""
+    followers = [passage for passage in passages if passage.follows_dense]
+    dense.load(block)
+    for passage in followers:
+        passage.load(block)
+    pruning = [passage for passage in followers if passage.names(block)]
+    if pruning:
+        pruners = [passage.pruner(block) for passage in pruning]
+        streams = [passage.calibration for passage in pruning if passage.calibration is not None]
+        run_beside_dense(pruners, streams, dense, block)
+        for passage, pruner in zip(pruning, pruners, strict=True):
+            passage.count(pruner)
+    else:
+        dense.through(block)
+    for passage in followers:
+        if passage not in pruning and passage.calibration is not None:
+            passage.calibration.through(block)
+        passage.evaluate(block)
+        passage.unload(block)
+    dense.unload(block)
