@@ -111,7 +111,7 @@ class Journal:
     def find(self, point: Point) -> Measured | None:
         """What an earlier run measured of `point`."""
         line = self._done.get(point.key)
-        return line and Measured(point, tuple(line["losses"]), line["sparsity"], line["seconds"])
+        return None if line is None else Measured(point, tuple(line["losses"]), line["sparsity"], line["seconds"])
 
     def add(self, measured: Measured) -> None:
         line = {
