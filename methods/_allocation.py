@@ -27,10 +27,15 @@ def to_budget(wished: Mapping[str, float], counts: Mapping[str, int], asked: flo
     return _bisect(moved, counts, asked, -max(wished.values()), 1 - min(wished.values()))
 
 
-def erk(shapes: Mapping[str, tuple[int, int]], asked: float) -> dict[str, float]:
-    """Densities in proportion to (in + out) / (in * out), none above 1 (Mocanu et al. 2018; Evci et al. 2020)."""
+def erk(
+    shapes: Mapping[str, tuple[int, int]], asked: float, counts: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """Densities in proportion to (in + out) / (in * out), none above 1 (Mocanu et al. 2018; Evci et al. 2020).
+
+    `shapes` are (out, in); `counts` are needed where tensors hold several maps of that shape.
+    """
     ratio = {name: (rows + inputs) / (rows * inputs) for name, (rows, inputs) in shapes.items()}
-    counts = {name: rows * inputs for name, (rows, inputs) in shapes.items()}
+    counts = counts or {name: rows * inputs for name, (rows, inputs) in shapes.items()}
     most = _most(asked)
 
     def scaled(log_scale: float) -> dict[str, float]:

@@ -23,10 +23,11 @@ from prune_cli.allocation import Allocation
 from prune_cli.evaluate import window_losses
 from prune_cli.lockstep import SameInputs
 from prune_cli.pipeline import make_pipeline
-from prune_cli.plan import matrix_shape
+from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared, pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.prune_block import BlockPruner
+from prune_cli.prune_experts import at_experts, expert_scores, experts_by_module
 from prune_cli.prune_map import Settings, as_matrix
 from prune_cli.request import PruneRequest
 from prune_cli.stream import Stream
@@ -43,7 +44,9 @@ def allocate(request: PruneRequest, job: Prepared, calibration: TokenSet | None,
     elif request.allocate == "uniform" or not inside:
         table, facts = {}, {}
     elif request.allocate == "erk":
-        table, facts = erk({name: matrix_shape(job.decisions[name].place) for name in inside}, asked), {}
+        places = {name: job.decisions[name].place for name in inside}
+        shapes = {name: matrix_shape(place) for name, place in places.items()}
+        table, facts = erk(shapes, asked, {name: place.entry.count for name, place in places.items()}), {}
     elif request.allocate == "owl":
         table, facts = _owl(job, _batches(request, job, calibration), asked, options, progress)
     elif request.allocate == "atp":
@@ -112,10 +115,14 @@ def _dense_scores(
     with Stream(job.model, batches) as stream:
         for block in range(len(job.model.blocks)):
             tensors = stream.load(block)
-            names = [name for name in job.pruned_names(block) if job.decisions[name].place.role == "linear map"]
+            names = _with_inputs(job, block)
+            experts = experts_by_module({name: job.decisions[name].place for name in names})
             scores: dict[str, torch.Tensor] = {}
             same_inputs, norm = SameInputs(), torch.empty(0)
             for name, inputs in stream.stops(block, names):
+                if name in experts:
+                    scores |= expert_scores(experts[name], tensors, at_experts(stream, name), job.device)
+                    continue
                 place = job.decisions[name].place
                 if not same_inputs.repeated(inputs):
                     norm = _norm(inputs, matrix_shape(place)[1], job.device)
@@ -123,6 +130,11 @@ def _dense_scores(
             stream.unload(block)
             progress.advance()
             yield block, scores
+
+
+def _with_inputs(job: Prepared, block: int) -> list[str]:
+    """The tensors to prune of a block whose inputs can be seen."""
+    return [name for name in job.pruned_names(block) if job.decisions[name].place.role in ROLES_WITH_INPUTS]
 
 
 def _norm(inputs: Sequence[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
@@ -143,7 +155,7 @@ def _loss_after_wanda(
     batches = _batches(request, job, calibration)
     with Stream(job.model, batches) as stream:
         for block in range(len(job.model.blocks)):
-            names = [name for name in job.pruned_names(block) if job.decisions[name].place.role == "linear map"]
+            names = _with_inputs(job, block)
             tensors = stream.load(block)
             BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress).run(stream, block)
             stream.unload(block)

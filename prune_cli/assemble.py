@@ -19,11 +19,11 @@ from prune_cli import __version__
 from prune_cli.allocation import Allocation
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.evaluate import PROTOCOL, Evaluation
+from prune_cli.input_statistics import sketch_rows
 from prune_cli.memory import PeakMemory
 from prune_cli.output import OutputFolder
 from prune_cli.plan import Decision
 from prune_cli.prepare import Prepared, pick_batch_size
-from prune_cli.prune_block import sketch_rows
 from prune_cli.report import (
     SCHEMA_VERSION,
     BlockReport,

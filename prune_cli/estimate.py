@@ -110,7 +110,8 @@ def _working_memory(job: Prepared, tokens: int | None, target: Target) -> int:
     """Weights of a block as computed with, its largest map a few times over, Gram matrices, paused hidden states."""
     itemsize = job.dtype.itemsize
     streams = 2 if target == "dense" else 1
-    largest_map = max((job.checkpoint.entries[name].count for name in job.pruned_names()), default=0)
+    places = [job.decisions[name].place for name in job.pruned_names()]
+    largest_map = max((place.entry.count // place.slices for place in places), default=0)
     if tokens is None:
         return 4 * 4 * largest_map
     block = max(_block_bytes(job, index, stored=False) for index in range(len(job.model.blocks)))

@@ -19,17 +19,21 @@ from torch import nn
 from prune_cli.errors import PruneError
 from prune_cli.parking import Parking
 
-# Called when one batch passes a map in a rehearsal: (name of the map, its input).
-Observe = Callable[[str, torch.Tensor], None]
+# Called when one batch passes a map in a rehearsal: (name of the map, the tensors that it is called with).
+Observe = Callable[[str, list[torch.Tensor]], None]
 
 
 class _Lane:
-    """One batch on its way: its coroutine, where it waits, and the input it waits with."""
+    """One batch on its way: its coroutine, where it waits, and the tensors it waits with."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self.coroutine = greenlet(run)
         self.place: Hashable = None
-        self.input: torch.Tensor | None = None
+        self.arguments: list[torch.Tensor] = []
+
+    @property
+    def input(self) -> torch.Tensor | None:
+        return self.arguments[0] if self.arguments else None
 
 
 class Lockstep:
@@ -51,6 +55,7 @@ class Lockstep:
         self._parking = parking
         self._lanes = [_Lane(lambda batch=batch: forward(batch)) for batch in batches]
         self._of_coroutine = {lane.coroutine: lane for lane in self._lanes}
+        self._here: list[_Lane] = []
         self._rehearsing: int | None = None
         self._probing: int | None = None
         self._probed: Any = None
@@ -75,12 +80,12 @@ class Lockstep:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if getcurrent() not in self._of_coroutine:
                 return original(*args, **kwargs)  # a batch of another Lockstep over the same blocks
-            self._pause(index, _first_tensor(args, kwargs))
+            self._pause(index, _tensors(args, kwargs)[:1])
             if self._rehearsing == index:
                 self._rehearse(original, args, kwargs)
             if self._probing == index:
                 self._probed = original(*_copied(args), **dict(zip(kwargs, _copied(kwargs.values()), strict=True)))
-                self._pause("probed", _first_tensor(args, kwargs))
+                self._pause("probed", _tensors(args, kwargs)[:1])
             output = original(*args, **kwargs)
             if index + 1 == len(self._blocks):
                 self._pause(len(self._blocks))
@@ -89,7 +94,7 @@ class Lockstep:
         return forward
 
     def _rehearse(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        inputs = _tensors(args, kwargs)
         before = [value._version for value in inputs]
         original(*args, **kwargs)
         if [value._version for value in inputs] != before:
@@ -99,13 +104,13 @@ class Lockstep:
             )
         self._pause("rehearsed")
 
-    def _pause(self, place: Hashable, tensor: torch.Tensor | None = None) -> None:
+    def _pause(self, place: Hashable, arguments: Sequence[torch.Tensor] = ()) -> None:
         lane = self._of_coroutine[getcurrent()]
-        lane.place, lane.input = place, tensor
+        lane.place, lane.arguments = place, list(arguments)
         parent = lane.coroutine.parent
         assert parent is not None
         parent.switch()
-        lane.input = None
+        lane.arguments = []
 
     def _advance(self, lanes: Sequence[_Lane]) -> None:
         if self._parking is not None:
@@ -146,7 +151,9 @@ class Lockstep:
                 assert isinstance(module, nn.Module)
                 hooks.pop(module).remove()
                 waiting.remove(module)
+                self._here = here
                 yield maps[module], [lane.input for lane in here if lane.input is not None]
+                self._here = []
                 self._advance(here)
         finally:
             for hook in hooks.values():
@@ -162,10 +169,10 @@ class Lockstep:
 
     def _stop_at(self, module: nn.Module) -> Callable[..., None]:
         def pause(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tensor = _first_tensor(args, kwargs)
+            arguments = _tensors(args, kwargs)
             if self._parking is not None:
-                self._parking.hold(tensor)
-            self._pause(module, tensor)
+                self._parking.hold(arguments[0])
+            self._pause(module, arguments)
 
         return pause
 
@@ -176,7 +183,7 @@ class Lockstep:
         """
 
         def seen(name: str) -> Callable[..., None]:
-            return lambda _module, args, kwargs: observe(name, _first_tensor(args, kwargs))
+            return lambda _module, args, kwargs: observe(name, _tensors(args, kwargs))
 
         hooks = [module.register_forward_pre_hook(seen(name), with_kwargs=True) for module, name in maps.items()]
         self._rehearsing = index
@@ -191,6 +198,10 @@ class Lockstep:
     def waiting(self) -> list[torch.Tensor | None]:
         """What each batch waits with: before a block, its hidden states."""
         return [lane.input for lane in self._lanes]
+
+    def arguments(self) -> list[list[torch.Tensor]]:
+        """At a stop, all tensors that each of its batches brings, the input first."""
+        return [lane.arguments for lane in self._here]
 
     def current(self) -> int:
         """The number of the batch that runs now."""
@@ -228,8 +239,8 @@ class Lockstep:
             yield output
 
 
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 
 def _copied(values: Iterable[Any]) -> list[Any]:

@@ -30,12 +30,16 @@ from transformers.utils import logging as transformers_logging
 from prune_cli.architecture import causal_config, find_blocks, model_on_meta, position_limit
 from prune_cli.checkpoint import Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
+from prune_cli.experts import ExpertPart, expert_part
 from prune_cli.roles import Role, role_of
 
 
 @dataclass(frozen=True)
 class Place:
-    """What one checkpoint tensor is in the model: `block` is None outside the blocks, `parameter` None if unused."""
+    """What one checkpoint tensor is in the model: `block` is None outside the blocks, `parameter` None if unused.
+
+    `expert` is there for matrices of experts that can be pruned.
+    """
 
     entry: TensorEntry
     role: Role
@@ -43,6 +47,12 @@ class Place:
     parameter: str | None
     transposed: bool
     reason: str
+    expert: ExpertPart | None = None
+
+    @property
+    def slices(self) -> int:
+        """How many matrices the tensor holds: one, or that of each expert."""
+        return self.expert.experts if self.expert is not None and self.expert.index is None else 1
 
     @property
     def module_name(self) -> str:
@@ -99,20 +109,21 @@ class Skeleton:
         ignored = _ignored_by_architecture(self.model)
         places: dict[str, Place] = {}
         for name, entry in self.checkpoint.entries.items():
-            target, converter = rename_source_key(name, renamings, converters, prefix, self._expected)
+            target, pattern = rename_source_key(name, renamings, converters, prefix, self._expected)
             if target not in self._expected and name in self._expected:
-                target, converter = name, None
+                target, pattern = name, None
             if target not in self._expected:
                 known = ignored is not None and ignored.search(target) is not None
                 role: Role = "unused" if known else "unknown"
                 reason = "the architecture does not use it" if known else "nothing in the model has this name"
                 places[name] = Place(entry, role, None, None, False, reason)
                 continue
-            places[name] = self._place(entry, target, one_to_one=converter is None)
+            converter = next((each for each in converters if pattern in each.source_patterns), None)
+            places[name] = self._place(entry, target, converter, pattern)
         return places
 
-    def _place(self, entry: TensorEntry, parameter: str, *, one_to_one: bool) -> Place:
-        expected = self._expected[parameter]
+    def _place(self, entry: TensorEntry, parameter: str, converter: Any | None, pattern: str | None) -> Place:
+        expected, one_to_one = self._expected[parameter], converter is None
         if one_to_one and tuple(expected.shape) != entry.shape:
             raise RequestError(
                 f"{entry.name} has shape {list(entry.shape)} but config.json describes {list(expected.shape)}: "
@@ -124,9 +135,13 @@ class Skeleton:
             role, reason = "other", "stored in another layout than the model computes with"
         if role == "linear map" and self._shared_between_blocks(parameter):
             role, reason = "other", "shared between blocks"
-        owner = self.model.get_submodule(parameter.rpartition(".")[0])
+        path, _, leaf = parameter.rpartition(".")
+        owner = self.model.get_submodule(path)
         transposed = isinstance(owner, transformers.pytorch_utils.Conv1D) and expected.ndim == 2
-        return Place(entry, role, block, parameter, transposed, reason)
+        part = expert_part(owner, leaf, entry, converter, pattern) if role == "expert" and block is not None else None
+        if part is not None:
+            reason, transposed = "", part.transposed
+        return Place(entry, role, block, parameter, transposed, reason, part)
 
     def _block_of(self, parameter: str) -> int | None:
         if not parameter.startswith(self.blocks_name + "."):
@@ -149,6 +164,8 @@ class Skeleton:
 
     def tied_names(self, name: str) -> tuple[str, ...]:
         """The other checkpoint tensors that hold the same parameter as `name` (a tied head stored beside it)."""
+        if self.places[name].expert is not None:
+            return ()  # those of other experts lie in the same parameter
         parameter = self.places[name].parameter
         root = self._tied.get(parameter or "", parameter)
         return tuple(
@@ -213,6 +230,10 @@ class Skeleton:
     def block_names(self, index: int) -> list[str]:
         """The checkpoint tensors of one block."""
         return [name for name, place in self.places.items() if place.block == index]
+
+    def module_of(self, name: str) -> nn.Module:
+        """The module that computes with the tensor `name`."""
+        return self.model.get_submodule(self.places[name].module_name)
 
     def linear_maps(self, index: int) -> list[str]:
         """The tensors of one block that are linear maps, pruned or not."""
@@ -294,6 +315,20 @@ class Skeleton:
         assert place.parameter is not None
         dtype = self._get(place.parameter).dtype
         self._set(place.parameter, value.to(self.device, dtype))
+
+    def make_own(self, place: Place) -> None:
+        """Give a parameter bytes of its own, where it may be a view on a file, so that parts of it can be set."""
+        assert place.parameter is not None
+        self._set(place.parameter, self._get(place.parameter).clone())
+
+    def set_expert(self, place: Place, expert: int, value: torch.Tensor) -> None:
+        """Put the matrix of one expert, in the checkpoint's orientation and dtype, where the model computes with it."""
+        assert place.parameter is not None
+        assert place.expert is not None
+        target = self._get(place.parameter)[expert]
+        if place.expert.index is not None:
+            target = target[place.expert.first : place.expert.first + len(value)]
+        target.copy_(value)
 
     # --- facts --------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from prune_cli.pipeline import Pipeline
 from prune_cli.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
 
 # Their inputs are known when a batch arrives there; for all others only methods without statistics work.
-ROLES_WITH_INPUTS = frozenset({"linear map", "output head"})
+ROLES_WITH_INPUTS = frozenset({"linear map", "expert", "output head"})
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ def pattern_of(request: PruneRequest) -> Pattern:
 
 
 def matrix_shape(place: Place) -> tuple[int, int]:
-    """(out, in) of the tensor as a method sees it; a vector is one row."""
-    shape = place.entry.shape
+    """(out, in) of the tensor, or of each of its slices, as a method sees it; a vector is one row."""
+    shape, count = place.entry.shape, place.entry.count // place.slices
+    if place.expert is not None:
+        shape = shape[-2:]
     if len(shape) < 2:
-        return 1, place.entry.count
-    rows, columns = shape[0], place.entry.count // shape[0] if shape[0] else 0
+        return 1, count
+    rows, columns = shape[0], count // shape[0] if shape[0] else 0
     return (columns, rows) if place.transposed else (rows, columns)
 
 
@@ -68,7 +70,7 @@ def plan_tensors(model: Skeleton, request: PruneRequest, pipeline: Pipeline) -> 
 
 def _chosen(places: Mapping[str, Place], request: PruneRequest) -> set[str]:
     """A pattern that matches maps pruned by default narrows the run to them; any other adds what it names."""
-    default = {name for name, place in places.items() if place.role == "linear map"}
+    default = {name for name, place in places.items() if place.role == "linear map" or place.expert is not None}
     narrowed: set[str] = set()
     added: set[str] = set()
     for glob in request.include:
@@ -91,10 +93,10 @@ def _chosen(places: Mapping[str, Place], request: PruneRequest) -> set[str]:
 
 def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest) -> None:
     for role, what in (
-        ("expert", "tensors of experts, which cannot be pruned yet"),
+        ("expert", "tensors of experts that are stored or computed in a way unknown here"),
         ("unknown", "tensors unknown to the model"),
     ):
-        names = [name for name, decision in decisions.items() if decision.place.role == role]
+        names = [n for n, decision in decisions.items() if decision.place.role == role and not decision.place.expert]
         if names and not request.allow_unsupported:
             raise RequestError(
                 f"{request.model} has {len(names)} {what} (the first is {names[0]}): "
@@ -104,7 +106,8 @@ def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest)
 
 def _check_prunable(model: Skeleton, decision: Decision, pipeline: Pipeline, pattern: Pattern) -> None:
     place, name = decision.place, decision.name
-    if place.role in ("expert", "unknown", "unused") or place.entry.dtype not in FLOATS:
+    unsupported = place.role in ("unknown", "unused") or (place.role == "expert" and place.expert is None)
+    if unsupported or place.entry.dtype not in FLOATS:
         raise RequestError(f"{name} cannot be pruned ({place.reason or place.entry.dtype}): leave it out of --include.")
     if pipeline.needs and place.role not in ROLES_WITH_INPUTS:
         raise RequestError(
@@ -122,6 +125,7 @@ def _check_prunable(model: Skeleton, decision: Decision, pipeline: Pipeline, pat
 def pruned_parameters(place: Place, pattern: Pattern) -> int:
     """How many weights of the tensor the pattern takes (row by row; a whole-tensor selection differs by rounding)."""
     rows, inputs = matrix_shape(place)
+    rows *= place.slices
     if isinstance(pattern, NofM):
         return rows * (inputs // pattern.of) * (pattern.of - pattern.keep)
     return rows * pruned_count(pattern.sparsity, inputs)

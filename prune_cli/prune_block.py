@@ -7,64 +7,17 @@ from contextlib import ExitStack
 
 import torch
 
-from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
+from calibration.statistics import Cross
+from prune_cli.experts import Routed
+from prune_cli.input_statistics import InputStatistics
 from prune_cli.lockstep import SameInputs
-from prune_cli.memory import home_of_gram
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
+from prune_cli.prune_experts import AtExperts, ExpertsPruner, at_experts, experts_by_module
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.residual import residual_drift, residual_factors
 from prune_cli.stream import Stream
-
-_SKETCH_SEED = 0
-# Up to this many tokens the output error is exact; above, it is estimated from a sketch of 1/64 of the tokens.
-_EXACT_TOKENS = 1024
-_SKETCH_LIMITS = (128, 1024)
-
-
-def sketch_rows(tokens: int) -> int:
-    """How many rows stand for `tokens` tokens when a map's output error is measured."""
-    if tokens <= _EXACT_TOKENS:
-        return tokens
-    least, most = _SKETCH_LIMITS
-    return min(max(tokens // 64, least), most)
-
-
-class InputStatistics:
-    """What is known about the inputs of one map, or of several that read the same tensor."""
-
-    def __init__(
-        self, needs: Sequence[str], inputs: int, tokens: int, device: torch.device, *, with_dense: bool
-    ) -> None:
-        home = home_of_gram(inputs, device, 1 + with_dense) if "gram" in needs else device
-        self._accumulators: dict[str, Accumulator] = {
-            name: ACCUMULATORS[name](inputs, home if name == "gram" else device) for name in needs
-        }
-        self._cross = Cross(inputs, inputs, home) if with_dense else None
-        self.home = home
-        self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
-        self._values: dict[str, torch.Tensor] | None = None
-
-    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None = None) -> None:
-        """Take in the input of one batch, (..., in), and what the dense model has in its place."""
-        rows = tensor.detach().reshape(-1, tensor.shape[-1])
-        for name, accumulator in self._accumulators.items():
-            for part in rows.split(tensor.shape[-2]) if name in BY_SAMPLE else (rows,):
-                accumulator.add(part)
-        self._sketch.add(rows)
-        if self._cross is not None and dense is not None:
-            self._cross.add(dense.detach().reshape(rows.shape), rows)
-
-    def values(self) -> dict[str, torch.Tensor]:
-        if self._values is None:
-            self._values = {name: accumulator.value() for name, accumulator in self._accumulators.items()}
-            if self._cross is not None:
-                self._values["cross"] = self._cross.value()
-        return self._values
-
-    def rows(self) -> torch.Tensor:
-        return self._sketch.value()
 
 
 class BlockPruner:
@@ -81,6 +34,7 @@ class BlockPruner:
     ) -> None:
         places = {name: job.decisions[name].place for name in names}
         self._model = job.model
+        self._experts = experts_by_module(places)
         self._maps = {name: place for name, place in places.items() if place.role == "linear map"}
         self._blind = {name: place for name, place in places.items() if place.role not in ROLES_WITH_INPUTS}
         self._heads = {name: place for name, place in places.items() if place.role == "output head"}
@@ -92,6 +46,7 @@ class BlockPruner:
         self._same_inputs = SameInputs()
         self._statistics: InputStatistics | None = None
         self._observed: dict[str, InputStatistics] = {}
+        self._routed: dict[str, list[Routed]] = {name: [] for name in self._experts}
         self.pruned: dict[str, PrunedMap] = {}
 
     @property
@@ -102,14 +57,19 @@ class BlockPruner:
     def run(self, stream: Stream, block: int) -> None:
         """Single pass: a map is pruned when all batches wait at it, so its inputs come from maps already pruned."""
         self._prune_blind()
-        for name, inputs in stream.stops(block, list(self._maps)):
-            self._serve(name, inputs)
+        for name, inputs in stream.stops(block, self._stops):
+            if name in self._experts:
+                self._serve_experts(name, at_experts(stream, name))
+            else:
+                self._serve(name, inputs)
 
     def run_twice(self, stream: Stream, block: int) -> None:
         """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
-        stream.rehearse(block, list(self._maps), self._observe)
+        stream.rehearse(block, self._stops, self._observe)
         for name, statistics in self._observed.items():
             self._prune(name, statistics)
+        for name, routed in self._routed.items():
+            self._serve_experts(name, AtExperts(stream.model.model.get_submodule(name), routed), at_once=True)
         self._prune_blind()
         stream.through(block)
 
@@ -118,6 +78,19 @@ class BlockPruner:
         self._prune_blind()
         for name in self._heads:
             self._serve(name, stream.stop_at_head(name))
+
+    @property
+    def _stops(self) -> list[str]:
+        """Where batches wait: at every map, and once at the experts, for one of their tensors."""
+        return [*self._maps, *(next(iter(places)) for places in self._experts.values())]
+
+    def _serve_experts(
+        self, module: str, here: AtExperts, dense: AtExperts | None = None, *, at_once: bool = False
+    ) -> None:
+        pruner = ExpertsPruner(self._model, self._experts[module], self._tensors, self._settings)
+        for name, result in pruner.prune(here, dense, at_once=at_once).items():
+            self.pruned[name] = result
+            self._progress.advance()
 
     def _prune_blind(self) -> None:
         """Tensors that have no inputs (norms, biases, tables), for methods that need none."""
@@ -152,7 +125,11 @@ class BlockPruner:
             total.add(r.reshape(-1, outputs), x.reshape(-1, width))
         return total.value()
 
-    def _observe(self, name: str, tensor: torch.Tensor) -> None:
+    def _observe(self, name: str, arguments: list[torch.Tensor]) -> None:
+        if name in self._experts:
+            self._routed[name].append(Routed.of(self._model.model.get_submodule(name), arguments))
+            return
+        tensor = arguments[0]
         shared = self._same_inputs.repeated([tensor])
         if name not in self._observed:
             last = next(reversed(self._observed.values()), None) if shared else None
@@ -177,7 +154,7 @@ def run_beside_dense(pruners: Sequence[BlockPruner], streams: Sequence[Stream], 
 
     Several models, each with its pruner and stream, may go beside one dense stream: what they prune is called the same.
     """
-    names = list(pruners[0]._maps)
+    names = pruners[0]._stops
     factors = residual_factors(dense, block, dense.model.linear_maps(block))
     with ExitStack() as stack:
         drifts = [stack.enter_context(residual_drift(stream, dense, factors)) for stream in streams]
@@ -185,6 +162,9 @@ def run_beside_dense(pruners: Sequence[BlockPruner], streams: Sequence[Stream], 
             pruner._prune_blind()
         stops = [stream.stops(block, names) for stream in (*streams, dense)]
         for *arrived, (same, others) in zip(*stops, strict=True):
-            for pruner, drift, (name, inputs) in zip(pruners, drifts, arrived, strict=True):
+            for pruner, stream, drift, (name, inputs) in zip(pruners, streams, drifts, arrived, strict=True):
                 assert name == same
-                pruner._serve(name, inputs, others, drift.at(name, len(inputs)))
+                if name in pruner._experts:
+                    pruner._serve_experts(name, at_experts(stream, name), at_experts(dense, name))
+                else:
+                    pruner._serve(name, inputs, others, drift.at(name, len(inputs)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +33,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class PrunedMap:
-    """`stored`: the checkpoint's dtype and orientation; `output_error`: ||X(W-W')^T||^2 / ||XW^T||^2 if measured."""
+    """`stored`: the checkpoint's dtype and orientation; `lost` and `whole`: ||X(W-W')^T||^2 and ||XW^T||^2 if known."""
 
     stored: torch.Tensor
-    output_error: float | None
+    lost: float | None
+    whole: float | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def output_error(self) -> float | None:
+        """The lost share of the outputs."""
+        if self.lost is None or self.whole is None:
+            return None
+        return self.lost / self.whole if self.whole > 0 else 0.0
 
 
 def prune_map(
@@ -47,8 +55,42 @@ def prune_map(
     statistics: Mapping[str, torch.Tensor],
     rows: torch.Tensor | None,
 ) -> PrunedMap:
-    """Prune one tensor. `rows` (rows, in) stand for its inputs in the error. Raises PruneError naming the tensor."""
-    name = place.entry.name
+    """Prune one tensor, slice by slice if it holds all experts, by what is known of its inputs (nothing, of experts).
+
+    `rows` (rows, in) stand for the inputs in the error. Raises PruneError naming the tensor.
+    """
+    if place.slices == 1:
+        return prune_slice(place, place.entry.name, stored, settings, statistics, rows)
+    return join_slices(
+        [prune_slice(place, slice_name(place, at), each, settings, {}, None) for at, each in enumerate(stored)]
+    )
+
+
+def slice_name(place: Place, expert: int) -> str:
+    """What the matrix of `expert` is called in messages, and its random numbers are drawn by."""
+    return place.entry.name if place.slices == 1 else f"{place.entry.name}[{expert}]"
+
+
+def join_slices(slices: Sequence[PrunedMap]) -> PrunedMap:
+    """The tensor that holds all experts, from the matrices of each."""
+    lost, whole = [each.lost for each in slices], [each.whole for each in slices]
+    return PrunedMap(
+        torch.stack([each.stored for each in slices]),
+        None if None in lost else sum(filter(None, lost)),
+        None if None in whole else sum(filter(None, whole)),
+        tuple(f"expert {at}: {note}" for at, each in enumerate(slices) for note in each.notes),
+    )
+
+
+def prune_slice(
+    place: Place,
+    name: str,
+    stored: torch.Tensor,
+    settings: Settings,
+    statistics: Mapping[str, torch.Tensor],
+    rows: torch.Tensor | None,
+) -> PrunedMap:
+    """Prune one matrix, `stored` like those of the tensor at `place`; the rest as for `prune_map`."""
     for statistic, value in statistics.items():
         if not bool(torch.isfinite(value).all()):
             raise PruneError(
@@ -65,26 +107,26 @@ def prune_map(
         weight = weight * scale
         statistics = {key: value * scale if key == "drift" else value for key, value in statistics.items()}
     generator = torch.Generator().manual_seed(_seed_of(name, settings.seed))
-    pipeline, pattern = settings.pipeline, settings.patterns[name]
+    pipeline, pattern = settings.pipeline, settings.patterns[place.entry.name]
     try:
         result = pipeline.method.prune(weight, statistics, pattern, pipeline.options, generator)
         for following in pipeline.steps:
             result = following.step.improve(weight, result, statistics, pattern, following.options)
     except ValueError as error:
         raise PruneError(f"{name} cannot be pruned: {error}") from error
-    measured = None if rows is None else _output_error(rows, weight, result.weight)
+    lost, whole = (None, None) if rows is None else _squares(rows, weight, result.weight)
     new = result.weight if scale == 1 else result.weight / scale
-    return PrunedMap(as_stored(place, new, stored.dtype), measured, (*result.notes, *on_host))
+    return PrunedMap(_as_stored(place, new, stored), lost, whole, (*result.notes, *on_host))
 
 
 def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:
-    """(out, in) view: GPT-2's Conv1D is stored (in, out), a vector is one row."""
+    """(out, in) view of a tensor or slice: GPT-2's Conv1D is stored (in, out), a vector is one row."""
     return stored.T if place.transposed else stored.reshape(matrix_shape(place))
 
 
-def as_stored(place: Place, matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _as_stored(place: Place, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     oriented = matrix.T if place.transposed else matrix
-    return oriented.to(dtype).reshape(place.entry.shape).contiguous()
+    return oriented.to(like.dtype).reshape(like.shape).contiguous()
 
 
 def _power_to_ordinary(weight: torch.Tensor) -> float:
@@ -95,10 +137,10 @@ def _power_to_ordinary(weight: torch.Tensor) -> float:
     return 2.0 ** -math.frexp(largest)[1]
 
 
-def _output_error(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> float:
+def _squares(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
     lost = torch.linalg.vector_norm(rows @ (weight - new).T, dtype=sum_dtype(rows.device))
     whole = torch.linalg.vector_norm(rows @ weight.T, dtype=sum_dtype(rows.device))
-    return float(lost / whole) ** 2 if whole > 0 else 0.0
+    return float(lost) ** 2, float(whole) ** 2
 
 
 def _seed_of(name: str, seed: int) -> int:

@@ -28,7 +28,7 @@ _WHY_KEPT: dict[Role, str] = {
     "norm": "norms are kept by default",
     "router": "routers are kept by default",
     "bias": "biases are kept by default",
-    "expert": "experts are not supported yet",
+    "expert": "experts that are stored or computed in this way are not supported",
     "convolution": "a convolution, no linear map",
 }
 
@@ -48,10 +48,10 @@ def role_of(model: PreTrainedModel, parameter: str, ndim: int, *, in_block: bool
 def _role(model: PreTrainedModel, owner: nn.Module, path: str, leaf: str, ndim: int) -> Role:
     if isinstance(owner, nn.Embedding):
         return "embedding"
-    if _is_expert(owner, path) and ndim > 1:
-        return "expert"
     if leaf == "bias" or leaf.endswith("_bias"):
         return "bias"
+    if _is_expert(owner, path) and ndim > 1:
+        return "expert"
     if "norm" in type(owner).__name__.lower() or (ndim == 1 and "norm" in leaf):
         return "norm"
     if owner is model.get_output_embeddings():

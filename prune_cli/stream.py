@@ -50,11 +50,18 @@ class Stream:
         self._lockstep.through(block)
 
     def stops(self, block: int, names: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """Stop at the maps of the tensors `names`, in the order of the forward: the name and one input per batch."""
+        """Stop at the maps of the tensors `names`, in the order of the forward: the name and one input per batch.
+
+        At the experts of a block all batches stop once, and the name is that of their module.
+        """
         return self._lockstep.stops(block, self._modules(names))
 
+    def arguments(self) -> list[list[torch.Tensor]]:
+        """At a stop, all tensors that each of its batches brings, the input first."""
+        return self._lockstep.arguments()
+
     def rehearse(self, block: int, names: Sequence[str], observe: Observe) -> None:
-        """Pass `block` once for `observe` (name, input) alone."""
+        """Pass `block` once for `observe` alone; names and order as in `stops`."""
         self._lockstep.rehearse(block, self._modules(names), observe)
 
     def waiting(self) -> list[torch.Tensor | None]:
@@ -77,7 +84,8 @@ class Stream:
         return self._lockstep.finish()
 
     def _modules(self, names: Sequence[str]) -> dict[nn.Module, str]:
-        return {self.module(name): name for name in names}
+        places = self.model.places
+        return {self.module(name): places[name].module_name if places[name].expert else name for name in names}
 
     def module(self, name: str) -> nn.Module:
-        return self.model.model.get_submodule(self.model.places[name].module_name)
+        return self.model.module_of(name)

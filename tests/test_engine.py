@@ -66,8 +66,7 @@ def test_output_equals_pruning_the_whole_model_in_memory(
     folder = save_kind(tmp_path / "model", kind)
     out = tmp_path / "out"
     outcome = command(
-        "prune", folder, out, "--calibration", tokens_file, "--calibrate-by", by, "--batch-size", 2, "-q",
-        "--allow-unsupported",
+        "prune", folder, out, "--calibration", tokens_file, "--calibrate-by", by, "--batch-size", 2, "-q"
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
 

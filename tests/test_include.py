@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import reference
 from tests.broken import SHARD, copy_of, refused
@@ -152,27 +153,44 @@ def test_a_head_that_only_says_it_is_tied_is_pruned_alone(whole: Path, tmp_path:
     assert "model.embed_tokens.weight" not in changed
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
-def test_experts_need_a_word_and_are_kept(kind: str, tmp_path: Path, tokens_file: Path, command: RunCommand) -> None:
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_experts_are_pruned_and_what_routes_is_kept(
+    kind: str, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
     model = save_tiny(tmp_path / "model", kind)
-    experts = {name for name in _tensors(model) if ".experts." in name}
-    message = refused(command, model, tmp_path / "out", "--calibration", tokens_file)
-    assert f"has {len(experts)} tensors of experts, which cannot be pruned yet" in message
-    assert "add --allow-unsupported" in message
-    arguments = ["--calibration", tokens_file, "--allow-unsupported"]
-    assert "experts are not supported yet" in refused(
-        command, model, tmp_path / "out", *arguments, "--include", "*.experts.*"
-    )
-
-    run = command("prune", model, tmp_path / "out", *arguments, "--json")
-    assert run.code == 0
+    run = command("prune", model, tmp_path / "out", "--calibration", tokens_file, "--json")
+    assert run.code == 0, run.stderr
+    experts = {n for n, t in _tensors(model).items() if ".experts." in n and not n.endswith("bias")}
     changed = _changed(model, tmp_path / "out")
-    assert not changed & experts
+    assert experts <= changed
     assert {name for name in changed if "self_attn" in name}
-    kept = {t["name"]: t for t in run.json["tensors"] if t["role"] == "expert"}
-    assert kept.keys() == experts
-    assert {t["action"] for t in kept.values()} == {"kept"}
-    assert {t["reason"] for t in kept.values()} == {"experts are not supported yet"}
-    routers = [t for t in run.json["tensors"] if t["name"].endswith("gate.weight") and t["role"] == "router"]
+    assert not {name for name in changed if "bias" in name or "gate.weight" in name or "router" in name}
+    report = {t["name"]: t for t in run.json["tensors"]}
+    assert {report[name]["role"] for name in experts} == {"expert"}
+    assert {report[name]["sparsity"] for name in experts} == {0.5}
+    assert all(0 < report[name]["output_error"] < 1 for name in experts)
+    assert run.json["totals"]["sparsity_of_pruned"] == 0.5
+    routers = [t for t in run.json["tensors"] if t["role"] == "router"]
     assert routers
     assert all(t["reason"] == "routers are kept by default" for t in routers)
+
+
+def test_experts_of_an_unknown_kind_need_a_word_and_are_kept(
+    tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    model = tmp_path / "model"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "kv_channels": 8, "vocab_size": 128}
+    heads = {"num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "pad_token_id": None}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("jetmoe", **sizes, **heads)).save_pretrained(model)
+    message = refused(command, model, tmp_path / "out", "--calibration", tokens_file)
+    assert "tensors of experts that are stored or computed in a way unknown here" in message
+    assert "add --allow-unsupported" in message
+    arguments = ["--calibration", tokens_file, "--allow-unsupported"]
+    reason = "experts that are stored or computed in this way are not supported"
+    assert reason in refused(command, model, tmp_path / "out", *arguments, "--include", "*_linear.weight")
+    run = command("prune", model, tmp_path / "out", *arguments, "--json")
+    assert run.code == 0, run.stderr
+    kept = {t["name"]: t for t in run.json["tensors"] if t["role"] == "expert"}
+    assert len(kept) >= 8
+    assert not _changed(model, tmp_path / "out") & kept.keys()
+    assert {(t["action"], t["reason"]) for t in kept.values()} == {("kept", reason)}

@@ -112,6 +112,63 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_only_layers": [1],
         },
     ),
+    # An expert that all tokens see, with a gate of its own.
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            **_GROUPED,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "olmoe": ("olmoe", {**_GROUPED, "num_experts": 8, "num_experts_per_tok": 2}),
+    # The first block is dense; the router has a sigmoid, a bias for choosing, and groups.
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            **_DENSE,
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+    # Experts in one tensor, (in, out), gate and up interleaved, with biases.
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **_WIDE_HEADS,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": _WINDOW,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    # Experts in one tensor, (out, in).
+    "granitemoe": ("granitemoe", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    # All experts see all tokens, most of them zeros.
+    "llama4_text": (
+        "llama4_text",
+        {
+            **_WIDE_HEADS,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 1,
+            "attention_chunk_size": 16,
+        },
+    ),
 }
 
 ARCHITECTURES: tuple[str, ...] = tuple(_KINDS)
