@@ -1,4 +1,4 @@
-"""What is gathered about the inputs of one map while the batches pass: a method's statistics, and rows for the error."""
+"""What is gathered about the inputs of one map: a method's statistics, and rows to measure the error with."""
 
 from __future__ import annotations
 

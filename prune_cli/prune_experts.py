@@ -90,7 +90,9 @@ class ExpertsPruner:
         return found
 
     def _prune(self, expert: int, statistics: InputStatistics | None, notes: Sequence[str], *, down: bool) -> None:
-        for name in self._names(expert, down=down) if statistics is not None else ():
+        if statistics is None:
+            return
+        for name in self._names(expert, down=down):
             place, stored = self._places[name], self._tensors[name]
             matrix = stored[expert] if place.slices > 1 else stored
             result = prune_slice(

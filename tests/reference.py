@@ -61,11 +61,11 @@ def squared_norms(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def linear_maps(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    """All but what gates the shared expert, which is part of routing."""
+    """All but what routes."""
     return {
         name: module
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not name.endswith("shared_expert_gate")
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(("shared_expert_gate", "router"))
     }
 
 

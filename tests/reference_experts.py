@@ -29,7 +29,7 @@ def calls_of(model: Any, batches: Sequence[torch.Tensor], module: nn.Module) -> 
     return seen
 
 
-def _call(module: Any, args: tuple[torch.Tensor, ...]) -> Call:
+def _call(module: Any, args: Sequence[torch.Tensor]) -> Call:
     if len(args) > 1:
         return args[0].clone(), args[1].clone()
     # Llama 4: every token once for each expert, scaled by its weight there, mostly zero.
