@@ -14,6 +14,7 @@ from prune_cli.commands.inspect import inspect
 from prune_cli.commands.methods import methods
 from prune_cli.commands.prune import prune
 from prune_cli.commands.sweep import sweep
+from prune_cli.commands.push import push
 
 app = typer.Typer(
     name="prune-cli",
@@ -46,3 +47,4 @@ app.command()(bench)
 app.command()(methods)
 app.command()(convert)
 app.command()(sweep)
+app.command()(push)

@@ -19,8 +19,13 @@ _INTERRUPTED = 130
 
 
 @contextmanager
-def told_failures(*, as_json: bool, verbose: bool, out: Path | None = None) -> Iterator[None]:
-    """Every failure becomes one sentence on stderr and an exit code; with --json also a document on stdout."""
+def told_failures(
+    *, as_json: bool, verbose: bool, out: Path | None = None, interrupted_says: str | None = None
+) -> Iterator[None]:
+    """Every failure becomes one sentence on stderr and an exit code; with --json also a document on stdout.
+
+    `out` is the folder that an interrupted run would be continued in; `interrupted_says` is told instead, if given.
+    """
     interrupted = False
 
     def interrupt(*_: object) -> None:
@@ -34,7 +39,7 @@ def told_failures(*, as_json: bool, verbose: bool, out: Path | None = None) -> I
     except (Exception, KeyboardInterrupt) as error:
         # An interrupt inside a library may come out of it as an error of its own.
         if interrupted or isinstance(error, KeyboardInterrupt):
-            _fail(_how_to_continue(out), _INTERRUPTED, as_json=as_json)
+            _fail(interrupted_says or _how_to_continue(out), _INTERRUPTED, as_json=as_json)
         sentence = _sentence(error)
         if sentence is None:
             raise

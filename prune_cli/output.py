@@ -20,21 +20,16 @@ from typing import IO, Any
 
 import torch
 
-from prune_cli.checkpoint import FLOATS, INDEX_FILE, PICKLE_SUFFIXES, Checkpoint, TensorEntry
+from prune_cli.checkpoint import FLOATS, INDEX_FILE, Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.layout import Layout
+from prune_cli.output_files import JOURNAL, OTHER_WEIGHTS, partial_folder
 from prune_cli.report_schema import REPORT_JSON
 
-JOURNAL = ".prune-journal.jsonl"
 REPORT_MARKDOWN = "prune_report.md"
 CONFIG_FILE = "config.json"
-_OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
 _FILE_THREADS = 2
 _SPARE_BYTES = 1 << 26
-
-
-def partial_folder(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
 
 
 def check_output(out: Path, source: Checkpoint, *, resume: bool, overwrite: bool) -> None:
@@ -273,7 +268,7 @@ class OutputFolder:
                 continue
             if str(relative) in (*self._source.files, CONFIG_FILE, INDEX_FILE, REPORT_JSON, REPORT_MARKDOWN):
                 continue
-            if path.name.endswith(_OTHER_WEIGHTS) or path.name.endswith((".bin.index.json", ".safetensors.index.json")):
+            if path.name.endswith(OTHER_WEIGHTS) or path.name.endswith((".bin.index.json", ".safetensors.index.json")):
                 self.not_copied.append(str(relative))
                 continue
             target = self.partial / relative

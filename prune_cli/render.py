@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prune_cli.estimate import DryRun
     from prune_cli.inspection import Inspection
     from prune_cli.measure import EvaluationResult
+    from prune_cli.push import Push
     from prune_cli.report import Report
 
 
@@ -123,3 +124,17 @@ def show_methods(console: Console, described: Sequence[Mapping[str, Any]]) -> No
         for option in facts["options"]:
             table.add_row(f"-o {option['name']}=...", f"{option['help']} (default: {option['default']})")
         console.print(table)
+
+
+def show_push(console: Console, push: Push) -> None:
+    table = _table(f"{push.repo}, branch {push.revision}", "file", "size")
+    for file in push.files:
+        table.add_row(file.path, size(file.bytes))
+    table.add_row("all", size(push.bytes))
+    console.print(table)
+    if push.dry_run:
+        console.print(f"Nothing was sent: {push.url} would get this as one commit.", highlight=False, soft_wrap=True)
+        return
+    for path in push.removed:
+        console.print(f"Removed there: {path}", highlight=False, soft_wrap=True)
+    console.print(f"Pushed to {push.pull_request or push.url}", highlight=False, soft_wrap=True)

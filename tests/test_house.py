@@ -51,7 +51,9 @@ def test_files_are_one_idea(folder: str) -> None:
     assert {name: lines for name, lines in too_long.items() if lines > 400} == {}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["prune", "--help"], ["methods", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["prune", "--help"], ["methods", "--help"], ["push", "--help"]]
+)
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from prune_cli.cli import app\n"

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from prune_cli.output import partial_folder
-from tests.conftest import Outcome, RunCommand, folder_bytes, in_new_process
-from tests.hub_server import COMMIT, Hub, serve
+from tests.conftest import RunCommand, folder_bytes
+from tests.hub_server import COMMIT, Hub, Machine, serve
 from tests.tiny import save_tiny
 
 _NOT_FETCHED = ("pytorch_model.bin", "model.gguf", "tf_model.h5", "consolidated.00.pth")
-
-
-@dataclass
-class Machine:
-    """A user's machine: a cache of its own, and the hub that it is pointed at."""
-
-    home: Path
-    hub: Hub
-
-    def run(self, *arguments: object, **settings: str) -> Outcome:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        settings = {"HF_ENDPOINT": self.hub.endpoint, "HF_HOME": str(self.home), **settings}
-        process = in_new_process(*arguments, env={**clean, **settings}, cwd=self.home.parent)
-        stdout, stderr = process.communicate(timeout=120)
-        return Outcome(process.returncode, stdout, stderr)
-
-    def refused(self, model: str, *arguments: str, code: int = 2, **settings: str) -> str:
-        """Ask for what must be refused, of the command that starts fastest; returns the one sentence."""
-        outcome = self.run("inspect", model, *arguments, **settings)
-        assert outcome.code == code, outcome.stderr
-        assert outcome.stdout == ""
-        assert outcome.stderr.startswith("Error: ")
-        assert outcome.stderr.count("\n") == 1
-        assert outcome.stderr.endswith(".\n")
-        return outcome.stderr
 
 
 @pytest.fixture(scope="module")

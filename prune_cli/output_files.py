@@ -1,0 +1,16 @@
+"""The names in an output folder, and of the folder while it is being made. No torch here: `push` needs only these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prune_cli.checkpoint import PICKLE_SUFFIXES
+
+OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
+JOURNAL = ".prune-journal.jsonl"
+CARD = "README.md"
+
+
+def partial_folder(out: Path) -> Path:
+    """Where OUT is built before one rename makes it OUT."""
+    return out.with_name(out.name + ".partial")
