@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -74,6 +74,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_the_command_of_a_request_parses_back_to_it(data: st.DataObject) -> None:
     values = {name: data.draw(strategy, label=name) for name, strategy in _VALUES.items()}
