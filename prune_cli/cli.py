@@ -13,8 +13,8 @@ from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.inspect import inspect
 from prune_cli.commands.methods import methods
 from prune_cli.commands.prune import prune
-from prune_cli.commands.sweep import sweep
 from prune_cli.commands.push import push
+from prune_cli.commands.sweep import sweep
 
 app = typer.Typer(
     name="prune-cli",
