@@ -107,7 +107,8 @@ def sweep(
     """Measure the loss of MODEL over a grid of methods and sparsities; write curves and tables to OUTDIR.
 
     Each point is pruned and evaluated in memory, in one pass over the model, and gives what prune and eval would give;
-    no checkpoint is written. OUTDIR gets sweep.json, sweep.csv, blocks.csv and points.jsonl (the loss of every window).
+    no checkpoint is written. OUTDIR gets sweep.json, sweep.csv, blocks.csv, the plot sweep.svg and sweep.png, and
+    points.jsonl (the loss of every window).
 
     The knee of a method is the sparsity beyond which its loss grows much faster: the breakpoint of a continuous line of
     two segments, fitted by least squares to the loss increase over the sparsity, with a 95 % interval (F test of the

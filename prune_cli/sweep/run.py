@@ -26,6 +26,7 @@ from prune_cli.sweep.curves import knees, point_reports, sensitivity
 from prune_cli.sweep.journal import Journal, check_folder
 from prune_cli.sweep.knee import DEFINITION
 from prune_cli.sweep.passage import Measured, Texts, job_of
+from prune_cli.sweep.plot import pictures
 from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweep.request import Point, SweepRequest
 from prune_cli.sweep.workers import Load, load_of, measure_points
@@ -72,7 +73,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
         dense = _dense(request, prospect, journal, progress)
         measured = _measure(prospect, journal, progress)
         report = _report(request, prospect, files, dense, measured, time.monotonic() - begun)
-        contents: dict[str, str | bytes] = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv()}
+        contents = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv(), **pictures(report)}
         if report.sensitivity is not None:
             contents[BLOCKS_CSV] = report.blocks_csv()
         journal.commit(contents)

@@ -1,0 +1,154 @@
+"""The picture of a sweep: one Vega-Lite specification, drawn as SVG and PNG."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from prune_cli.sweep.report import SweepReport
+
+SWEEP_SVG, SWEEP_PNG = "sweep.svg", "sweep.png"
+_VEGA_LITE = "5.20"
+_PIXELS_PER_POINT = 2.0
+_WIDTH, _HEIGHT, _HEIGHT_OF_BLOCKS = 560, 340, 120
+# Told apart also by the colour-blind (Okabe and Ito).
+_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"]
+_SPARSITY, _INCREASE = "asked sparsity", "loss increase (nats per token)"
+
+
+def draw(spec: dict[str, Any]) -> tuple[str, bytes]:
+    """The SVG and the PNG of a Vega-Lite specification."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE)
+    return svg, vl_convert.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=_PIXELS_PER_POINT)
+
+
+def chart(report: SweepReport) -> dict[str, Any]:
+    """The curves with the dense line, patterns and knees; below them what each block costs alone, if measured."""
+    panels = [_curves(report)]
+    if report.sensitivity is not None:
+        panels.append(_blocks(report))
+    dense = report.dense
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "description": f"Loss increase over sparsity of {report.request['model']}, by method",
+        "title": {
+            "text": f"{report.model['architecture']}: loss over sparsity",
+            "subtitle": f"{report.text.source}, {dense.windows} windows of {report.text.seq_len} tokens; "
+            f"dense loss {dense.loss:.3f}, perplexity {dense.perplexity:.2f}",
+            "anchor": "start",
+        },
+        "background": "white",
+        "vconcat": panels,
+        "resolve": {"scale": {"color": "shared"}},
+        "config": {"view": {"stroke": None}},
+    }
+
+
+def _curves(report: SweepReport) -> dict[str, Any]:
+    methods = list(dict.fromkeys(point.method for point in report.points))
+    colour = {
+        "field": "method",
+        "type": "nominal",
+        "sort": methods,
+        "legend": {"symbolOpacity": 1},
+        "scale": {"domain": methods, "range": [_COLOURS[at % len(_COLOURS)] for at in range(len(methods))]},
+    }
+    x = {"field": "sparsity", "type": "quantitative", "title": _SPARSITY, "scale": {"domain": [0, 1]}}
+    y = {"field": "increase", "type": "quantitative", "title": _INCREASE}
+    rows = [
+        {
+            "method": point.method,
+            "pattern": point.pattern,
+            "sparsity": point.asked_sparsity,
+            "increase": point.loss_increase,
+            "low": point.loss_increase - point.loss_increase_standard_error,
+            "high": point.loss_increase + point.loss_increase_standard_error,
+        }
+        for point in report.points
+    ]
+    free = {"values": [row for row in rows if row["pattern"] is None]}
+    patterns = {"values": [row for row in rows if row["pattern"] is not None]}
+    spread = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+    shape = {"field": "pattern", "type": "nominal", "scale": {"range": ["diamond", "triangle-up", "square", "cross"]}}
+    layers: list[dict[str, Any]] = [
+        *_knees(report, colour),
+        {
+            "data": {"values": [{"increase": 0.0, "model": "dense"}]},
+            "mark": {"type": "rule", "color": "#555555", "strokeDash": [6, 4], "aria": True},
+            "encoding": {"y": y},
+        },
+        {
+            "data": {"values": [{"increase": 0.0, "sparsity": 1.0, "model": "dense"}]},
+            "mark": {"type": "text", "align": "right", "dy": -7, "color": "#555555"},
+            "encoding": {"x": x, "y": y, "text": {"field": "model"}},
+        },
+        {"data": free, "mark": "line", "encoding": {"x": x, "y": y, "color": colour}},
+        {"data": free, "mark": {"type": "rule"}, "encoding": spread},
+        {"data": free, "mark": {"type": "point", "filled": True}, "encoding": {"x": x, "y": y, "color": colour}},
+    ]
+    if patterns["values"]:
+        mark = {"type": "point", "filled": False, "size": 110, "strokeWidth": 2}
+        layers.append({"data": patterns, "mark": mark, "encoding": {"x": x, "y": y, "color": colour, "shape": shape}})
+    return {"width": _WIDTH, "height": _HEIGHT, "layer": layers}
+
+
+def _knees(report: SweepReport, colour: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line at each knee over a band for its interval; none for methods without."""
+    rows = [
+        {
+            "method": each.method,
+            "knee": each.knee.sparsity,
+            "low": each.knee.low,
+            "high": each.knee.high,
+            "label": f"knee {each.knee.sparsity:.2f}",
+        }
+        for each in report.knees
+        if each.knee.sparsity is not None
+    ]
+    if not rows:
+        return []
+    data = {"values": rows}
+    knee = {"field": "knee", "type": "quantitative", "title": _SPARSITY}
+    line = {"type": "rule", "strokeDash": [2, 3], "strokeWidth": 1.5}
+    band = {"x": {**knee, "field": "low"}, "x2": {"field": "high"}, "color": colour}
+    text = {"type": "text", "angle": 270, "align": "right", "dy": -6, "fontSize": 10}
+    label = {"x": knee, "y": {"value": 4}, "color": colour, "text": {"field": "label"}}
+    return [
+        {"data": data, "mark": {"type": "rect", "opacity": 0.12}, "encoding": band},
+        {"data": data, "mark": line, "encoding": {"x": knee, "color": colour}},
+        {"data": data, "mark": text, "encoding": label},
+    ]
+
+
+def _blocks(report: SweepReport) -> dict[str, Any]:
+    assert report.sensitivity is not None
+    rows = [
+        {
+            "block": block.block,
+            "increase": block.loss_increase,
+            "low": block.loss_increase - block.loss_increase_standard_error,
+            "high": block.loss_increase + block.loss_increase_standard_error,
+        }
+        for block in report.sensitivity.blocks
+    ]
+    x = {"field": "block", "type": "ordinal", "title": "block", "axis": {"labelAngle": 0, "labelOverlap": True}}
+    y = {"field": "increase", "type": "quantitative", "title": "loss increase"}
+    asked = f"{report.sensitivity.asked_sparsity:g}"
+    return {
+        "title": {"text": f"Each block alone, {report.sensitivity.method} at {asked}", "fontSize": 11},
+        "width": _WIDTH,
+        "height": _HEIGHT_OF_BLOCKS,
+        "data": {"values": rows},
+        "layer": [
+            {"mark": {"type": "bar", "color": "#7a8a99"}, "encoding": {"x": x, "y": y}},
+            {"mark": "rule", "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}},
+        ],
+    }
+
+
+def pictures(report: SweepReport) -> dict[str, str | bytes]:
+    """File name -> content."""
+    svg, png = draw(json.loads(json.dumps(chart(report))))
+    return {SWEEP_SVG: svg, SWEEP_PNG: png}
