@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prune_cli.errors import PruneError, RequestError
+from prune_cli.sparse.register import register_with_transformers
 
 if TYPE_CHECKING:
     from prune_cli.report import Report
 
 __version__ = "0.1.0"
 __all__ = ["PruneError", "RequestError", "__version__", "prune"]
+
+
+# With this, from_pretrained of transformers loads sparse checkpoints.
+register_with_transformers()
 
 
 def prune(model: str | Path, out: str | Path, **options: Any) -> Report:
