@@ -1,0 +1,50 @@
+"""Every command in `docs/` is executed, page by page; `tests/documents.py` has the convention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunCommand
+from tests.documents import ROOT, Step, run_step, scratch, steps_of
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(
+    page: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(scratch(folder))
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    for step in steps_of(page):
+        run_step(step, folder, command, {})
+
+
+def test_the_convention(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- with: org/model=examples/demo-model 128=4 -->\n"
+        "<!-- quick: prune --samples 2 --seq-len 64 -->\n"
+        "```sh\n"
+        "prune-cli prune org/model out \\\n"
+        "    --seq-len 32   # a comment\n"
+        "# only a comment\n"
+        "prune-cli check org/model --max-kl 0   # fails: exit code 1\n"
+        "```\n"
+        "<!-- file: recipe.yaml -->\n"
+        "```yaml\nmodel: org/model\nsamples: 128\n```\n"
+        "```yaml\nnot: written\n```\n"
+        "```sh network\npip install prune-cli\n```\n"
+        "```python\nprint(1)\n```\n"
+    )
+    assert steps_of(page) == [
+        Step("command", "prune-cli prune --samples 2 examples/demo-model out --seq-len 32", "page.md:3"),
+        Step("command", "prune-cli check examples/demo-model --max-kl 0", "page.md:3", 1),
+        Step("file", "model: examples/demo-model\nsamples: 4\n", "page.md:10", file="recipe.yaml"),
+        Step("network", "pip install prune-cli", "page.md:17"),
+        Step("python", "print(1)", "page.md:20"),
+    ]
