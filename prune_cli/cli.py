@@ -14,6 +14,7 @@ from prune_cli.commands.inspect import inspect
 from prune_cli.commands.methods import methods
 from prune_cli.commands.prune import prune
 from prune_cli.commands.push import push
+from prune_cli.commands.report import report
 from prune_cli.commands.sweep import sweep
 
 app = typer.Typer(
@@ -48,3 +49,4 @@ app.command()(methods)
 app.command()(convert)
 app.command()(sweep)
 app.command()(push)
+app.command()(report)

@@ -23,11 +23,19 @@ import torch
 from prune_cli.checkpoint import FLOATS, INDEX_FILE, Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.layout import Layout
-from prune_cli.output_files import JOURNAL, OTHER_WEIGHTS, partial_folder
+from prune_cli.output_files import (
+    CARD,
+    JOURNAL,
+    OTHER_WEIGHTS,
+    REPORT_MARKDOWN,
+    REPORT_PAGE,
+    SOURCE_CARD,
+    partial_folder,
+)
 from prune_cli.report_schema import REPORT_JSON
 
-REPORT_MARKDOWN = "prune_report.md"
 CONFIG_FILE = "config.json"
+_REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE)
 _FILE_THREADS = 2
 _SPARE_BYTES = 1 << 26
 
@@ -261,17 +269,23 @@ class OutputFolder:
     # --- end ----------------------------------------------------------------------------------------------------
 
     def copy_side_files(self) -> None:
-        """Tokenizer, templates, generation config, README and so on; weights in other formats stay behind, listed."""
+        """Tokenizer, templates, generation config and so on; weights in other formats stay behind, listed.
+
+        The source's README.md makes room for the output's own.
+        """
+        has_card = (self._source.folder / CARD).is_file()
         for path in sorted(self._source.folder.rglob("*")):
             relative = path.relative_to(self._source.folder)
             if not path.is_file() or any(part.startswith(".") for part in relative.parts):
                 continue
-            if str(relative) in (*self._source.files, CONFIG_FILE, INDEX_FILE, REPORT_JSON, REPORT_MARKDOWN):
+            if str(relative) in (*self._source.files, CONFIG_FILE, INDEX_FILE, *_REPORTS):
                 continue
             if path.name.endswith(OTHER_WEIGHTS) or path.name.endswith((".bin.index.json", ".safetensors.index.json")):
                 self.not_copied.append(str(relative))
                 continue
-            target = self.partial / relative
+            if has_card and str(relative) == SOURCE_CARD:
+                continue
+            target = self.partial / (SOURCE_CARD if str(relative) == CARD else relative)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 

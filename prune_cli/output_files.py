@@ -8,7 +8,10 @@ from prune_cli.checkpoint import PICKLE_SUFFIXES
 
 OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
 JOURNAL = ".prune-journal.jsonl"
+REPORT_MARKDOWN = "prune_report.md"
+REPORT_PAGE = "prune_report.html"
 CARD = "README.md"
+SOURCE_CARD = "SOURCE_README.md"
 
 
 def partial_folder(out: Path) -> Path:

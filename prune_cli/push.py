@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prune_cli.card import read_card, warnings_of
 from prune_cli.checkpoint import INDEX_FILE, Checkpoint
 from prune_cli.errors import RequestError
-from prune_cli.output_files import CARD, JOURNAL, OTHER_WEIGHTS, partial_folder
+from prune_cli.output_files import CARD, JOURNAL, OTHER_WEIGHTS, SOURCE_CARD, partial_folder
+from prune_cli.page.story import model_name
 from prune_cli.progress import Progress, Silent
 from prune_cli.push_errors import hub_failures
 from prune_cli.saved_report import SavedReport, read_report
@@ -142,9 +144,6 @@ def _check_request(request: PushRequest) -> None:
 def _plan(request: PushRequest, report: SavedReport, files: Sequence[PushedFile]) -> Push:
     from huggingface_hub import constants
 
-    warnings = (
-        [] if any(file.path == CARD for file in files) else [f"{request.out} has no {CARD}: the model has no card."]
-    )
     return Push(
         repo=request.repo,
         url=f"{constants.ENDPOINT}/{request.repo}",
@@ -153,8 +152,18 @@ def _plan(request: PushRequest, report: SavedReport, files: Sequence[PushedFile]
         files=files,
         bytes=sum(file.bytes for file in files),
         dry_run=request.dry_run,
-        warnings=warnings,
+        warnings=_warnings(request.out, report.document),
     )
+
+
+def _warnings(out: Path, report: dict[str, Any]) -> list[str]:
+    """What a person should know before others see it."""
+    if not (out / CARD).is_file():
+        return [f"{out} has no {CARD}: the model will have no card."]
+    own = read_card(out / CARD).metadata
+    warnings = warnings_of(read_card(out / SOURCE_CARD), model_name(report))
+    # A licence that somebody wrote into the card since settles that question.
+    return [text for text in warnings if "license" not in own or "licence" not in text]
 
 
 def _message(report: dict[str, Any]) -> str:

@@ -16,10 +16,9 @@ from prune_cli.allocation import Allocation
 from prune_cli.assemble import assemble_report, fingerprint
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.layout import same_layout
-from prune_cli.markdown import to_markdown
 from prune_cli.memory import PeakMemory
 from prune_cli.model import Skeleton
-from prune_cli.output import REPORT_JSON, REPORT_MARKDOWN, OutputFolder
+from prune_cli.output import OutputFolder
 from prune_cli.parking import Parking
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.prepare import Prepared, pick_batch_size, prepare
@@ -27,6 +26,7 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.prune_block import BlockPruner, run_beside_dense
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.report import Report
+from prune_cli.report_files import report_files
 from prune_cli.request import PruneRequest
 from prune_cli.stream import Stream
 
@@ -62,7 +62,7 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         report = assemble_report(
             request, job, allocation, output, calibration, evaluation, before, after, memory, seconds
         )
-        output.commit({REPORT_JSON: report.to_json(), REPORT_MARKDOWN: to_markdown(report)})
+        output.commit(report_files(report, job.source.folder))
     return report
 
 

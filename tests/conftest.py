@@ -84,9 +84,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def folder_bytes(folder: Path, *, without_reports: bool = True) -> dict[str, bytes]:
-    """Every file of a folder, but for the reports, which hold times."""
+    """Every file of a folder, but for the reports and the card, which tell of times and of the command."""
+    told = ("README.md", "prune_report.json", "prune_report.md", "prune_report.html") if without_reports else ()
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not (without_reports and path.name.startswith("prune_report."))
+        if path.is_file() and path.name not in told
     }

@@ -52,7 +52,8 @@ def test_files_are_one_idea(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["prune", "--help"], ["methods", "--help"], ["push", "--help"]]
+    "arguments",
+    [["--help"], ["--version"], ["prune", "--help"], ["methods", "--help"], ["push", "--help"], ["report", "--help"]],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = (

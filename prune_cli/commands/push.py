@@ -48,7 +48,7 @@ def push(
         console = Console(stderr=True)
         # Lines, no live bar: the hub's client draws its own.
         result = run(request, Silent() if quiet else Lines(console))
-        for warning in result.warnings:
+        for warning in () if quiet else result.warnings:
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
         print_result(result.to_json(), as_json=as_json, quiet=quiet, show=lambda page: show_push(page, result))
 

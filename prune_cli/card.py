@@ -1,0 +1,190 @@
+"""The model card, README.md of the output: metadata that the hub reads, and what a person must know. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prune_cli.errors import one_line
+from prune_cli.markdown import percent, table
+from prune_cli.output_files import SOURCE_CARD
+from prune_cli.page.story import change_of, exact_request, model_name, size, text_name
+from prune_cli.repeat import command_of
+
+# Of what the source's card says, this stays true of the pruned model.
+_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+_OPENREVIEW = re.compile(r"openreview (\w+)")
+
+
+def metadata_of(card: str) -> dict[str, Any]:
+    """The YAML at the head of a card; raises ValueError where it is none."""
+    match = _FRONT.match(card)
+    if match is None:
+        return {}
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise ValueError(one_line(error)) from error
+    if data is not None and not isinstance(data, dict):
+        raise ValueError("it is no mapping")
+    return data or {}
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """The card of what was pruned; `problem` says why its metadata could not be read."""
+
+    there: bool
+    metadata: Mapping[str, Any]
+    problem: str | None = None
+
+
+def read_card(path: Path) -> SourceCard:
+    """The card in the file `path`, if there is one."""
+    if not path.is_file():
+        return SourceCard(False, {})
+    try:
+        return SourceCard(True, metadata_of(path.read_text(encoding="utf-8", errors="replace")))
+    except ValueError as error:
+        return SourceCard(True, {}, f"The metadata of the source's card cannot be read ({error}).")
+
+
+def card_of(report: Mapping[str, Any], source: SourceCard) -> str:
+    """The card of what `report` describes; `source` is the card of what was pruned."""
+    front = yaml.safe_dump(_metadata(report, source.metadata), sort_keys=False, allow_unicode=True, width=10_000)
+    parts = [
+        f"---\n{front}---",
+        _title(report),
+        *(f"> **Warning:** {warning}" for warning in warnings_of(source, model_name(report))),
+        _measured(report),
+        _loading(),
+        _method(report),
+        _repeat(report),
+        _limits(report),
+        "## Source\n\n" + " ".join(_about_source(source)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def warnings_of(source: SourceCard, name: str) -> list[str]:
+    """What a person must settle before a model made of `name` is published."""
+    data = source.metadata
+    warnings = [] if source.problem is None else [source.problem]
+    if data.get("license") in (None, "unknown"):
+        warnings.append(f"The licence of {name} is not known: its card names none. Find out if it may be passed on.")
+    if any(key.startswith("extra_gated_") for key in data):
+        warnings.append(f"{name} is gated: who publishes this model must see that the source's conditions are kept.")
+    return warnings
+
+
+def _metadata(report: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    data: dict[str, Any] = {key: source[key] for key in _INHERITED if source.get(key) not in (None, "", [])}
+    if report["model"]["revision"] is not None:
+        # Of adapter, merge, quantized and finetune, the hub's four relations, only the last is a whole model of the
+        # same precision with other weights. Without a hub id there is no base_model to relate to.
+        data |= {"base_model": report["model"]["given"], "base_model_relation": "finetune"}
+    data.setdefault("pipeline_tag", "text-generation")
+    return data | {"library_name": "transformers", "tags": _tags(report)}
+
+
+def _tags(report: Mapping[str, Any]) -> list[str]:
+    patterns = {tensor["pattern"] for tensor in report["tensors"] if tensor["pattern"] and ":" in tensor["pattern"]}
+    methods = report["method"]["name"].split(" + ")
+    return list(dict.fromkeys(["pruned", "sparse", *methods, *sorted(patterns), "prune-cli"]))
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    name, revision = report["model"]["given"], report["model"]["revision"]
+    source = f"[{name}](https://huggingface.co/{name}) (commit `{revision}`)" if revision else f"`{model_name(report)}`"
+    return (
+        f"# {model_name(report).rpartition('/')[2]}, pruned with {report['method']['name']}\n\n"
+        f"This is {source}, made sparser in one shot, without training: "
+        f"{percent(report['totals']['sparsity_of_pruned'])} of the weights in the pruned tensors are zero."
+    )
+
+
+def _measured(report: Mapping[str, Any]) -> str:
+    totals, evaluation = report["totals"], report["evaluation"]
+    rows = [
+        ("zeros in the pruned tensors", "", percent(totals["sparsity_of_pruned"])),
+        ("zeros in the whole model", "", percent(totals["sparsity_of_model"])),
+        ("weights on disk", size(totals["bytes_before"]), size(totals["bytes_after"])),
+    ]
+    note = "Its quality was not measured."
+    if evaluation is not None:
+        before, after, text = evaluation["before"], evaluation["after"], evaluation["text"]
+        rows.append((f"perplexity on {text_name(text)}", f"{before['perplexity']:.3f}", f"{after['perplexity']:.3f}"))
+        rows.append(("loss (nats per token)", f"{before['loss']:.4f}", f"{after['loss']:.4f}"))
+        note = (
+            f"Perplexity: {change_of(before['perplexity'], after['perplexity'])}, over {text['samples']} windows of "
+            f"{text['seq_len']} tokens; {evaluation['protocol']}."
+        )
+    return f"## Measured\n\n{table(('', 'before', 'after'), rows)}\n\n{note}\n\n{report['gain']}"
+
+
+def _loading() -> str:
+    return """## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "."  # the id of this repository, or the folder that holds it
+model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(name)
+```"""
+
+
+def _method(report: Mapping[str, Any]) -> str:
+    method, calibration = report["method"], report["calibration"]
+    lines = [f"`{method['name']}`: {method['summary']}.", ""]
+    lines += [f"- {_linked(paper)}" for paper in dict.fromkeys(method["papers"])]
+    if calibration is not None:
+        windows = f"{calibration['samples']} windows of {calibration['seq_len']} tokens"
+        lines.append(f"- calibrated on {text_name(calibration)}: {windows}")
+    if report["allocation"]["strategy"] != "uniform":
+        lines.append(f"- sparsity spread over the tensors: {report['allocation']['strategy']}")
+    return "## Method\n\n" + "\n".join(lines)
+
+
+def _linked(paper: str) -> str:
+    paper = _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
+    return _OPENREVIEW.sub(r"[openreview \1](https://openreview.net/forum?id=\1)", paper)
+
+
+def _repeat(report: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in report["environment"]["versions"].items())
+    model = report["model"]["given"] if report["model"]["revision"] else model_name(report)
+    command = command_of({**exact_request(report), "model": model, "out": "OUT"})
+    return (
+        f"## Repeat it\n\n```sh\n{command}\n```\n\nWith {versions}. Every tensor, setting and hash: "
+        "`prune_report.json`, and as a page `prune_report.html`."
+    )
+
+
+def _limits(report: Mapping[str, Any]) -> str:
+    kept = sum(tensor["action"] == "kept" for tensor in report["tensors"])
+    lines = [
+        f"- {kept} of {len(report['tensors'])} tensors were kept as they are (embeddings, norms and the like).",
+        "- Nothing was trained after pruning. What was measured stands above; what the source's card says of its "
+        "benchmarks, safety and biases was not measured again, and may no longer hold.",
+        *(f"- {warning}" for warning in report["warnings"]),
+    ]
+    return "## Limits\n\n" + "\n".join(lines)
+
+
+def _about_source(source: SourceCard) -> Iterator[str]:
+    licence: Any = source.metadata.get("license_name") or source.metadata.get("license")
+    if licence is not None:
+        names: Sequence[Any] = licence if isinstance(licence, list) else [licence]
+        yield f"Licence: {', '.join(map(str, names))}, as of the source; its conditions hold for this model too."
+    if source.there:
+        yield f"The source's own card is kept: [{SOURCE_CARD}]({SOURCE_CARD})."
+    else:
+        yield "The source came without a card."

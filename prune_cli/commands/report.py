@@ -1,0 +1,39 @@
+"""`prune-cli report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prune_cli.commands.options import Quiet, Verbose
+from prune_cli.failures import told_failures
+
+
+def report(
+    reports: Annotated[
+        list[str], typer.Argument(metavar="REPORT...", help="Folders of pruned models, or prune_report.json files.")
+    ],
+    page: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PAGE", help="The file to write; replaced if it is there.")
+    ] = Path("prune_report.html"),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """One HTML page of one report, or of several side by side.
+
+    The page is a single file that loads nothing: figures, charts by block and by kind of map, every tensor with a
+    search, and the command that repeats the run. Every prune writes it too, as OUT/prune_report.html.
+    """
+    with told_failures(as_json=False, verbose=verbose):
+        from prune_cli.errors import RequestError
+        from prune_cli.page.make import page_of
+        from prune_cli.saved_report import read_report
+
+        if page.is_dir() or not page.parent.is_dir():
+            raise RequestError(f"{page} cannot be written: give a file in a folder that exists to --out.")
+        text = page_of([read_report(each).document for each in reports])
+        page.write_text(text, encoding="utf-8")
+        if not quiet:
+            typer.echo(f"Written to {page}")

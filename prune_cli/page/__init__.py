@@ -1,0 +1,1 @@
+"""prune_report.html: what one report, or several side by side, tell a person, in one file that needs nothing else."""

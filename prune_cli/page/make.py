@@ -1,0 +1,87 @@
+"""Reports to the text of the page: the template filled, everything inlined, the policy that shuts the network out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prune_cli import __version__
+from prune_cli.page.charts import OUTPUT_ERROR, SPARSITY, Chart, charts_of, is_flat
+from prune_cli.page.story import labels_of, remarks_on, side_by_side, tell
+from prune_cli.page.tensors import points_of, rows_of
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One quantity's charts, or the sentence that says why there is none."""
+
+    title: str
+    explanation: str
+    charts: Sequence[Chart]
+
+
+def page_of(reports: Sequence[Mapping[str, Any]]) -> str:
+    """One HTML document of one or several valid reports; the same reports give the same text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = (_HERE / "page.css").read_text("utf-8"), (_HERE / "page.js").read_text("utf-8")
+    labels = labels_of(reports)
+    runs = [tell(report, label) for report, label in zip(reports, labels, strict=True)]
+    return environment.get_template("page.html.j2").render(
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        version=__version__,
+        runs=runs,
+        compared=side_by_side(runs),
+        remarks=remarks_on(reports),
+        measured=[_sparsity(reports, labels), _error(reports, labels)],
+        rows=rows_of(reports),
+        safe=Markup,
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing is loaded from anywhere, and nothing runs but these very texts."""
+    return (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _sparsity(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Measured:
+    points = points_of(reports, labels, "sparsity")
+    title = "Sparsity"
+    if not points:
+        return Measured(title, "No tensor was pruned.", [])
+    if is_flat(points):
+        told = SPARSITY.text(sum(point.value for point in points) / len(points))
+        return Measured(title, f"Every pruned tensor is equally sparse: {told} of each is zero, in all blocks.", [])
+    told = "The share of zeros in the pruned tensors, counted in the written files."
+    return Measured(title, told, charts_of(points, SPARSITY, several=len(reports) > 1))
+
+
+def _error(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Measured:
+    points = points_of(reports, labels, "output_error")
+    title = "Output error"
+    if not points:
+        return Measured(title, "Not measured: the method looks at weights alone, without calibration text.", [])
+    told = (
+        "How far the outputs of a map are from those of the dense map on the same inputs, ‖X(W−Ŵ)ᵀ‖² / ‖XWᵀ‖²: "
+        "0 is no difference, 1 as if the whole map were zero."
+    )
+    return Measured(title, told, charts_of(points, OUTPUT_ERROR, several=len(reports) > 1))

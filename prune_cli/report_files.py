@@ -1,0 +1,28 @@
+"""What is written beside the weights for people and machines: the report as JSON, Markdown and page, and the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prune_cli.card import card_of, read_card
+from prune_cli.markdown import to_markdown
+from prune_cli.output_files import CARD, REPORT_MARKDOWN, REPORT_PAGE
+from prune_cli.page.make import page_of
+from prune_cli.report_schema import REPORT_JSON
+
+if TYPE_CHECKING:
+    from prune_cli.report import Report
+
+
+def report_files(report: Report, source: Path) -> dict[str, str]:
+    """File name to text, for the output that `report` describes; `source` is the folder of the checkpoint pruned."""
+    text = report.to_json()
+    saved = json.loads(text)
+    return {
+        REPORT_JSON: text,
+        REPORT_MARKDOWN: to_markdown(report),
+        REPORT_PAGE: page_of([saved]),
+        CARD: card_of(saved, read_card(source / CARD)),
+    }

@@ -1,0 +1,229 @@
+"""The report page: what it tells is what the report holds, and a browser shows it without asking anybody anything."""
+
+from __future__ import annotations
+
+import copy
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prune_cli
+from prune_cli.page.charts import COLOURS
+from prune_cli.page.make import page_of
+from prune_cli.page.story import change_of, labels_of, remarks_on, tell
+from prune_cli.page.tensors import kinds_of, means, points_of
+from tests.browser import CHROMIUM, browser
+from tests.conftest import RunCommand
+from tests.test_repeat import parsed
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, llama: Path, tokens_file: Path) -> Path:
+    out = tmp_path_factory.mktemp("page") / "half"
+    prune_cli.prune(llama, out, calibration=str(tokens_file), eval=str(tokens_file))
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "prune_report.json").read_text())
+
+
+class Text(html.parser.HTMLParser):
+    """The texts of a page's cells, and its tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.in_cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell &= tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.in_cell:
+            self.rows[-1][-1] += data.strip()
+
+
+def test_every_prune_writes_the_page_that_the_command_makes(out: Path, tmp_path: Path, command: RunCommand) -> None:
+    written = (out / "prune_report.html").read_bytes()
+    made = command("report", out, "-o", tmp_path / "page.html")
+    assert made.code == 0
+    assert (tmp_path / "page.html").read_bytes() == written
+    assert command("report", out / "prune_report.json", "-o", tmp_path / "page.html", "-q").stdout == ""
+    assert (tmp_path / "page.html").read_bytes() == written
+
+
+def test_the_page_lists_every_tensor_with_its_values(out: Path, report: dict[str, Any]) -> None:
+    page = (out / "prune_report.html").read_text()
+    rows = {row[0]: row for row in Text(page).rows}
+    for tensor in report["tensors"]:
+        row = rows[tensor["name"]]
+        assert row[4] == tensor["action"]
+        assert row[6] == f"{100 * tensor['sparsity']:.2f} %"
+        error = tensor["output_error"]
+        assert row[7] == ("–" if error is None else f"{error:.4f}")
+        assert tensor["reason"] in row[8]
+
+
+def test_the_story(report: dict[str, Any]) -> None:
+    run = tell(report, "A")
+    assert "50.00 % of the weights in the 21 pruned tensors are zero" in run.lead[0]
+    before, after = (report["evaluation"][when]["perplexity"] for when in ("before", "after"))
+    assert f"from {before:.2f} to {after:.2f}" in run.lead[1]
+    assert run.lead[2].endswith("on disk, as before.")
+    figures = {figure.name: figure for figure in run.figures}
+    assert figures["Weights on disk"].change == "as before"
+    assert run.gain == report["gain"]
+    assert parsed(run.command).method == "wanda"
+    assert parsed(run.command).model == report["request"]["model"]
+
+
+def test_a_run_without_evaluation_says_so(report: dict[str, Any]) -> None:
+    run = tell(report | {"evaluation": None}, "A")
+    assert "What that costs was not measured" in run.lead[1]
+    assert not any("Perplexity" in figure.name for figure in run.figures)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"), [(10, 11, "+10.0 %"), (10, 10.001, "as before"), (4, 3, "-25.0 %")]
+)
+def test_changes(before: float, after: float, says: str) -> None:
+    assert change_of(before, after) == says
+
+
+def test_kinds_are_what_maps_are_called_in_every_block() -> None:
+    llama = ["model.layers.0.mlp.up_proj.weight", "model.layers.11.mlp.up_proj.weight", "lm_head.weight"]
+    assert list(kinds_of(llama).values()) == ["up_proj", "up_proj", "lm_head"]
+    neox = ["gpt_neox.layers.0.attention.dense.weight", "gpt_neox.layers.0.mlp.dense.weight"]
+    assert list(kinds_of(neox).values()) == ["attention.dense", "mlp.dense"]
+    experts = [f"model.layers.{b}.mlp.experts.{e}.w1.weight" for b in (0, 1) for e in (0, 1)]
+    assert set(kinds_of(experts).values()) == {"w1"}
+
+
+def test_the_charts_show_means_of_what_the_report_holds(report: dict[str, Any]) -> None:
+    points = points_of([report], ["A"], "output_error")
+    shown = means(points, "kind", "label")
+    for kind in ("q_proj", "down_proj"):
+        values = [t["output_error"] for t in report["tensors"] if f".{kind}." in t["name"]]
+        assert len(values) == 3
+        assert shown[kind, "A"] == pytest.approx((sum(values) / 3, min(values), max(values)))
+
+
+def test_reports_side_by_side(report: dict[str, Any], out: Path, tmp_path: Path, command: RunCommand) -> None:
+    other = copy.deepcopy(report)
+    other["output"]["folder"] = "elsewhere/owl"
+    other["evaluation"]["text"]["sha256"] = "0" * 64
+    for tensor in other["tensors"]:
+        if tensor["action"] == "pruned":
+            tensor["sparsity"] = 0.4 + 0.1 * tensor["block"]
+    (tmp_path / "owl.json").write_text(json.dumps(other))
+    made = command("report", out, tmp_path / "owl.json", "-o", tmp_path / "page.html")
+    assert made.code == 0, made.stderr
+    text = Text((tmp_path / "page.html").read_text())
+    rows = {row[0]: row for row in text.rows if row}
+    assert rows["Figure"] == ["Figure", "half", "owl"]
+    row = rows["model.layers.2.mlp.down_proj.weight"]
+    assert (row[6], row[9]) == ("50.00 %", "60.00 %")
+    assert ["2", "50.00 %", "60.00 %"] in text.rows  # the chart by block, as a table
+    assert remarks_on([report, other]) == [
+        "Perplexity was measured on different texts: those values cannot be compared."
+    ]
+    assert labels_of([report, report]) == ["half (1)", "half (2)"]
+
+
+def test_the_page_is_shut_in_itself_and_escapes_what_others_named(report: dict[str, Any]) -> None:
+    hostile = copy.deepcopy(report)
+    hostile["model"]["given"] = "<script>alert(1)</script>"
+    hostile["warnings"] = ['<img src="http://example.org/x.png">']
+    hostile["tensors"][0]["name"] = "<b>bold"
+    page = page_of([hostile])
+    tags = Text(page).tags
+    assert [tag for tag, _ in tags].count("script") == 1
+    assert not {"img", "b", "iframe", "object"} & {tag for tag, _ in tags}
+    policy = next(a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    links = {value for _, a in tags for key, value in a.items() if key in ("src", "href", "xlink:href")}
+    assert all(link is not None and link.startswith(("#", "data:,")) for link in links)
+    assert not any("style" in a or any(key.startswith("on") for key in a) for _, a in tags)
+
+
+def test_colours_can_be_told_from_both_backgrounds() -> None:
+    style = (Path(prune_cli.__file__).parent / "page" / "page.css").read_text()
+    pages = re.findall(r"--page: (#[0-9a-f]{6})", style)
+    assert len(pages) == 2
+    for page in pages:
+        assert [c for c in COLOURS if contrast(c, page) < 3] == []
+    for ink in ("ink", "soft", "accent", "warn"):
+        for colour, page in zip(re.findall(rf"--{ink}: (#[0-9a-f]{{6}})", style), pages, strict=True):
+            assert contrast(colour, page) >= 4.5, (ink, colour)
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2 defines it, from 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_in_a_browser(out: Path, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as page:
+        url = (out / "prune_report.html").as_uri()
+        page.open(url)
+        every = "[...document.querySelectorAll('#list tbody tr')]"
+        rows = f"{every}.filter(row => !row.hidden).map(row => row.cells[0].textContent)"
+        everything = page.evaluate(rows)
+        assert len(everything) == page.evaluate("document.querySelectorAll('#list tbody tr').length") > 21
+
+        page.evaluate("document.getElementById('words').focus()")
+        page.call("Input.insertText", text="mlp.up PRUNED")
+        assert page.evaluate(rows) == [f"model.layers.{block}.mlp.up_proj.weight" for block in range(3)]
+        assert page.evaluate("document.getElementById('shown').textContent") == f"3 of {len(everything)} tensors"
+        page.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "action"
+        page.evaluate("document.getElementById('words').value = ''")
+        page.evaluate("action.value = 'kept'; action.dispatchEvent(new Event('input', {bubbles: true}))")
+        assert 0 < len(page.evaluate(rows)) == len(everything) - 21
+
+        page.evaluate("action.value = ''; action.dispatchEvent(new Event('input', {bubbles: true}))")
+        errors = f"{every}.map(row => row.cells[7].textContent)"
+        head = "document.querySelectorAll('#list .sorts th')[7]"
+        for way in ("ascending", "descending"):
+            page.evaluate(f"{head}.querySelector('button').click()")
+            assert page.evaluate(f"{head}.getAttribute('aria-sort')") == way
+            values = [float(text) for text in page.evaluate(errors) if text != "–"]
+            assert len(values) == 21
+            assert values == sorted(values, reverse=way == "descending")
+            assert page.evaluate(errors)[-1] == "–"
+
+        ink = "getComputedStyle(document.querySelector('.chart text')).fill"
+        light = page.evaluate(ink)
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert page.evaluate(ink) != light
+        page.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("document.querySelectorAll('main, header, nav, footer, [role=search]').length") == 5
+    assert page.complaints == []
+    assert {request for request in page.requests if not request.startswith("data:")} == {url}
