@@ -16,6 +16,7 @@ from prune_cli.commands.prune import prune
 from prune_cli.commands.push import push
 from prune_cli.commands.report import report
 from prune_cli.commands.sweep import sweep
+from prune_cli.commands.soup import soup
 
 app = typer.Typer(
     name="prune-cli",
@@ -45,6 +46,7 @@ app.command()(prune)
 app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(bench)
+app.command()(soup)
 app.command()(methods)
 app.command()(convert)
 app.command()(sweep)

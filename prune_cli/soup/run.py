@@ -1,0 +1,213 @@
+"""The story of a soup: survey, copy of the first model, average after average over its bytes, report, one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from prune_cli import __version__
+from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.errors import RequestError
+from prune_cli.output import OutputFolder, check_output
+from prune_cli.progress import Progress, Silent
+from prune_cli.soup.average import Masks, average
+from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals
+from prune_cli.soup.survey import Ingredient, TensorSurvey, check_alike, survey
+from prune_cli.source import resolve_model
+
+# Tensors that are written, and noted as done, together.
+_GROUP_BYTES = 1 << 26
+_SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class SoupRequest:
+    """What `prune-cli soup` was asked for. `weights` None stands for equal shares."""
+
+    models: tuple[str, ...]
+    out: Path
+    weights: tuple[float, ...] | None = None
+    masks: Masks = "same"
+    overwrite: bool = False
+    resume: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        """Raise RequestError for anything that can be told wrong without the models."""
+        if len(self.models) < 2:
+            raise RequestError("A soup needs at least two models before OUT: prune-cli soup A B OUT.")
+        if self.masks not in typing.get_args(Masks):
+            raise RequestError(f"--masks is {self.masks!r}: choose one of {', '.join(typing.get_args(Masks))}.")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.models):
+            raise RequestError(
+                f"--weights has {len(self.weights)} numbers for {len(self.models)} models: one for each."
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
+            raise RequestError("--weights must be above 0, each: leave out a model that shall not count.")
+        if abs(math.fsum(self.weights) - 1) > _SUM_TOLERANCE:
+            raise RequestError(f"--weights add up to {math.fsum(self.weights):g}, but must add up to 1.")
+
+    def shares(self) -> tuple[float, ...]:
+        return self.weights or (1 / len(self.models),) * len(self.models)
+
+
+def soup(request: SoupRequest, progress: Progress | None = None) -> SoupReport:
+    """Average as `request` says and write OUT; returns the report that is written there too.
+
+    Raises RequestError before anything is written where the models do not go together, PruneError where the run fails.
+    """
+    progress = progress or Silent()
+    request.check()
+    begun = time.monotonic()
+    ingredients = _open(request)
+    warnings = check_alike(ingredients)
+    progress.stage("Comparing the models", len(ingredients[0].checkpoint.entries))
+    found = survey(ingredients, request.masks, progress)
+    first = ingredients[0].checkpoint
+    if request.dry_run:
+        return _report(request, ingredients, found, [], None, None, warnings, begun)
+    hashes = [_hashes(ingredient.checkpoint) for ingredient in ingredients]
+    with OutputFolder(request.out, first) as output:
+        progress.stage(f"Copying {len(first.files)} file(s)", 1)
+        output.begin(_fingerprint(request, hashes), resume=request.resume)
+        progress.stage("Averaging", len(found))
+        for number, group in enumerate(_groups(found, first)):
+            if number not in output.done:
+                averaged = {each.name: _average(ingredients, each, request.masks) for each in group}
+                output.write_block(number, averaged, {})
+            progress.advance(len(group))
+        output.wait()
+        output.copy_side_files()
+        if output.not_copied:
+            warnings += (f"Weights in other formats were not copied: {', '.join(output.not_copied)}.",)
+        report = _report(request, ingredients, found, hashes, output.checkpoint(), output.hashes(), warnings, begun)
+        output.commit({SOUP_REPORT: report.to_json()})
+    return report
+
+
+def _open(request: SoupRequest) -> list[Ingredient]:
+    sources = [resolve_model(given, None) for given in request.models]
+    ingredients = [
+        Ingredient(source, Checkpoint.open(source.folder), weight)
+        for source, weight in zip(sources, request.shares(), strict=True)
+    ]
+    for ingredient in ingredients:
+        check_output(request.out, ingredient.checkpoint, resume=request.resume, overwrite=request.overwrite)
+    return ingredients
+
+
+def _fingerprint(request: SoupRequest, hashes: Sequence[dict[str, str]]) -> dict[str, object]:
+    return {
+        "command": "soup",
+        "version": __version__,
+        "weights": request.shares(),
+        "masks": request.masks,
+        "models": hashes,
+    }
+
+
+def _groups(found: Sequence[TensorSurvey], checkpoint: Checkpoint) -> Iterator[list[TensorSurvey]]:
+    """What differs, in the order of the files."""
+    group: list[TensorSurvey] = []
+    size = 0
+    for each in found:
+        if each.identical:
+            continue
+        if group and size + checkpoint.entries[each.name].nbytes > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(each)
+        size += checkpoint.entries[each.name].nbytes
+    if group:
+        yield group
+
+
+def _average(ingredients: Sequence[Ingredient], each: TensorSurvey, masks: Masks) -> typing.Any:
+    read = [partial(ingredient.checkpoint.read, each.name) for ingredient in ingredients]
+    return average(read, [ingredient.weight for ingredient in ingredients], masks, sparse=each.sparse)
+
+
+def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in checkpoint.files:
+        with (checkpoint.folder / file).open("rb") as stream:
+            found[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def _report(
+    request: SoupRequest,
+    ingredients: Sequence[Ingredient],
+    found: Sequence[TensorSurvey],
+    hashes: Sequence[dict[str, str]],
+    written: Checkpoint | None,
+    written_hashes: dict[str, str] | None,
+    warnings: tuple[str, ...],
+    begun: float,
+) -> SoupReport:
+    zeros = {each.name: _zeros(written, each.name) for each in found}
+    sparse = [each for each in found if each.sparse]
+    sparse_parameters = sum(each.parameters for each in sparse)
+    entries = ingredients[0].checkpoint.entries
+    return SoupReport(
+        schema_version=SCHEMA_VERSION,
+        tool={"name": "prune-cli", "version": __version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        masks=request.masks,
+        inputs=[
+            SoupInput(
+                model=ingredient.source.given,
+                revision=ingredient.source.revision,
+                weight=ingredient.weight,
+                files=hashes[index] if hashes else {},
+                sparsity=sum(each.zeros[index] for each in sparse) / sparse_parameters if sparse else None,
+            )
+            for index, ingredient in enumerate(ingredients)
+        ],
+        output={"folder": str(request.out), "files": written_hashes} if written is not None else None,
+        totals=SoupTotals(
+            tensors=len(found),
+            averaged=sum(not each.identical for each in found),
+            sparse=len(sparse),
+            parameters=sum(each.parameters for each in found),
+            sparse_parameters=sparse_parameters,
+            sparsity_of_sparse=_share(zeros, sparse),
+            sparsity_of_model=_share(zeros, found),
+        ),
+        tensors=[
+            SoupTensor(
+                name=each.name,
+                shape=entries[each.name].shape,
+                dtype=entries[each.name].dtype,
+                action="identical" if each.identical else "averaged",
+                sparse=each.sparse,
+                sparsity=_share(zeros, [each]),
+            )
+            for each in found
+        ],
+        warnings=warnings,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _zeros(written: Checkpoint | None, name: str) -> int | None:
+    if written is None or written.entries[name].dtype not in FLOATS:
+        return None
+    values = written.read(name)
+    return values.numel() - int(values.count_nonzero())
+
+
+def _share(zeros: dict[str, int | None], tensors: Sequence[TensorSurvey]) -> float | None:
+    """The zeros of the output among the weights of `tensors`; None where none of them can be counted."""
+    counted = [each for each in tensors if zeros[each.name] is not None]
+    total = sum(each.parameters for each in counted)
+    return sum(zeros[each.name] or 0 for each in counted) / total if total else None
