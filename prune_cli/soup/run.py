@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import typing
@@ -15,7 +14,8 @@ from pathlib import Path
 from prune_cli import __version__
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
-from prune_cli.output import OutputFolder, check_output
+from prune_cli.layout import same_layout
+from prune_cli.output import OutputFolder, check_output, check_space, hash_files
 from prune_cli.progress import Progress, Silent
 from prune_cli.soup.average import Masks, average
 from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals
@@ -75,10 +75,10 @@ def soup(request: SoupRequest, progress: Progress | None = None) -> SoupReport:
     first = ingredients[0].checkpoint
     if request.dry_run:
         return _report(request, ingredients, found, [], None, None, warnings, begun)
-    hashes = [_hashes(ingredient.checkpoint) for ingredient in ingredients]
+    hashes = [hash_files(each.source.folder, each.checkpoint.files) for each in ingredients]
     with OutputFolder(request.out, first) as output:
         progress.stage(f"Copying {len(first.files)} file(s)", 1)
-        output.begin(_fingerprint(request, hashes), resume=request.resume)
+        output.begin(_fingerprint(request, hashes), same_layout(first), resume=request.resume)
         progress.stage("Averaging", len(found))
         for number, group in enumerate(_groups(found, first)):
             if number not in output.done:
@@ -102,6 +102,7 @@ def _open(request: SoupRequest) -> list[Ingredient]:
     ]
     for ingredient in ingredients:
         check_output(request.out, ingredient.checkpoint, resume=request.resume, overwrite=request.overwrite)
+    check_space(request.out, ingredients[0].checkpoint.nbytes)
     return ingredients
 
 
@@ -134,14 +135,6 @@ def _groups(found: Sequence[TensorSurvey], checkpoint: Checkpoint) -> Iterator[l
 def _average(ingredients: Sequence[Ingredient], each: TensorSurvey, masks: Masks) -> typing.Any:
     read = [partial(ingredient.checkpoint.read, each.name) for ingredient in ingredients]
     return average(read, [ingredient.weight for ingredient in ingredients], masks, sparse=each.sparse)
-
-
-def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for file in checkpoint.files:
-        with (checkpoint.folder / file).open("rb") as stream:
-            found[file] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
 
 
 def _report(
