@@ -15,8 +15,8 @@ from prune_cli.commands.methods import methods
 from prune_cli.commands.prune import prune
 from prune_cli.commands.push import push
 from prune_cli.commands.report import report
-from prune_cli.commands.sweep import sweep
 from prune_cli.commands.soup import soup
+from prune_cli.commands.sweep import sweep
 
 app = typer.Typer(
     name="prune-cli",
