@@ -7,7 +7,6 @@ import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +22,7 @@ from prune_cli.input_statistics import sketch_rows
 from prune_cli.memory import PeakMemory
 from prune_cli.output import OutputFolder
 from prune_cli.plan import Decision
-from prune_cli.prepare import Prepared, pick_batch_size
+from prune_cli.prepare import Opened, Prepared, pick_batch_size
 from prune_cli.report import (
     SCHEMA_VERSION,
     BlockReport,
@@ -32,6 +31,7 @@ from prune_cli.report import (
     TensorReport,
     Totals,
     gain_of_zeros,
+    now,
     text_report,
 )
 from prune_cli.request import PruneRequest
@@ -54,7 +54,7 @@ def fingerprint(
         "target": request.target,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
         "calibration": calibration.sha256 if calibration else None,
-        "batch_size": _batch_size(request, job, calibration),
+        "batch_size": batch_size_of(request, job, calibration),
         "eval": evaluation.sha256 if evaluation else None,
         "device": job.device.type,
         "dtype": str(job.dtype),
@@ -62,7 +62,7 @@ def fingerprint(
     }
 
 
-def _batch_size(request: PruneRequest, job: Prepared, tokens: TokenSet | None) -> int | None:
+def batch_size_of(request: PruneRequest, job: Opened, tokens: TokenSet | None) -> int | None:
     return None if tokens is None else pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
 
 
@@ -89,40 +89,31 @@ def assemble_report(
     errors = {name: error for line in output.done.values() for name, error in line["output_errors"].items()}
     notes = {name: tuple(texts) for line in output.done.values() for name, texts in line["notes"].items()}
     unreached = {name for line in output.done.values() for name in line["unreached"]}
+    kept = [f"{name} was kept: {_UNREACHED}." for name in sorted(unreached)]
     decisions = [
         replace(d, prune=False, reason=_UNREACHED) if d.name in unreached else d for d in job.decisions.values()
     ]
     with ThreadPoolExecutor(max_workers=1) as background:
         hashes = background.submit(output.hashes)
-        zeros = {name: _zeros(written, name) for name in job.decisions}
+        zeros = {name: zeros_in(written, name) for name in job.decisions}
     tensors = [
         _tensor_report(job, allocation, d, zeros[d.name], errors.get(d.name), notes.get(d.name, ())) for d in decisions
     ]
-    warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
-    warnings += [f"{name} was kept: {_UNREACHED}." for name in sorted(unreached)]
-    warnings += [f"{file} was not copied: it holds weights that this run did not prune." for file in output.not_copied]
-    measured = None
-    if before is not None and after is not None and evaluation is not None:
-        measured = EvaluationReport(text_report(evaluation), PROTOCOL, before, after)
     return Report(
         schema_version=SCHEMA_VERSION,
-        tool={"name": "prune-cli", "version": __version__},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        request=_request_as_json(request),
-        environment=environment(job, _batch_size(request, job, calibration)),
-        model={
-            "given": job.source.given,
-            "revision": job.source.revision,
-            "architecture": type(job.model.model).__name__,
-            "files": output.input_hashes,
-        },
+        tool=tool_facts(),
+        created=now(),
+        request=request_as_json(request),
+        environment=environment(job, batch_size_of(request, job, calibration)),
+        model=model_facts(job, output),
         output={"folder": str(request.out), "files": hashes.result()},
         method=_method(job),
         allocation=allocation.to_dict(),
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=sketch_rows(calibration.ids.numel()) if calibration else None,
-        evaluation=measured,
+        evaluation=measured(evaluation, before, after),
         totals=_totals(decisions, zeros, written, job.checkpoint.nbytes),
+        structure=None,
         gain=gain_of_zeros(str(job.pattern)),
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
@@ -131,11 +122,44 @@ def assemble_report(
         seconds=seconds,
         peak_host_bytes=memory.host_bytes,
         peak_device_bytes=memory.device_bytes,
-        warnings=warnings,
+        warnings=warnings_of(output, calibration, evaluation, *kept),
     )
 
 
-def _request_as_json(request: PruneRequest) -> dict[str, Any]:
+def tool_facts() -> dict[str, str]:
+    return {"name": "prune-cli", "version": __version__}
+
+
+def model_facts(job: Opened, output: OutputFolder) -> dict[str, Any]:
+    """What was pruned."""
+    return {
+        "given": job.source.given,
+        "revision": job.source.revision,
+        "architecture": type(job.model.model).__name__,
+        "files": output.input_hashes,
+    }
+
+
+def measured(
+    evaluation: TokenSet | None, before: Evaluation | None, after: Evaluation | None
+) -> EvaluationReport | None:
+    """The perplexities, where they were asked for."""
+    if before is None or after is None or evaluation is None:
+        return None
+    return EvaluationReport(text_report(evaluation), PROTOCOL, before, after)
+
+
+def warnings_of(
+    output: OutputFolder, calibration: TokenSet | None, evaluation: TokenSet | None, *own: str
+) -> list[str]:
+    """Those of the texts, the run's `own`, and those of files that are not in the output."""
+    warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
+    left = [f"{file} was not copied: it holds weights that this run did not prune." for file in output.not_copied]
+    return [*warnings, *own, *left]
+
+
+def request_as_json(request: PruneRequest) -> dict[str, Any]:
+    """Every field, as JSON has it."""
     return {
         **asdict(request),
         "out": str(request.out),
@@ -154,7 +178,7 @@ def _method(job: Prepared) -> dict[str, Any]:
     }
 
 
-def environment(job: Prepared, batch_size: int | None) -> dict[str, Any]:
+def environment(job: Opened, batch_size: int | None) -> dict[str, Any]:
     """Where a run ran."""
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
     return {
@@ -168,7 +192,7 @@ def environment(job: Prepared, batch_size: int | None) -> dict[str, Any]:
     }
 
 
-def _zeros(written: Checkpoint, name: str) -> int | None:
+def zeros_in(written: Checkpoint, name: str) -> int | None:
     """None for storage formats whose zeros cannot be counted without decoding them."""
     if written.entries[name].dtype not in FLOATS:
         return None

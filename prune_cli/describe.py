@@ -8,6 +8,7 @@ from typing import Any
 
 from methods import load_method, method_names
 from methods.steps import load_step, step_names
+from methods.structured import load_structured, structured_names
 from prune_cli.allocation import STRATEGIES
 
 
@@ -16,6 +17,8 @@ def describe(name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if name in method_names():
         found.append(_facts(name, f"--method {name}", load_method(name), load_method(name).needs, ""))
+    if name in structured_names():
+        found.append(_facts(name, f"--method {name}", load_structured(name), load_structured(name).needs, ""))
     if name in step_names():
         option = "--reconstruct" if name == "reconstruct" else f"--refine {name}"
         found.append(_facts(name, option, load_step(name), load_step(name).needs, f"{name}."))

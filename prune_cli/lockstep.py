@@ -21,6 +21,8 @@ from prune_cli.parking import Parking
 
 # Called when one batch passes a map in a rehearsal: (name of the map, the tensors that it is called with).
 Observe = Callable[[str, list[torch.Tensor]], None]
+# Stands in for a block's forward while one batch passes it: (the block's own forward, args, kwargs).
+Instead = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class _Lane:
@@ -59,6 +61,7 @@ class Lockstep:
         self._rehearsing: int | None = None
         self._probing: int | None = None
         self._probed: Any = None
+        self._instead: Instead | None = None
         self._before: list[Any] = []
 
     def __enter__(self) -> Lockstep:
@@ -80,13 +83,14 @@ class Lockstep:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if getcurrent() not in self._of_coroutine:
                 return original(*args, **kwargs)  # a batch of another Lockstep over the same blocks
-            self._pause(index, _tensors(args, kwargs)[:1])
+            self._pause(index, tensors_in(args, kwargs)[:1])
             if self._rehearsing == index:
                 self._rehearse(original, args, kwargs)
             if self._probing == index:
                 self._probed = original(*_copied(args), **dict(zip(kwargs, _copied(kwargs.values()), strict=True)))
-                self._pause("probed", _tensors(args, kwargs)[:1])
-            output = original(*args, **kwargs)
+                self._pause("probed", tensors_in(args, kwargs)[:1])
+            instead = self._instead
+            output = original(*args, **kwargs) if instead is None else instead(original, args, kwargs)
             if index + 1 == len(self._blocks):
                 self._pause(len(self._blocks))
             return output
@@ -94,7 +98,7 @@ class Lockstep:
         return forward
 
     def _rehearse(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = _tensors(args, kwargs)
+        inputs = tensors_in(args, kwargs)
         before = [value._version for value in inputs]
         original(*args, **kwargs)
         if [value._version for value in inputs] != before:
@@ -131,10 +135,14 @@ class Lockstep:
         self._advance(self._lanes)
         self._all_wait_at(0)
 
-    def through(self, index: int) -> None:
-        """Run every batch through block `index` without a stop."""
-        for _ in self.stops(index, {}):
-            raise AssertionError("there is no map to stop at")
+    def through(self, index: int, instead: Instead | None = None) -> None:
+        """Run every batch through block `index` without a stop; `instead` is called in place of the block's forward."""
+        self._instead = instead
+        try:
+            for _ in self.stops(index, {}):
+                raise AssertionError("there is no map to stop at")
+        finally:
+            self._instead = None
 
     def stops(self, index: int, maps: Mapping[nn.Module, str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Run every batch through block `index`; yields each of `maps` (module -> name) when the batches wait there.
@@ -169,7 +177,7 @@ class Lockstep:
 
     def _stop_at(self, module: nn.Module) -> Callable[..., None]:
         def pause(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arguments = _tensors(args, kwargs)
+            arguments = tensors_in(args, kwargs)
             if self._parking is not None:
                 self._parking.hold(arguments[0])
             self._pause(module, arguments)
@@ -183,7 +191,7 @@ class Lockstep:
         """
 
         def seen(name: str) -> Callable[..., None]:
-            return lambda _module, args, kwargs: observe(name, _tensors(args, kwargs))
+            return lambda _module, args, kwargs: observe(name, tensors_in(args, kwargs))
 
         hooks = [module.register_forward_pre_hook(seen(name), with_kwargs=True) for module, name in maps.items()]
         self._rehearsing = index
@@ -239,7 +247,8 @@ class Lockstep:
             yield output
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """The tensors among a call's arguments; the first of a block's are the hidden states."""
     return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 

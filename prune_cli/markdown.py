@@ -6,12 +6,17 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from prune_cli.structured.tables import BLOCKS, SIZES, block_rows, share_text, size_rows
+
 if TYPE_CHECKING:
-    from prune_cli.report import Report, TensorReport
+    from prune_cli.report import Report, StructureReport, TensorReport
 
 
 def to_markdown(report: Report) -> str:
-    parts = [_summary(report), _gain(report), _evaluation(report), _how(report), _pruned(report), _kept(report)]
+    structure = report.structure
+    what = [_pruned(report)] if structure is None else [_sizes(structure), _blocks(structure)]
+    tensors = [_by_reason(report, action) for action in ("kept", "narrowed", "removed")]
+    parts = [_summary(report), _gain(report), _evaluation(report), _how(report), *what, *tensors]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -25,26 +30,44 @@ def percent(value: float | None) -> str:
 
 
 def _summary(report: Report) -> str:
-    totals = report.totals
+    revision = f" at `{report.model['revision']}`" if report.model["revision"] else ""
     rows = [
-        (
-            "model",
-            f"`{report.model['given']}`" + (f" at `{report.model['revision']}`" if report.model["revision"] else ""),
-        ),
+        ("model", f"`{report.model['given']}`{revision}"),
         ("architecture", str(report.model["architecture"])),
         ("method", f"{report.method['name']} ({'; '.join(report.method['papers'])})"),
-        ("allocation", _allocation(report)),
-        ("parameters", f"{totals.parameters:,}, of which {totals.pruned_parameters:,} in pruned tensors"),
-        ("zeros in the pruned tensors", f"{totals.zeros_in_pruned:,} ({percent(totals.sparsity_of_pruned)})"),
-        ("zeros in the whole model", percent(totals.sparsity_of_model)),
-        ("weights on disk", f"{totals.bytes_before:,} bytes before, {totals.bytes_after:,} bytes after"),
+        *(_zeros(report) if report.structure is None else _removed(report.structure)),
         ("time", f"{report.seconds:.1f} s"),
         ("peak memory", _memory(report)),
     ]
     return "# Pruning report\n\n" + table(("", ""), rows)
 
 
+def _zeros(report: Report) -> list[tuple[str, str]]:
+    totals = report.totals
+    return [
+        ("allocation", _allocation(report)),
+        ("parameters", f"{totals.parameters:,}, of which {totals.pruned_parameters:,} in pruned tensors"),
+        ("zeros in the pruned tensors", f"{totals.zeros_in_pruned:,} ({percent(totals.sparsity_of_pruned)})"),
+        ("zeros in the whole model", percent(totals.sparsity_of_model)),
+        ("weights on disk", f"{totals.bytes_before:,} bytes before, {totals.bytes_after:,} bytes after"),
+    ]
+
+
+def _removed(structure: StructureReport) -> list[tuple[str, str]]:
+    return [("asked to remove", structure.asked), ("removed", share_text(structure))]
+
+
+def _sizes(structure: StructureReport) -> str:
+    notes = "".join(f"\n\n{note}" for note in structure.notes)
+    return "## Size\n\n" + table(SIZES, size_rows(structure.before, structure.after)) + notes
+
+
+def _blocks(structure: StructureReport) -> str:
+    return "## Blocks\n\n" + table(BLOCKS, block_rows(structure.blocks))
+
+
 def _allocation(report: Report) -> str:
+    assert report.allocation is not None
     values = report.allocation["sparsity"].values()
     strategy = report.allocation["strategy"]
     if strategy == "uniform" or not values:
@@ -116,13 +139,16 @@ def _pruned(report: Report) -> str:
     return "## Pruned tensors\n\n" + note + "\n\n" + table(header, rows)
 
 
-def _kept(report: Report) -> str:
-    def reason(tensor: TensorReport) -> str:
-        return tensor.reason
+def _by_reason(report: Report, action: str) -> str:
+    """The tensors that were not pruned, those with the same reason in one row."""
 
-    kept = sorted((t for t in report.tensors if t.action == "kept"), key=reason)
+    def reason(tensor: TensorReport) -> str:
+        return tensor.reason.partition(" (")[0] if report.structure is not None else tensor.reason
+
+    chosen = sorted((t for t in report.tensors if t.action == action), key=reason)
     rows = []
-    for why, group in groupby(kept, key=reason):
+    for why, group in groupby(chosen, key=reason):
         names = [f"`{tensor.name}`" for tensor in group]
         rows.append((why, str(len(names)), ", ".join(names)))
-    return "## Kept tensors\n\n" + table(("reason", "tensors", "names"), rows) if rows else ""
+    title = f"## {action.capitalize()} tensors"
+    return f"{title}\n\n" + table(("reason", "tensors", "names"), rows) if rows else ""

@@ -10,6 +10,7 @@ from typing import Any
 from methods import load_method, method_names
 from methods._method import Method, Step
 from methods.steps import load_step, step_names
+from methods.structured import structured_names
 from prune_cli.errors import RequestError
 from prune_cli.options import parse_options
 
@@ -90,7 +91,9 @@ def find_method(name: str) -> Method:
     try:
         return load_method(name)
     except KeyError:
-        raise RequestError(f"There is no method {name!r}: choose one of {', '.join(method_names())}.") from None
+        raise RequestError(
+            f"There is no method {name!r}: choose one of {', '.join((*method_names(), *structured_names()))}."
+        ) from None
 
 
 def refinement_names() -> tuple[str, ...]:

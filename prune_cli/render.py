@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prune_cli.markdown import percent
+from prune_cli.structured.tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from prune_cli.inspection import Inspection
     from prune_cli.measure import EvaluationResult
     from prune_cli.push import Push
-    from prune_cli.report import Report
+    from prune_cli.report import Report, StructureReport
 
 
 def size(count: int) -> str:
@@ -32,6 +33,36 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def show_report(console: Console, report: Report, *, verbose: bool) -> None:
+    if report.structure is None:
+        _show_zeros(console, report, verbose=verbose)
+    else:
+        _show_structure(console, report, report.structure, verbose=verbose)
+    console.print(report.gain, highlight=False)
+    console.print(f"Written to {report.output['folder']}", highlight=False, soft_wrap=True)
+
+
+def _show_structure(console: Console, report: Report, structure: StructureReport, *, verbose: bool) -> None:
+    table = _table(f"{report.request['model']} pruned with {report.method['name']}", *SIZES)
+    for row in size_rows(structure.before, structure.after):
+        table.add_row(*row)
+    if report.evaluation is not None:
+        before, after = report.evaluation.before, report.evaluation.after
+        ratio = f"{after.perplexity / before.perplexity:.3f}"
+        table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", ratio)
+    console.print(table)
+    if verbose:
+        blocks = _table("Blocks", *BLOCKS)
+        for row in block_rows(structure.blocks):
+            blocks.add_row(*row)
+        console.print(blocks)
+    console.print(
+        f"Asked to remove {structure.asked}; removed {share_text(structure)} (each block and why in "
+        f"prune_report.md); {report.seconds:.1f} s, peak memory {size(report.peak_host_bytes)}.",
+        highlight=False,
+    )
+
+
+def _show_zeros(console: Console, report: Report, *, verbose: bool) -> None:
     totals = report.totals
     table = _table(f"{report.request['model']} pruned with {report.method['name']}", "", "before", "after")
     table.add_row("zeros in the pruned tensors", "", percent(totals.sparsity_of_pruned))
@@ -56,8 +87,6 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
         f"{report.seconds:.1f} s, peak memory {peak}.",
         highlight=False,
     )
-    console.print(report.gain, highlight=False)
-    console.print(f"Written to {report.output['folder']}", highlight=False, soft_wrap=True)
 
 
 def show_dry_run(console: Console, plan: DryRun) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from calibration.tokens import TokenSet
@@ -15,14 +16,17 @@ from prune_cli.report_schema import report_schema as report_schema
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One tensor of the checkpoint. Sparsities are measured on the written file; `output_error` on calibration text."""
+    """One tensor. Sparsities are measured on the written file; `output_error` on calibration text.
+
+    A tensor of a structured output goes by its new name and shape; one that is gone by its old.
+    """
 
     name: str
     role: str
     block: int | None
     shape: tuple[int, ...]
     dtype: str
-    action: Literal["pruned", "kept"]
+    action: Literal["pruned", "kept", "narrowed", "removed"]
     reason: str
     pattern: str | None
     asked_sparsity: float | None
@@ -75,8 +79,48 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Size:
+    """A model's size. Bytes are those of its files; the cache's are per token of context in the checkpoint's dtype.
+
+    `macs_per_token` counts the weight matrices alone, not attention over the context. None where it cannot be told.
+    """
+
+    parameters: int
+    bytes: int
+    blocks: int
+    kv_cache_bytes_per_token: int | None
+    macs_per_token: int
+
+
+@dataclass(frozen=True)
+class BlockChange:
+    """A block of the input: its number in the output (None if it is gone), what was removed of it, and why."""
+
+    block: int
+    new_block: int | None
+    removed: str
+    why: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StructureReport:
+    """What a structured method removed. `removed_shares` has one share of each kind: of units, of parameters."""
+
+    unit: str
+    units_before: int
+    units_after: int
+    asked: str
+    removed_shares: Mapping[str, float]
+    before: Size
+    after: Size
+    blocks: Sequence[BlockChange]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything about one run."""
+    """Everything about one run. Sparse weights have an `allocation`, smaller dense models a `structure`."""
 
     schema_version: int
     tool: Mapping[str, str]
@@ -86,11 +130,12 @@ class Report:
     model: Mapping[str, Any]
     output: Mapping[str, Any]
     method: Mapping[str, Any]
-    allocation: Mapping[str, Any]
+    allocation: Mapping[str, Any] | None
     calibration: TextReport | None
     output_error_rows: int | None
     evaluation: EvaluationReport | None
     totals: Totals
+    structure: StructureReport | None
     gain: str
     blocks: Sequence[BlockReport]
     tensors: Sequence[TensorReport]
@@ -106,6 +151,10 @@ class Report:
 def text_report(tokens: TokenSet) -> TextReport:
     samples, length = tokens.ids.shape
     return TextReport(tokens.source, tokens.protocol, samples, length, samples * length, tokens.seed, tokens.sha256)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def gain_of_zeros(pattern: str) -> str:

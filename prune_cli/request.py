@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from methods.structured import load_structured, structured_names
 from prune_cli.allocation import FILE, STRATEGIES, check_allocation
 from prune_cli.errors import RequestError
+from prune_cli.options import parse_options
 from prune_cli.pipeline import Pipeline, make_pipeline
+from prune_cli.structured.check import check_structured
 
 DEFAULT_SPARSITY = 0.5
 DEFAULT_SAMPLES = 128
@@ -60,7 +63,10 @@ class PruneRequest:
 
     def check(self) -> None:
         """Raise RequestError for anything that can be told wrong without the model."""
-        pipeline = self.pipeline()
+        pipeline = None if self.is_structured else self.pipeline()
+        if pipeline is None:
+            self.structured_options()
+            check_structured(self)
         if self.sparsity is not None and self.pattern is not None:
             raise RequestError("--sparsity and --pattern exclude each other: a pattern fixes the sparsity itself.")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
@@ -75,10 +81,20 @@ class PruneRequest:
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
         if self.calibrate_by not in typing.get_args(CalibrateBy):
             raise RequestError(f"--calibrate-by is {self.calibrate_by!r}: choose sublayer or block.")
-        self._check_target(pipeline)
-        self._check_allocation()
+        if pipeline is not None:
+            self._check_target(pipeline)
+            self._check_allocation()
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed is {self.seed}, but must be between 0 and 2**63 - 1.")
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether the output is a smaller dense model, not one of sparse weights."""
+        return self.method in structured_names()
+
+    def structured_options(self) -> Any:
+        """The frozen options of a structured method; raises RequestError for those that do not exist."""
+        return parse_options(f"the method {self.method}", load_structured(self.method).options, self.options)
 
     def pipeline(self) -> Pipeline:
         """The method and the steps after it; raises RequestError for names and options that do not exist."""

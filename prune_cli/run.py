@@ -29,6 +29,7 @@ from prune_cli.report import Report
 from prune_cli.report_files import report_files
 from prune_cli.request import PruneRequest
 from prune_cli.stream import Stream
+from prune_cli.structured.run import prune_structured
 
 
 @torch.no_grad()
@@ -39,6 +40,8 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
     killed or interrupted continues with `resume=True` and writes the same bytes.
     """
     progress = progress or Silent()
+    if request.is_structured:
+        return prune_structured(request, progress)
     begun = time.monotonic()
     job = prepare(request)
     memory = PeakMemory(job.device)

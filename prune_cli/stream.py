@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prune_cli.checkpoint import Checkpoint
-from prune_cli.lockstep import Lockstep, Observe
+from prune_cli.lockstep import Instead, Lockstep, Observe
 from prune_cli.model import Skeleton
 from prune_cli.parking import Parking
 
@@ -46,8 +46,9 @@ class Stream:
     def unload(self, block: int) -> None:
         self.model.unload_block(block)
 
-    def through(self, block: int) -> None:
-        self._lockstep.through(block)
+    def through(self, block: int, instead: Instead | None = None) -> None:
+        """Every batch passes `block`; `instead` is called for each in place of the block's forward."""
+        self._lockstep.through(block, instead)
 
     def stops(self, block: int, names: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Stop at the maps of the tensors `names`, in the order of the forward: the name and one input per batch.

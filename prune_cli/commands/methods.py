@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from methods import method_names
+from methods.structured import structured_names
 from prune_cli.commands.options import Json, complete_method, print_result
 from prune_cli.failures import told_failures
 
@@ -24,9 +25,10 @@ def methods(
         from prune_cli.pipeline import find_method
         from prune_cli.render import show_methods
 
-        if name is not None and name not in (*step_names(), *STRATEGIES):
+        if name is not None and name not in (*structured_names(), *step_names(), *STRATEGIES):
             find_method(name)
-        names = [name] if name is not None else list(dict.fromkeys((*method_names(), *step_names(), *STRATEGIES)))
+        every = (*method_names(), *structured_names(), *step_names(), *STRATEGIES)
+        names = [name] if name is not None else list(dict.fromkeys(every))
         described = [facts for each in names for facts in describe(each)]
         text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
         print_result(text, as_json=as_json, quiet=False, show=lambda console: show_methods(console, described))

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from methods import method_names
+from methods.structured import structured_names
 from prune_cli.errors import RequestError
 
 RUN, TEXT, MACHINE, OUTPUT = "What to prune", "Calibration and evaluation", "Machine", "Output"
@@ -40,7 +41,7 @@ SeqLen = Annotated[
 
 
 def complete_method(incomplete: str) -> list[str]:
-    return [name for name in method_names() if name.startswith(incomplete)]
+    return [name for name in (*method_names(), *structured_names()) if name.startswith(incomplete)]
 
 
 def key_values(pairs: list[str]) -> dict[str, str]:

@@ -53,7 +53,12 @@ Method = Annotated[
 ]
 Sparsity = Annotated[
     float | None,
-    typer.Option("--sparsity", "-s", help="Share of each tensor to remove [default: 0.5].", rich_help_panel=RUN),
+    typer.Option(
+        "--sparsity",
+        "-s",
+        help="Share of each tensor to remove [default: 0.5]; of the blocks with depth [0.25].",
+        rich_help_panel=RUN,
+    ),
 ]
 Pattern = Annotated[
     str | None, typer.Option(help="N:M instead: keep N of every M inputs, as 2:4.", rich_help_panel=RUN)

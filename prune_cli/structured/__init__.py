@@ -1,1 +1,1 @@
-"""Structured pruning of checkpoints: outputs that are smaller dense models."""
+"""Outputs that are smaller dense models: whole units go, and config.json says so."""

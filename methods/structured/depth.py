@@ -1,0 +1,79 @@
+"""Depth: whole decoder blocks go, chosen by what the hidden states or the loss say about them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from methods.structured._method import StructuredMethod
+
+
+@dataclass(frozen=True)
+class Options:
+    """`which` names the blocks itself, so that nothing is scored."""
+
+    score: Literal["greedy", "influence", "angular"] = field(
+        default="greedy",
+        metadata={
+            "help": "greedy: the block whose removal raises the calibration loss least, then the next; influence: "
+            "those that turn the hidden states least (ShortGPT); angular: the run of blocks with the closest ends"
+        },
+    )
+    remove: int | None = field(
+        default=None, metadata={"help": "how many blocks to remove, in place of --sparsity", "least": 1}
+    )
+    which: str | None = field(
+        default=None, metadata={"help": "the blocks to remove, counted from 0, as 20-27 or 3,5,7-9"}
+    )
+    windows: int = field(default=16, metadata={"help": "calibration windows that greedy takes losses on", "least": 1})
+
+
+def block_count(sparsity: float, blocks: int) -> int:
+    """How many of `blocks` a share stands for: rounded, at least one, and never all."""
+    return max(1, min(blocks - 1, int(sparsity * blocks + 0.5)))
+
+
+def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Between the hidden states of the same tokens, (..., hidden) each; (tokens,) in float64."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1).clamp(-1, 1)
+
+
+def angular_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """arccos(cos) / pi for every token, in [0, 1]."""
+    return torch.arccos(cosines(a, b)) / torch.pi
+
+
+def lowest_influence(influence: torch.Tensor, count: int) -> list[int]:
+    """The `count` blocks of lowest 1 - mean cos(input, output), (blocks,); of equal ones the earlier."""
+    return sorted(torch.argsort(influence, stable=True)[:count].tolist())
+
+
+def closest_run(distances: torch.Tensor, count: int) -> list[int]:
+    """The `count` blocks in a row whose ends lie closest: `distances[i, j]`, of the states before blocks i and j."""
+    ends = torch.diagonal(distances, count)
+    first = int(torch.argmin(ends))
+    return list(range(first, first + count))
+
+
+def cheapest(losses: Mapping[int, float]) -> int:
+    """The block whose removal leaves the lowest loss; of equal ones the earlier."""
+    return min(losses, key=lambda block: (losses[block], block))
+
+
+def _needs_text(options: Options) -> bool:
+    return options.which is None
+
+
+METHOD = StructuredMethod(
+    summary="removes whole decoder blocks: a smaller model that is faster everywhere, in proportion",
+    paper="Men et al., ShortGPT, arXiv:2403.03853 (influence); Gromov et al., The Unreasonable Ineffectiveness of the "
+    "Deeper Layers, arXiv:2403.17887 (angular)",
+    cost="influence and angular: one forward pass of the calibration text. greedy: per removed block as much computing "
+    "as about blocks/2 passes of its windows (-o windows=16), with one read of the weights or a few",
+    needs=("hidden states between the blocks, or the loss without each",),
+    unit="blocks",
+    options=Options,
+    needs_text=_needs_text,
+)

@@ -1,0 +1,183 @@
+"""Gathers what a structured run knows at its end into the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from calibration.tokens import TokenSet
+from prune_cli.assemble import (
+    batch_size_of,
+    environment,
+    measured,
+    model_facts,
+    request_as_json,
+    tool_facts,
+    warnings_of,
+    zeros_in,
+)
+from prune_cli.checkpoint import FLOATS, Checkpoint, TensorEntry, data_bytes
+from prune_cli.evaluate import Evaluation
+from prune_cli.memory import PeakMemory
+from prune_cli.output import OutputFolder
+from prune_cli.report import (
+    SCHEMA_VERSION,
+    BlockReport,
+    Report,
+    Size,
+    StructureReport,
+    TensorReport,
+    Totals,
+    now,
+    text_report,
+)
+from prune_cli.request import PruneRequest
+from prune_cli.structured import depth
+from prune_cli.structured.change import Change
+from prune_cli.structured.config import config_from
+from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.sizes import size_of
+
+
+def assemble_structured(
+    request: PruneRequest,
+    job: StructuredJob,
+    change: Change,
+    output: OutputFolder,
+    calibration: TokenSet | None,
+    evaluation: TokenSet | None,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    memory: PeakMemory,
+    seconds: float,
+) -> Report:
+    """The report of a finished run; zeros are counted in the written files."""
+    written = output.checkpoint()
+    zeros = {name: zeros_in(written, name) for name in written.entries}
+    structure = _structure(request, job, change, written)
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        tool=tool_facts(),
+        created=now(),
+        request=request_as_json(request),
+        environment=environment(job, batch_size_of(request, job, calibration)),
+        model=model_facts(job, output),
+        output={"folder": str(request.out), "files": output.hashes()},
+        method={
+            "name": request.method,
+            "summary": job.method.summary,
+            "papers": [job.method.paper],
+            "options": asdict(job.options),
+        },
+        allocation=None,
+        calibration=text_report(calibration) if calibration else None,
+        output_error_rows=None,
+        evaluation=measured(evaluation, before, after),
+        totals=Totals(
+            parameters=structure.after.parameters,
+            pruned_parameters=0,
+            zeros_in_pruned=0,
+            sparsity_of_pruned=0.0,
+            sparsity_of_model=sum(count or 0 for count in zeros.values()) / structure.after.parameters,
+            bytes_before=structure.before.bytes,
+            bytes_after=structure.after.bytes,
+        ),
+        structure=structure,
+        gain=gain_of_structure(structure),
+        blocks=[
+            BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
+        ],
+        tensors=_tensors(job, change, written, zeros),
+        seconds=seconds,
+        peak_host_bytes=memory.host_bytes,
+        peak_device_bytes=memory.device_bytes,
+        warnings=warnings_of(output, calibration, evaluation),
+    )
+
+
+def sizes(job: StructuredJob, change: Change, entries: Mapping[str, TensorEntry], nbytes: int) -> tuple[Size, Size]:
+    """Of the input, and of an output with these tensors."""
+    itemsize = data_bytes(max(_count_by_dtype(job.checkpoint).items(), key=lambda item: item[1])[0], 1)
+    trust = job.trust_remote_code
+    return (
+        size_of(job.model.config, job.checkpoint.entries, job.checkpoint.nbytes, itemsize, trust),
+        size_of(config_from(change.config, job.model), entries, nbytes, itemsize, trust),
+    )
+
+
+def _count_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
+    counts: dict[str, int] = dict.fromkeys(FLOATS, 0)
+    for entry in checkpoint.entries.values():
+        if entry.dtype in counts:
+            counts[entry.dtype] += entry.count
+    return counts
+
+
+def _structure(request: PruneRequest, job: StructuredJob, change: Change, written: Checkpoint) -> StructureReport:
+    before, after = sizes(job, change, written.entries, written.nbytes)
+    units_before, units_after = change.units
+    in_blocks = sum(place.entry.count for place in job.model.places.values() if place.block is not None)
+    gone = before.parameters - after.parameters
+    unused = sum(job.checkpoint.entries[n].count for n in change.dropped if job.model.places[n].block is None)
+    return StructureReport(
+        unit=job.method.unit,
+        units_before=units_before,
+        units_after=units_after,
+        asked=depth.asked(request, job),
+        removed_shares={
+            job.method.unit: 1 - units_after / units_before,
+            "parameters of the blocks": (gone - unused) / in_blocks,
+            "parameters": gone / before.parameters,
+        },
+        before=before,
+        after=after,
+        blocks=list(change.told),
+        notes=change.notes,
+    )
+
+
+def gain_of_structure(structure: StructureReport) -> str:
+    """What a smaller dense model brings, said plainly."""
+    smaller = 100 * (1 - structure.after.bytes / structure.before.bytes)
+    fewer = 100 * (1 - structure.after.macs_per_token / structure.before.macs_per_token)
+    return (
+        f"A smaller dense model: {smaller:.1f} % less on disk and in memory and {fewer:.1f} % fewer multiplications "
+        "per token, in plain transformers and in every other runtime; nothing special is needed to load it."
+    )
+
+
+def _tensors(
+    job: StructuredJob, change: Change, written: Checkpoint, zeros: Mapping[str, int | None]
+) -> list[TensorReport]:
+    number: dict[Any, int] = {old: new for new, old in enumerate(change.blocks)}
+    reports = []
+    for name, entry in written.entries.items():
+        place = job.model.places[change.tensors[name].source]
+        narrowed = change.tensors[name].shape is not None
+        reason = f"narrowed from {list(place.entry.shape)}" if narrowed else "as it was"
+        if change.tensors[name].source != name:
+            reason += f" ({change.tensors[name].source})"
+        block = None if place.block is None else number[place.block]
+        reports.append(_report(entry, place.role, block, "narrowed" if narrowed else "kept", reason, zeros[name]))
+    for name, reason in change.dropped.items():
+        place = job.model.places[name]
+        reports.append(_report(place.entry, place.role, place.block, "removed", reason, None))
+    return reports
+
+
+def _report(entry: TensorEntry, role: str, block: int | None, action: Any, reason: str, zeros: int | None) -> Any:
+    return TensorReport(
+        name=entry.name,
+        role=role,
+        block=block,
+        shape=entry.shape,
+        dtype=entry.dtype,
+        action=action,
+        reason=reason,
+        pattern=None,
+        asked_sparsity=None,
+        sparsity=None if zeros is None or not entry.count else zeros / entry.count,
+        output_error=None,
+        notes=(),
+    )

@@ -1,0 +1,32 @@
+"""What becomes of the model, decided before the first byte of the output is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prune_cli.layout import Planned
+from prune_cli.report import BlockChange
+
+
+@dataclass(frozen=True)
+class Change:
+    """A structured method's decision, whole: the same request comes to the same one.
+
+    `config` is the output's config.json; `tensors` are all tensors of the output by name; `dropped` maps those of the
+    input that have no place in it to the reason. `blocks` holds the input's number of every block of the output.
+    `units` says how many of the method's units there were and are; `told` is one entry for every block of the input.
+    `shapes` are the model's parameters (named as in the input's model) that get another shape, `narrowed` the plain
+    attributes of modules that differ because of it; both are for the check against the rebuilt model.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Planned]
+    dropped: Mapping[str, str]
+    blocks: Sequence[int]
+    units: tuple[int, int]
+    told: Sequence[BlockChange]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    narrowed: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,225 @@
+"""`--method depth`: which blocks go, and the model without them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calibration.tokens import TokenSet
+from methods.structured.depth import Options, block_count, cheapest, closest_run, lowest_influence
+from prune_cli.errors import RequestError
+from prune_cli.output import OutputFolder
+from prune_cli.prepare import pick_batch_size
+from prune_cli.progress import Progress
+from prune_cli.report import BlockChange
+from prune_cli.request import PruneRequest
+from prune_cli.structured.change import Change
+from prune_cli.structured.config import config_from, config_without_blocks
+from prune_cli.structured.greedy import Removals
+from prune_cli.structured.hidden_states import measure_states
+from prune_cli.structured.names import without_blocks
+from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.rebuild import rebuild
+
+DEFAULT_SHARE = 0.25
+_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The blocks to remove, why each goes or stays, and its scores."""
+
+    removed: tuple[int, ...]
+    why: Mapping[int, str]
+    scores: Mapping[int, Mapping[str, float]]
+
+
+def check(request: PruneRequest, job: StructuredJob) -> None:
+    """Raise RequestError before any work for blocks that do not exist, or cannot be left out of this architecture."""
+    removed = named_blocks(request, job)
+    change_without(job, removed if removed is not None else [len(job.model.blocks) - 1])
+
+
+def named_blocks(request: PruneRequest, job: StructuredJob) -> list[int] | None:
+    """The blocks of -o which=, None where they are to be chosen."""
+    options, blocks = _options(job), len(job.model.blocks)
+    if options.which is None:
+        asked_count(request, job)
+        return None
+    if options.remove is not None or request.sparsity is not None:
+        other = "-o remove=" if options.remove is not None else "--sparsity"
+        raise RequestError(f"-o which= names the blocks, so {other} has nothing to say: leave one of them out.")
+    chosen: set[int] = set()
+    for part in options.which.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise RequestError(f"-o which={options.which} is no list of blocks: write it as 20-27 or 3,5,7-9.")
+        if last >= blocks:
+            raise RequestError(
+                f"-o which={options.which} names block {last}, but the model has {blocks}, counted from 0 to "
+                f"{blocks - 1}."
+            )
+        chosen.update(range(first, last + 1))
+    if len(chosen) == blocks:
+        raise RequestError(f"-o which={options.which} names all {blocks} blocks: at least one must stay.")
+    return sorted(chosen)
+
+
+def asked_count(request: PruneRequest, job: StructuredJob) -> int:
+    """How many blocks go. Raises RequestError where none would stay."""
+    options, blocks = _options(job), len(job.model.blocks)
+    if options.remove is None:
+        share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
+        if not share:
+            raise RequestError("--sparsity 0 removes no block: give a share of the blocks above 0.")
+        if blocks == 1:
+            raise RequestError("The model has a single block, which must stay: use another method.")
+        return block_count(share, blocks)
+    if request.sparsity is not None:
+        raise RequestError("--sparsity and -o remove= exclude each other: both say how many blocks go.")
+    if options.remove >= blocks:
+        raise RequestError(f"-o remove={options.remove}, but the model has {blocks} blocks: at least one must stay.")
+    return options.remove
+
+
+def decide(
+    request: PruneRequest,
+    job: StructuredJob,
+    calibration: TokenSet | None,
+    output: OutputFolder,
+    progress: Progress,
+) -> Change:
+    """Choose the blocks (once, also when the run is resumed) and say what the output holds without them."""
+    named = named_blocks(request, job)
+    if named is not None:
+        choice = Choice(tuple(named), dict.fromkeys(named, "named by -o which="), {})
+    else:
+        assert calibration is not None
+        choice = _choose(request, job, calibration, output, progress)
+    return change_without(job, choice.removed, choice)
+
+
+def change_without(job: StructuredJob, removed: Sequence[int], choice: Choice | None = None) -> Change:
+    """Raises RequestError where the architecture's config cannot describe the model without `removed`."""
+    blocks = len(job.model.blocks)
+    kept = [block for block in range(blocks) if block not in removed]
+    config = config_without_blocks(job.source, job.model, kept)
+    tensors, dropped = without_blocks(job.model, kept)
+    new = {block: number for number, block in enumerate(kept)}
+    choice = choice or Choice(tuple(removed), {}, {})
+    told = [
+        BlockChange(
+            block=block,
+            new_block=new.get(block),
+            removed="" if block in new else "the whole block",
+            why=choice.why.get(block, ""),
+            scores=choice.scores.get(block, {}),
+        )
+        for block in range(blocks)
+    ]
+    change = Change(config, tensors, dropped, kept, (blocks, len(kept)), told)
+    rebuild(job.model, config_from(config, job.model), change, trust_remote_code=job.trust_remote_code)
+    return change
+
+
+def bytes_at_most(request: PruneRequest, job: StructuredJob) -> int:
+    """Of the output's files: the smallest blocks may be those that go."""
+    named = named_blocks(request, job)
+    sizes = [
+        sum(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in range(len(job.model.blocks))
+    ]
+    gone = sorted(sizes)[: asked_count(request, job)] if named is None else [sizes[block] for block in named]
+    return job.checkpoint.nbytes - sum(gone)
+
+
+def asked(request: PruneRequest, job: StructuredJob) -> str:
+    """What was asked for, in words."""
+    options = _options(job)
+    if options.which is not None:
+        return f"the blocks {options.which}"
+    count = asked_count(request, job)
+    if options.remove is not None:
+        return f"{count} of the {len(job.model.blocks)} blocks"
+    share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
+    return f"{100 * share:g} % of the {len(job.model.blocks)} blocks, which is {count} after rounding"
+
+
+def _options(job: StructuredJob) -> Options:
+    assert isinstance(job.options, Options)
+    return job.options
+
+
+def _choose(
+    request: PruneRequest, job: StructuredJob, calibration: TokenSet, output: OutputFolder, progress: Progress
+) -> Choice:
+    count, score = asked_count(request, job), _options(job).score
+    if score == "greedy":
+        windows = calibration.ids[: _options(job).windows]
+        return _greedy(job, _batches(request, job, windows), count, output, progress)
+    if "states" in output.notes:
+        influence, distances = (torch.tensor(output.notes["states"][name]) for name in ("influence", "distances"))
+    else:
+        influence, distances = measure_states(job, _batches(request, job, calibration.ids), progress)
+        output.note("states", {"influence": influence.tolist(), "distances": distances.tolist()})
+    return _by_influence(influence, count) if score == "influence" else _by_angle(distances, count)
+
+
+def _batches(request: PruneRequest, job: StructuredJob, windows: torch.Tensor) -> Sequence[torch.Tensor]:
+    return windows.split(pick_batch_size(request.batch_size, job.device, windows.shape[1]))
+
+
+def _by_influence(influence: torch.Tensor, count: int) -> Choice:
+    order = torch.argsort(influence, stable=True).tolist()
+    ranks = {block: rank + 1 for rank, block in enumerate(order)}
+    return Choice(
+        tuple(lowest_influence(influence, count)),
+        {block: f"block influence {influence[block]:.5f}, number {ranks[block]} from below" for block in ranks},
+        {block: {"influence": float(influence[block])} for block in ranks},
+    )
+
+
+def _by_angle(distances: torch.Tensor, count: int) -> Choice:
+    run = closest_run(distances, count)
+    ends = torch.diagonal(distances, count).tolist()
+    why = f"in the run of {count} whose ends have the smallest angular distance, {ends[run[0]]:.5f}"
+    return Choice(
+        tuple(run),
+        dict.fromkeys(run, why),
+        {first: {"angular_distance_of_the_run_from_here": distance} for first, distance in enumerate(ends)},
+    )
+
+
+def _greedy(
+    job: StructuredJob, batches: Sequence[torch.Tensor], count: int, output: OutputFolder, progress: Progress
+) -> Choice:
+    blocks = len(job.model.blocks)
+    removals = Removals(job, batches, progress)
+    steps: list[dict[str, Any]] = list(output.notes.get("greedy", []))
+    while len(steps) < count:
+        removed = [step["block"] for step in steps]
+        # In the first step also the model as it is: the last block's own lane would compute most of it anyway.
+        candidates = [block for block in range(blocks + (not steps)) if block not in removed]
+        progress.stage(
+            f"Trying to remove each block, {len(steps) + 1} of {count}", blocks * removals.passes(len(candidates))
+        )
+        losses = removals.losses(removed, candidates)
+        dense = losses.pop(blocks) if not steps else steps[0]["loss_before"]
+        before = dense if not steps else steps[-1]["loss"]
+        best = cheapest(losses)
+        steps.append({"block": best, "loss": losses[best], "loss_before": before, "losses": list(losses.items())})
+        output.note("greedy", steps)
+    why = {
+        step["block"]: f"removed as number {number + 1}: the calibration loss went from {step['loss_before']:.4f} to "
+        f"{step['loss']:.4f} nats, the least of all"
+        for number, step in enumerate(steps)
+    }
+    scores: dict[int, dict[str, float]] = {}
+    for step in steps:
+        for block, loss in step["losses"]:
+            scores[block] = {"loss_without_it": loss, "loss_before": step["loss_before"]}
+    return Choice(tuple(sorted(why)), why, scores)

@@ -1,0 +1,112 @@
+"""The loss without each of the blocks in turn: all candidates pass the model side by side, one block in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from prune_cli.errors import PruneError
+from prune_cli.evaluate import mean, window_losses
+from prune_cli.lockstep import Instead, tensors_in
+from prune_cli.prepare import Opened
+from prune_cli.progress import Progress
+from prune_cli.stream import Stream
+from prune_cli.structured.hidden_states import hidden_states, refuse_changed_input
+
+# Hidden states of all candidates on their way together; more candidates mean another pass over the weights.
+_GROUP_BYTES = 4 << 30
+_STATES_PER_TOKEN = 3
+
+
+class Removals:
+    """Losses in nats of the model without some of its blocks, on `batches`."""
+
+    def __init__(self, job: Opened, batches: Sequence[torch.Tensor], progress: Progress) -> None:
+        self._job = job
+        self._batches = batches
+        self._progress = progress
+        self._returned: dict[int, Callable[[torch.Tensor], Any]] = {}
+
+    def losses(self, removed: Collection[int], candidates: Sequence[int]) -> dict[int, float]:
+        """The loss without `removed` and each of `candidates`; the number of blocks stands for no other block.
+
+        A block that is left out is not run: the hidden states that come to it go on. Before its own block, a
+        candidate's states are those of all others, and are computed once.
+        """
+        found: dict[int, float] = {}
+        for group in self._groups(candidates):
+            found |= self._pass(frozenset(removed), group)
+        return found
+
+    def passes(self, candidates: int) -> int:
+        """How often the weights are read for so many candidates."""
+        return -(-candidates // self._together())
+
+    def _together(self) -> int:
+        tokens = sum(batch.numel() for batch in self._batches)
+        model = self._job.model
+        return max(1, _GROUP_BYTES // (tokens * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN))
+
+    def _groups(self, candidates: Sequence[int]) -> Iterator[list[int]]:
+        """Latest first: the first candidate of a group computes what the others share with it."""
+        ordered = sorted(candidates, reverse=True)
+        for begin in range(0, len(ordered), self._together()):
+            yield ordered[begin : begin + self._together()]
+
+    def _pass(self, removed: frozenset[int], group: Sequence[int]) -> dict[int, float]:
+        lanes = [(number, candidate) for number in range(len(self._batches)) for candidate in group]
+        batches = [self._batches[number] for number, _ in lanes]
+        with Stream(self._job.model, batches) as stream:
+            for block in range(len(self._job.model.blocks)):
+                if block not in removed or block not in self._returned:
+                    stream.load(block)
+                stream.through(block, self._passing(block, removed, lanes, stream))
+                stream.unload(block)
+                self._progress.advance()
+            losses = iter(window_losses(stream, batches))
+        by_candidate: dict[int, list[float]] = {candidate: [] for candidate in group}
+        for (_, candidate), batch in zip(lanes, batches, strict=True):
+            by_candidate[candidate] += [next(losses) for _ in batch]
+        return {candidate: mean(values) for candidate, values in by_candidate.items()}
+
+    def _passing(
+        self, block: int, removed: frozenset[int], lanes: Sequence[tuple[int, int]], stream: Stream
+    ) -> Instead:
+        shared: dict[int, Any] = {}
+
+        def passing(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            number, candidate = lanes[stream.current()]
+            if block in removed or block == candidate:
+                return self._skip(block, original, args, kwargs)
+            if block < candidate and number in shared:
+                return shared[number]
+            before = tensors_in(args, kwargs)[0]
+            version = before._version
+            output = original(*args, **kwargs)
+            refuse_changed_input(before, version)
+            self._remember(block, output)
+            if block < candidate:
+                shared[number] = output
+            return output
+
+        return passing
+
+    def _skip(self, block: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = tensors_in(args, kwargs)[0]
+        if block not in self._returned:
+            output = original(*args, **kwargs)
+            if hidden_states(output).shape != hidden.shape:
+                raise PruneError(f"Block {block} changes the shape of the hidden states, so it cannot be left out.")
+            self._remember(block, output)
+            return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+        return self._returned[block](hidden)
+
+    def _remember(self, block: int, output: Any) -> None:
+        """What a block returns beside hidden states, where that is nothing: then it need not run to be left out."""
+        if isinstance(output, torch.Tensor):
+            self._returned[block] = lambda hidden: hidden
+        elif all(item is None for item in output[1:]):
+            nothing = output[1:]
+            self._returned[block] = lambda hidden: (hidden, *nothing)

@@ -1,0 +1,107 @@
+"""One pass over the hidden states: how far every block turns them, and how far apart any two boundaries are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from methods.structured.depth import angular_distances, cosines
+from prune_cli.errors import PruneError
+from prune_cli.lockstep import tensors_in
+from prune_cli.prepare import Opened
+from prune_cli.progress import Progress
+from prune_cli.stream import Stream
+
+# Distances between all boundaries need the states of all of them at once: of so many tokens, evenly spaced.
+_TOKENS = 512
+
+
+def measure_states(
+    job: Opened, batches: Sequence[torch.Tensor], progress: Progress
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block influence (blocks,) over all tokens, and the angular distances (blocks + 1, blocks + 1), both float64.
+
+    Row i of the distances is the state before block i, the last one what the last block returns; the upper triangle
+    holds means over evenly spaced tokens. Raises PruneError where the states are not finite.
+    """
+    blocks = len(job.model.blocks)
+    tokens = sum(batch.numel() for batch in batches)
+    measure = _States(blocks, tokens)
+    progress.stage("Measuring the hidden states", blocks)
+    with Stream(job.model, batches) as stream:
+        for block in range(blocks):
+            stream.load(block)
+            stream.through(block, measure.passing(block))
+            stream.unload(block)
+            measure.next_boundary(block)
+            progress.advance()
+    if not (torch.isfinite(measure.turned).all() and torch.isfinite(measure.distances).all()):
+        raise PruneError("The hidden states are not finite: the forward pass overflows; try --dtype float32.")
+    return measure.turned / measure.tokens, measure.distances
+
+
+class _States:
+    """What one pass gathers; `boundaries` holds sampled states (samples, hidden) of every boundary so far."""
+
+    def __init__(self, blocks: int, tokens: int) -> None:
+        self.turned = torch.zeros(blocks, dtype=torch.float64)
+        self.distances = torch.zeros(blocks + 1, blocks + 1, dtype=torch.float64)
+        self.tokens = 0
+        self._every = max(1, tokens // _TOKENS)
+        self._before: list[torch.Tensor] = []
+        self._after: list[torch.Tensor] = []
+        self._boundaries: list[torch.Tensor] = []
+
+    def passing(self, block: int) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
+        def measured(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            before = tensors_in(args, kwargs)[0]
+            version = before._version
+            output = original(*args, **kwargs)
+            refuse_changed_input(before, version)
+            after = hidden_states(output)
+            turned = 1 - cosines(before, after)
+            self.turned[block] += turned.sum().cpu()
+            self.tokens += turned.numel() if block == 0 else 0
+            self._before.append(self._sampled(before))
+            self._after.append(self._sampled(after))
+            return output
+
+        return measured
+
+    def _sampled(self, states: torch.Tensor) -> torch.Tensor:
+        return states.reshape(-1, states.shape[-1])[self._every - 1 :: self._every].clone()
+
+    def next_boundary(self, block: int) -> None:
+        self._boundaries.append(torch.cat(self._before))
+        self._compare_last()
+        if block + 2 == len(self.distances):
+            self._boundaries.append(torch.cat(self._after))
+            self._compare_last()
+        self._before, self._after = [], []
+
+    def _compare_last(self) -> None:
+        new = len(self._boundaries) - 1
+        for old in range(new):
+            self.distances[old, new] = angular_distances(self._boundaries[old], self._boundaries[new]).mean().cpu()
+
+
+def hidden_states(output: Any) -> torch.Tensor:
+    """Those among what a block returns. Raises PruneError where there are none."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(first, torch.Tensor):
+        raise PruneError(
+            f"The blocks of this architecture return a {type(output).__name__}, in which the hidden states are not "
+            "found: name the blocks with -o which=."
+        )
+    return first
+
+
+def refuse_changed_input(tensor: torch.Tensor, version: int) -> None:
+    """Raise PruneError where a block has changed its input, which others still need, in place."""
+    if tensor._version != version:
+        raise PruneError(
+            "This architecture changes the inputs of its blocks in place, so that they cannot be compared: name the "
+            "blocks with -o which=."
+        )

@@ -1,0 +1,98 @@
+"""The model that the new config.json describes, built on meta and held against what is to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prune_cli.architecture import find_blocks, model_on_meta
+from prune_cli.errors import RequestError
+from prune_cli.model import Skeleton
+from prune_cli.structured.change import Change
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+_IGNORED = frozenset({"training", "config"})
+# GPT-2's option divides attention scores by the block's number plus one.
+_COMPUTES_WITH_NUMBER = "scale_attn_by_inverse_layer_idx"
+
+
+def rebuild(source: Skeleton, config: Any, change: Change, *, trust_remote_code: bool) -> nn.Module:
+    """The output's model on meta. Raises RequestError with the reason where it is not what `change` says.
+
+    Compared with the input's model: names and shapes of all weights, and of every kept block the classes of its
+    modules and their plain attributes (kinds of attention, windows, scales, ...).
+    """
+    model = model_on_meta(config, source.dtype, trust_remote_code)
+    name, blocks = find_blocks(model)
+    if name != source.blocks_name or len(blocks) != len(change.blocks):
+        raise _cannot(f"the model rebuilt from it has {len(blocks)} blocks, expected {len(change.blocks)}")
+    _compare_shapes(source, model, change)
+    for new, (old, block) in enumerate(zip(change.blocks, blocks, strict=True)):
+        _compare_blocks(source.blocks[old], old, block, new, change.narrowed)
+    return model
+
+
+def _cannot(reason: str) -> RequestError:
+    return RequestError(f"This architecture's config cannot describe the smaller model: {reason}.")
+
+
+def _compare_shapes(source: Skeleton, model: nn.Module, change: Change) -> None:
+    expected = _expected(source, change)
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise _cannot(
+                f"{name} would have the shape {_told(found.get(name))} in the model rebuilt from it, but "
+                f"{_told(expected.get(name))} in the output"
+            )
+
+
+def _told(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
+
+
+def _expected(source: Skeleton, change: Change) -> Mapping[str, tuple[int, ...]]:
+    """Weights of the output's model by their new names."""
+    number = {old: new for new, old in enumerate(change.blocks)}
+    prefix = source.blocks_name + "."
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, tensor in source.model.state_dict().items():
+        shape = change.shapes.get(name, tuple(tensor.shape))
+        if not name.startswith(prefix):
+            expected[name] = shape
+            continue
+        old, _, rest = name[len(prefix) :].partition(".")
+        if int(old) in number:
+            expected[f"{prefix}{number[int(old)]}.{rest}"] = shape
+    return expected
+
+
+def _compare_blocks(before: nn.Module, old: int, after: nn.Module, new: int, narrowed: frozenset[str]) -> None:
+    modules = dict(after.named_modules())
+    for path, module in before.named_modules():
+        where = f"block {old}{'.' + path if path else ''}"
+        other = modules.get(path)
+        if type(other) is not type(module):
+            raise _cannot(f"{where} is a {type(module).__name__}, but there it would be a {type(other).__name__}")
+        for key, value in vars(module).items():
+            if key.startswith("_") or key in _IGNORED or key in narrowed or not _is_plain(value):
+                continue
+            there = vars(other).get(key)
+            if value != there and not _is_number_of_block(value, old, there, new):
+                raise _cannot(f"{where} has {key} = {value!r}, but there it would have {there!r}")
+        if old != new and getattr(module, _COMPUTES_WITH_NUMBER, False):
+            raise _cannot(f"{where} computes with its own number ({_COMPUTES_WITH_NUMBER}), which would change")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, _PLAIN)
+
+
+def _is_number_of_block(value: Any, old: int, there: Any, new: int) -> bool:
+    """Blocks know where they stand (`layer_idx`): the same distance from both numbers is the same thing."""
+    return type(value) is int and type(there) is int and value - old == there - new

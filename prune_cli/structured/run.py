@@ -1,0 +1,76 @@
+"""The story of a structured run, top to bottom: decide, lay out, write what changed, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from calibration.tokens import TokenSet
+from prune_cli.assemble import batch_size_of, versions
+from prune_cli.layout import changed_layout
+from prune_cli.markdown import to_markdown
+from prune_cli.memory import PeakMemory
+from prune_cli.output import REPORT_MARKDOWN, OutputFolder, check_space
+from prune_cli.perplexity import perplexity, perplexity_before, read_texts
+from prune_cli.progress import Progress
+from prune_cli.report import Report
+from prune_cli.report_schema import REPORT_JSON
+from prune_cli.request import PruneRequest
+from prune_cli.structured import depth
+from prune_cli.structured.assemble import assemble_structured
+from prune_cli.structured.config import config_from
+from prune_cli.structured.prepare import StructuredJob, prepare_structured
+
+
+@torch.no_grad()
+def prune_structured(request: PruneRequest, progress: Progress) -> Report:
+    """Write a smaller dense model; raises and resumes as `prune` does."""
+    begun = time.monotonic()
+    job = prepare_structured(request)
+    depth.check(request, job)
+    check_space(request.out, depth.bytes_at_most(request, job))
+    memory = PeakMemory(job.device)
+    calibration, evaluation = read_texts(request, job, progress)
+    with OutputFolder(request.out, job.checkpoint) as output:
+        progress.stage(f"Looking at {len(job.checkpoint.files)} file(s)", 1)
+        output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
+        before = perplexity_before(request, job, evaluation, output, progress)
+        change = depth.decide(request, job, calibration, output, progress)
+        memory.look()
+        layout = changed_layout(job.checkpoint, change.tensors)
+        progress.stage(f"Writing {len(layout.files)} file(s)", 1)
+        output.lay_out(layout)
+        memory.look()
+        config = config_from(change.config, job.model)
+        after = perplexity(request, job, evaluation, output.checkpoint(), "Perplexity after", progress, config)
+        output.copy_side_files()
+        report = assemble_structured(
+            request, job, change, output, calibration, evaluation, before, after, memory, time.monotonic() - begun
+        )
+        output.commit(
+            {REPORT_JSON: report.to_json(), REPORT_MARKDOWN: to_markdown(report)},
+            config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
+        )
+    return report
+
+
+def fingerprint(
+    request: PruneRequest, job: StructuredJob, calibration: TokenSet | None, evaluation: TokenSet | None
+) -> dict[str, Any]:
+    """All that the bytes of the output depend on, but for the input's files, which are hashed on the way."""
+    return {
+        "method": request.method,
+        "options": asdict(job.options),
+        "sparsity": request.sparsity,
+        "seed": request.seed,
+        "calibration": calibration.sha256 if calibration else None,
+        "batch_size": batch_size_of(request, job, calibration),
+        "eval": evaluation.sha256 if evaluation else None,
+        "device": job.device.type,
+        "dtype": str(job.dtype),
+        "versions": versions(),
+    }

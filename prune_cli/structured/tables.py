@@ -1,0 +1,47 @@
+"""The structure section of a report as rows of text, for the page and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prune_cli.report import BlockChange, Size, StructureReport
+
+SIZES = ("", "before", "after", "after / before")
+BLOCKS = ("block", "now", "removed", "why", "scores")
+
+
+def size_rows(before: Size, after: Size) -> list[tuple[str, str, str, str]]:
+    """What the model was and is, with the ratios."""
+    rows = [
+        ("parameters", before.parameters, after.parameters),
+        ("bytes of weights", before.bytes, after.bytes),
+        ("blocks", before.blocks, after.blocks),
+        ("KV cache, bytes per token", before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token),
+        ("multiplications per token", before.macs_per_token, after.macs_per_token),
+    ]
+    return [(name, _number(a), _number(b), f"{b / a:.3f}" if a and b is not None else "–") for name, a, b in rows]
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def share_text(structure: StructureReport) -> str:
+    """'25.00 % of the blocks, 21.90 % of the parameters'."""
+    return ", ".join(f"{100 * share:.2f} % of the {what}" for what, share in structure.removed_shares.items())
+
+
+def block_rows(blocks: Sequence[BlockChange]) -> list[tuple[str, ...]]:
+    """A row per block of the input."""
+    return [
+        (
+            str(block.block),
+            "gone" if block.new_block is None else str(block.new_block),
+            block.removed or "nothing",
+            block.why,
+            ", ".join(f"{name.replace('_', ' ')} {value:.5g}" for name, value in block.scores.items()),
+        )
+        for block in blocks
+    ]
