@@ -13,6 +13,7 @@ import torch
 
 import prune_cli
 from methods import load_method, method_names
+from methods.structured import structured_names
 from prune_cli.report import report_schema
 from tests import reference
 from tests.conftest import RunCommand, folder_bytes, in_new_process, token_ids
@@ -197,7 +198,7 @@ def test_the_python_api(llama: Path, tmp_path: Path, tokens_file: Path) -> None:
 
 def test_methods_are_listed_with_their_options(command: RunCommand) -> None:
     listed = command("methods", "--json").json
-    assert [i["name"] for i in listed if i["option"].startswith("--method")] == list(method_names())
+    assert [i["name"] for i in listed if i["option"].startswith("--method")] == [*method_names(), *structured_names()]
     assert [i["option"] for i in listed if i["name"] in ("swaps", "reconstruct")] == ["--reconstruct", "--refine swaps"]
     assert "-o swaps.rounds=..." in command("methods", "swaps").stdout
     one = command("methods", "magnitude")
