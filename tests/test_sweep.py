@@ -101,6 +101,8 @@ def test_files_agree_and_side_by_side_changes_nothing(
         block["loss_increase"] for block in a["sensitivity"]["blocks"]
     ]
     assert not list(tmp_path.glob("*.partial"))
+    assert "wanda+swaps" in (tmp_path / "a" / "sweep.svg").read_text()
+    assert (tmp_path / "a" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:

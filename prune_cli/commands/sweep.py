@@ -16,6 +16,9 @@ from prune_cli.failures import told_failures
 
 if TYPE_CHECKING:
     from prune_cli.sweep.request import SweepRequest
+    from prune_cli.sweep.search_request import SearchRequest
+
+SEARCH = "Search for an allocation"
 
 
 def sweep(
@@ -71,6 +74,25 @@ def sweep(
             rich_help_panel=RUN,
         ),
     ] = 0.5,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Instead of a grid: search how the blocks share one sparsity of one method, by random or evolution.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Candidates of --search; evolution has as many again [default: 32].", rich_help_panel=SEARCH),
+    ] = None,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            help="Windows of the calibration text, beside --samples, that judge candidates [default: 16].",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     include: its.Include = None,
     exclude: its.Exclude = None,
     allow_unsupported: its.AllowUnsupported = False,
@@ -113,6 +135,10 @@ def sweep(
     The knee of a method is the sparsity beyond which its loss grows much faster: the breakpoint of a continuous line of
     two segments, fitted by least squares to the loss increase over the sparsity, with a 95 % interval (F test of the
     fit, widened by a bootstrap over the evaluation windows). Where one line fits as well, there is none.
+
+    With --search OUTDIR gets search.json and allocation.json, for prune --allocate file:OUTDIR/allocation.json.
+    Candidates keep the total exactly and are judged on held-out calibration windows; then the best is compared on
+    --data with the uniform allocation and with random search.
     """
     with told_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.sweep.request import SweepRequest
@@ -144,8 +170,45 @@ def sweep(
             revision=revision,
         )
         request.check()
+        wanted = _search_request(request, search, budget, held_out, dry_run=dry_run)
         options.calm_libraries(verbose=verbose, quiet=quiet)
-        _run(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+        if wanted is not None:
+            _search(wanted, as_json=as_json, quiet=quiet)
+        else:
+            _run(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+
+def _search_request(
+    request: SweepRequest, search: str | None, budget: int | None, held_out: int | None, *, dry_run: bool
+) -> SearchRequest | None:
+    from prune_cli.errors import RequestError
+    from prune_cli.sweep.search_request import DEFAULT_BUDGET, DEFAULT_HELD_OUT, SearchRequest
+
+    if search is None:
+        if budget is not None or held_out is not None:
+            raise RequestError("--budget and --held-out belong to --search random or evolution: say which, or neither.")
+        return None
+    if dry_run:
+        raise RequestError("--dry-run tells about a grid: leave out --search.")
+    wanted = SearchRequest(
+        request,
+        options.checked_later(search),
+        DEFAULT_BUDGET if budget is None else budget,
+        DEFAULT_HELD_OUT if held_out is None else held_out,
+    )
+    wanted.check()
+    return wanted
+
+
+def _search(request: SearchRequest, *, as_json: bool, quiet: bool) -> None:
+    from prune_cli.progress import progress_on
+    from prune_cli.sweep.render import show_search
+    from prune_cli.sweep.search_run import search
+
+    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        report = search(request, progress)
+    show = partial(show_search, report=report)
+    options.print_result(report.to_json(), as_json=as_json, quiet=quiet, show=show)
 
 
 def _run(request: SweepRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:

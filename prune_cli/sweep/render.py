@@ -13,6 +13,7 @@ from prune_cli.render import size
 if TYPE_CHECKING:
     from prune_cli.sweep.estimate import Estimate
     from prune_cli.sweep.report import SweepReport
+    from prune_cli.sweep.search_report import SearchReport
 
 
 def show_sweep(console: Console, report: SweepReport) -> None:
@@ -39,6 +40,23 @@ def show_sweep(console: Console, report: SweepReport) -> None:
             blocks.add_row(str(block.block), increase)
         console.print(blocks)
     console.print(f"{report.seconds:.1f} s. Written to {report.request['out']}", highlight=False, soft_wrap=True)
+
+
+def show_search(console: Console, report: SearchReport) -> None:
+    """The uniform allocation and the best of each search, then the one to use, by block."""
+    title = f"{report.method} at {report.asked_sparsity:g}, {report.request['budget']} candidates a search"
+    results = _table(title, "", "held-out loss", f"perplexity on {report.text.source}", "loss over uniform")
+    for result in report.results:
+        over = f"{result.over_uniform:+.5f} ± {result.over_uniform_standard_error:.5f}"
+        results.add_row(result.name, f"{result.held_out_loss:.5f}", f"{result.evaluation.perplexity:.3f}", over)
+    console.print(results)
+    blocks = _table(f"Chosen on the held-out windows: {report.winner}", "block", "sparsity")
+    for block, value in report.allocation["facts"]["by_block"].items():
+        blocks.add_row(block, percent(value))
+    console.print(blocks)
+    console.print(report.verdict[0].upper() + report.verdict[1:], highlight=False)
+    told = f"{report.seconds:.1f} s. For prune: --allocate file:{report.request['out']}/allocation.json"
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def show_estimate(console: Console, plan: Estimate) -> None:

@@ -17,12 +17,16 @@ DEFAULT_SPARSITIES = "0:0.9:0.1"
 
 @dataclass(frozen=True)
 class Point:
-    """One way of pruning: `request` says how, `block` that only this block is pruned; `method` is as typed."""
+    """One way of pruning: `request` says how; `method` is as typed.
+
+    `block` is set where only this block is pruned, `allocation` where tensors give unevenly, `on` names the text.
+    """
 
     method: str
     request: PruneRequest
     block: int | None = None
     allocation: Mapping[str, float] | None = None
+    on: str = "data"
 
     @property
     def key(self) -> str:
@@ -36,6 +40,7 @@ class Point:
             "pattern": asked.pattern,
             "block": self.block,
             "allocation": self.allocation,
+            "on": self.on,
         }
         return json.dumps(said, sort_keys=True)
 

@@ -65,13 +65,13 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     progress = progress or Silent()
     begun = time.monotonic()
     prospect = look_ahead(request, progress)
-    for warning in _warnings(prospect.texts):
+    for warning in warnings_of(prospect.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(prospect.job.checkpoint.folder, prospect.job.checkpoint.files)
-    fingerprint = _fingerprint(request, prospect, files)
-    with Journal(request.out, fingerprint, resume=request.resume) as journal:
-        dense = _dense(request, prospect, journal, progress)
-        measured = _measure(prospect, journal, progress)
+    shared = fingerprint(request, prospect, files)
+    with Journal(request.out, shared, resume=request.resume) as journal:
+        dense = evaluate_dense(request, prospect, journal, progress)
+        measured = measure(prospect, prospect.points, journal, progress, "Measuring")
         report = _report(request, prospect, files, dense, measured, time.monotonic() - begun)
         contents = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv(), **pictures(report)}
         if report.sensitivity is not None:
@@ -131,7 +131,7 @@ def read_texts(request: SweepRequest, job: Prepared, points: Sequence[Point], pr
     return Texts(calibration, evaluation)
 
 
-def _fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str]) -> dict[str, Any]:
+def fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str]) -> dict[str, Any]:
     """What all points share; what is a point's own is in its line of the journal."""
     texts, job = prospect.texts, prospect.job
     sizes = [
@@ -153,7 +153,7 @@ def _fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str
     }
 
 
-def _dense(request: SweepRequest, prospect: Prospect, journal: Journal, progress: Progress) -> list[float]:
+def evaluate_dense(request: SweepRequest, prospect: Prospect, journal: Journal, progress: Progress) -> list[float]:
     """The dense model's loss on every window; measured once, also when the sweep is resumed."""
     if "dense" not in journal.notes:
         job, ids = prospect.job, prospect.texts.evaluation.ids
@@ -164,16 +164,22 @@ def _dense(request: SweepRequest, prospect: Prospect, journal: Journal, progress
     return journal.notes["dense"]
 
 
-def _measure(prospect: Prospect, journal: Journal, progress: Progress) -> dict[str, Measured]:
-    """By key: what the journal has, and what is measured now."""
-    found = {point.key: journal.find(point) for point in prospect.points}
-    left = [point for point in prospect.points if found[point.key] is None]
+def measure(
+    prospect: Prospect, points: Sequence[Point], journal: Journal, progress: Progress, title: str
+) -> dict[str, Measured]:
+    """`points` by key: what the journal has, and what is measured now, on the texts of `prospect`.
+
+    Raises PruneError where a loss is not finite.
+    """
+    found = {point.key: journal.find(point) for point in points}
+    left = [point for point in points if found[point.key] is None]
     left = list({point.key: point for point in left}.values())
     together = prospect.load(left).together
-    progress.stage(f"Measuring {len(left)} points, {together} side by side", len(left) * len(prospect.job.model.blocks))
+    told = f"{title}: {len(left)} points, {together} side by side"
+    progress.stage(told, len(left) * len(prospect.job.model.blocks))
     for group in measure_points(left, prospect.jobs, prospect.texts, together, journal.folder, progress):
         for measured in group:
-            summary(measured.losses, prospect.texts.evaluation.ids)  # a loss that is not finite ends the sweep here
+            summary(measured.losses, prospect.texts.evaluation.ids)
             journal.add(measured)
             found[measured.point.key] = measured
     return {key: measured for key, measured in found.items() if measured is not None}
@@ -195,7 +201,7 @@ def _report(
         schema_version=SCHEMA_VERSION,
         tool={"name": "prune-cli", "version": __version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        request=_as_json(request),
+        request=as_json(request),
         environment=environment(job, pick_batch_size(request.batch_size, job.device, texts.evaluation.ids.shape[1])),
         model={
             "given": job.source.given,
@@ -212,15 +218,17 @@ def _report(
         knees=knees(grid, dense, with_zero),
         sensitivity=sensitivity(alone, dense),
         seconds=seconds,
-        warnings=_warnings(texts),
+        warnings=warnings_of(texts),
     )
 
 
-def _as_json(request: SweepRequest) -> dict[str, Any]:
+def as_json(request: SweepRequest) -> dict[str, Any]:
+    """As it stands in a report."""
     lists = {"include": list(request.include), "exclude": list(request.exclude)}
     return {**asdict(request), "out": str(request.out), **lists}
 
 
-def _warnings(texts: Texts) -> list[str]:
+def warnings_of(texts: Texts) -> list[str]:
+    """What there is to say about the texts."""
     found: list[TokenSet] = [text for text in (texts.calibration, texts.evaluation) if text]
     return [warning for text in found for warning in text.warnings]

@@ -1,0 +1,229 @@
+"""The story of a search over allocations, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import torch
+
+from calibration.tokens import TokenSet
+from prune_cli import __version__
+from prune_cli.allocation import Allocation
+from prune_cli.architecture import load_tokenizer
+from prune_cli.assemble import environment
+from prune_cli.errors import RequestError
+from prune_cli.evaluate import PROTOCOL, mean, standard_error, summary
+from prune_cli.output import hash_files
+from prune_cli.prepare import Prepared, open_text, pick_batch_size, read_tokens
+from prune_cli.progress import Progress, Silent
+from prune_cli.report import text_report
+from prune_cli.request import DEFAULT_SOURCE
+from prune_cli.sweep.curves import increases
+from prune_cli.sweep.journal import Journal
+from prune_cli.sweep.passage import Measured, Texts
+from prune_cli.sweep.request import Point
+from prune_cli.sweep.run import Prospect, as_json, evaluate_dense, fingerprint, look_ahead, measure, warnings_of
+from prune_cli.sweep.search import CHILDREN, Table, children, random_tables, start_of_evolution
+from prune_cli.sweep.search_report import (
+    ALLOCATION_JSON,
+    SCHEMA_VERSION,
+    SEARCH_JSON,
+    Candidate,
+    Result,
+    SearchReport,
+    verdict,
+)
+from prune_cli.sweep.search_request import SearchRequest
+
+_UNIFORM, _RANDOM, _EVOLUTION = "uniform", "random search", "evolution"
+# At most this share of the calibration windows is held out where the text is short.
+_SHARE_HELD_OUT = 4
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Gives a candidate its loss on the held-out windows; each is measured once."""
+
+    request: SearchRequest
+    prospect: Prospect
+    journal: Journal
+    progress: Progress
+
+    def losses(self, tables: Sequence[Table], title: str) -> list[float]:
+        points = [self.point(table) for table in tables]
+        measured = measure(self.prospect, points, self.journal, self.progress, title)
+        return [mean(measured[point.key].losses) for point in points]
+
+    def point(self, table: Table, on: str = "held-out") -> Point:
+        by_tensor = for_tensors(self.prospect.job, table)
+        return replace(self.request.point(), allocation=by_tensor, on=on)
+
+
+@torch.no_grad()
+def search(request: SearchRequest, progress: Progress | None = None) -> SearchReport:
+    """Search as `request` says and write OUTDIR; returns the report that is written there too.
+
+    Candidates are judged on windows of the calibration text that are kept apart; the best of each search and the
+    uniform allocation are then measured on --data. Raises what `sweep` raises.
+    """
+    progress = progress or Silent()
+    begun = time.monotonic()
+    request.check()
+    final = look_ahead(request.sweep, progress)
+    judging = replace(final, texts=_held_out(request, final))
+    for warning in warnings_of(final.texts):
+        progress.say(f"warning: {warning}")
+    files = hash_files(final.job.checkpoint.folder, final.job.checkpoint.files)
+    shared = {**fingerprint(request.sweep, final, files), "held out": judging.texts.evaluation.sha256}
+    with Journal(request.sweep.out, shared, resume=request.sweep.resume) as journal:
+        dense = evaluate_dense(request.sweep, final, journal, progress)
+        judge = _Judge(request, judging, journal, progress)
+        judged = _candidates(request, judge)
+        best = {_UNIFORM: judged[_RANDOM][0], **{name: min(tried, key=_loss) for name, tried in judged.items()}}
+        measured = _measure_best(judge, final, best, journal, progress)
+        report = _report(request, final, judging, files, dense, judged, best, measured, time.monotonic() - begun)
+        journal.commit({SEARCH_JSON: report.to_json(), ALLOCATION_JSON: json.dumps(report.allocation, indent=1) + "\n"})
+    return report
+
+
+def _loss(judged: tuple[float, Table]) -> float:
+    return judged[0]
+
+
+def _held_out(request: SearchRequest, prospect: Prospect) -> Texts:
+    """The calibration windows for judging, and those held out: drawn together, so that they do not overlap."""
+    sweep, job = request.sweep, prospect.job
+    needs = bool(job.pipeline.needs)
+    samples = request.held_out if not needs else sweep.samples and sweep.samples + request.held_out
+    source = open_text(DEFAULT_SOURCE if sweep.calibration is None else sweep.calibration)
+    tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
+    tokens = read_tokens(source, job.model, tokenizer, "calibration", samples, sweep.seq_len, sweep.seed)
+    if not needs:
+        return Texts(None, tokens)
+    count = len(tokens.ids)
+    if count < 2:
+        raise RequestError(f"{tokens.source} gives one window only: a search needs one to prune and one to judge.")
+    held = request.held_out if sweep.samples else min(request.held_out, max(1, count // _SHARE_HELD_OUT))
+    return Texts(_part(tokens, slice(0, count - held)), _part(tokens, slice(count - held, count)))
+
+
+def _part(tokens: TokenSet, rows: slice) -> TokenSet:
+    ids = tokens.ids[rows].contiguous()
+    return replace(tokens, ids=ids, sha256=f"{tokens.sha256}[{rows.start}:{rows.stop}]")
+
+
+def block_counts(job: Prepared) -> dict[str, int]:
+    """Weights to prune per block that has any."""
+    counts = {
+        str(block): sum(job.decisions[name].place.entry.count for name in job.pruned_names(block))
+        for block in range(len(job.model.blocks))
+    }
+    return {block: count for block, count in counts.items() if count}
+
+
+def for_tensors(job: Prepared, table: Mapping[str, float]) -> dict[str, float]:
+    """A table by block as one by tensor."""
+    return {name: value for block, value in table.items() for name in job.pruned_names(int(block))}
+
+
+def _candidates(request: SearchRequest, judge: _Judge) -> dict[str, list[tuple[float, Table]]]:
+    """Per search the candidates with their losses, each `budget` many; the first of random search is uniform."""
+    counts, asked = block_counts(judge.prospect.job), request.sweep.sparsities[0]
+    seed, budget = request.sweep.seed, request.budget
+    tables = random_tables(counts, asked, budget, seed)
+    judged = {_RANDOM: list(zip(judge.losses(tables, "Random search"), tables, strict=True))}
+    if request.strategy == "evolution":
+        evolved = judged[_RANDOM][: start_of_evolution(budget)]
+        while len(evolved) < budget:
+            number = min(CHILDREN, budget - len(evolved))
+            born = children(evolved, counts, asked, number, seed)
+            title = f"Evolution, {len(evolved)} of {budget} candidates judged"
+            evolved = [*evolved, *zip(judge.losses(born, title), born, strict=True)]
+        judged[_EVOLUTION] = evolved
+    return judged
+
+
+def _measure_best(
+    judge: _Judge, final: Prospect, best: Mapping[str, tuple[float, Table]], journal: Journal, progress: Progress
+) -> dict[str, Measured]:
+    """On --data, calibrated on the very windows that `prune` takes."""
+    points = {name: judge.point(table, on="data") for name, (_, table) in best.items()}
+    measured = measure(final, list(points.values()), journal, progress, "Measuring the best")
+    return {name: measured[point.key] for name, point in points.items()}
+
+
+def _report(
+    request: SearchRequest,
+    final: Prospect,
+    judging: Prospect,
+    files: dict[str, str],
+    dense: Sequence[float],
+    judged: Mapping[str, Sequence[tuple[float, Table]]],
+    best: Mapping[str, tuple[float, Table]],
+    measured: Mapping[str, Measured],
+    seconds: float,
+) -> SearchReport:
+    job, text = final.job, final.texts.evaluation
+    winner = min(judged, key=lambda name: best[name][0])
+    table = for_tensors(job, best[winner][1])
+    facts = {"by_block": best[winner][1], "held_out_loss": best[winner][0]}
+    options = {"budget": request.budget, "held_out": request.held_out, "seed": request.sweep.seed}
+    return SearchReport(
+        schema_version=SCHEMA_VERSION,
+        tool={"name": "prune-cli", "version": __version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        request={
+            **as_json(request.sweep),
+            "search": request.strategy,
+            "budget": request.budget,
+            "held_out": request.held_out,
+        },
+        environment=environment(job, pick_batch_size(request.sweep.batch_size, job.device, text.ids.shape[1])),
+        model={
+            "given": job.source.given,
+            "revision": job.source.revision,
+            "architecture": type(job.model.model).__name__,
+            "files": files,
+        },
+        protocol=PROTOCOL,
+        text=text_report(text),
+        calibration=text_report(final.texts.calibration) if final.texts.calibration else None,
+        held_out_windows=len(judging.texts.evaluation.ids),
+        method=request.point().method,
+        asked_sparsity=request.sweep.sparsities[0],
+        dense=summary(dense, text.ids),
+        candidates=_told_candidates(judged),
+        results=[_result(name, best[name], measured, text) for name in best],
+        winner=winner,
+        verdict=_verdict(measured, text),
+        allocation=Allocation(f"search: {winner}", options, table, facts).to_dict(),
+        seconds=seconds,
+        warnings=warnings_of(final.texts),
+    )
+
+
+def _told_candidates(judged: Mapping[str, Sequence[tuple[float, Table]]]) -> list[Candidate]:
+    """Each once, with the searches that it belongs to, in the order in which they were judged."""
+    found: dict[tuple[float, ...], Candidate] = {}
+    for name, tried in judged.items():
+        for loss, table in tried:
+            key = tuple(table.values())
+            of = (*found[key].of, name) if key in found and name not in found[key].of else (name,)
+            found[key] = Candidate(of, loss, table)
+    return list(found.values())
+
+
+def _result(name: str, best: tuple[float, Table], measured: Mapping[str, Measured], text: TokenSet) -> Result:
+    grown = increases(measured[name].losses, measured[_UNIFORM].losses)
+    evaluation = summary(measured[name].losses, text.ids)
+    return Result(name, best[0], evaluation, mean(grown), standard_error(grown), best[1])
+
+
+def _verdict(measured: Mapping[str, Measured], text: TokenSet) -> str:
+    pairs = [(_RANDOM, _UNIFORM)] + ([(_EVOLUTION, _RANDOM)] if _EVOLUTION in measured else [])
+    told = [verdict(a, measured[a].losses, b, measured[b].losses, text.source) for a, b in pairs]
+    return "; ".join(told) + "."
