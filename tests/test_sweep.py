@@ -18,6 +18,7 @@ from prune_cli.sweep.grid import parse_method, parse_sparsities
 from prune_cli.sweep.journal import POINTS
 from prune_cli.sweep.report import sweep_schema
 from tests.conftest import RunCommand
+from tests.tiny import save_tiny
 
 METHODS = "wanda,magnitude,best,wanda+swaps"
 GRID = ("-m", METHODS, "-s", "0:0.5:0.5", "--pattern", "2:4")
@@ -245,3 +246,20 @@ def test_a_folder_that_is_no_sweep_is_not_replaced(
     refused = command("sweep", llama, tmp_path / "mine", *texts, "--overwrite")
     assert refused.code == 2
     assert "is no sweep" in refused.stderr
+
+
+def test_experts_are_pruned_as_prune_does(
+    tmp_path: Path, tokens_file: Path, texts: tuple[Any, ...], command: RunCommand
+) -> None:
+    model = save_tiny(tmp_path / "model", "mixtral")
+    done = command(
+        "sweep", model, tmp_path / "sweep", "-m", "magnitude,wanda,best", "-s", 0.5, *texts, "--sensitivity", 0
+    )
+    assert done.code == 0, done.stderr
+    for point in read(tmp_path / "sweep")["points"]:
+        said = ["--preset", "best"] if point["method"] == "best" else ["-m", point["method"]]
+        out = tmp_path / point["method"]
+        assert command("prune", model, out, *said, "-s", 0.5, "--eval", *texts[1:]).code == 0
+        expected = json.loads((out / "prune_report.json").read_text())
+        assert point["evaluation"] == expected["evaluation"]["after"], point
+        assert point["sparsity"] == expected["totals"]["sparsity_of_pruned"]

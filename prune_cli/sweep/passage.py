@@ -125,7 +125,10 @@ class Passage:
         for name in names:
             place = self.job.decisions[name].place
             stored = prune_map(place, self._tensors[name], self.settings, {}, None).stored
-            self.job.model.set_weight(place, stored)
+            if place.expert is not None and place.expert.index is not None:
+                self.job.model.set_expert(place, place.expert.index, stored)
+            else:
+                self.job.model.set_weight(place, stored)
             self._count(stored)
 
     def count(self, pruner: BlockPruner) -> None:
