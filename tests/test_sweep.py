@@ -173,6 +173,19 @@ def test_a_knee_is_marked_where_the_loss_begins_to_grow(
     assert "two segments" in done.json["knee_definition"]
 
 
+def test_dense_targets_stay_by_sublayer_and_it_is_said(
+    llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand
+) -> None:
+    arguments = ("-m", "wanda,best", "-s", 0.5, "--sensitivity", 0, *texts)
+    assert command("sweep", llama, tmp_path / "block", *arguments, "--calibrate-by", "block").code == 0
+    assert command("sweep", llama, tmp_path / "sublayer", *arguments).code == 0
+    block, sublayer = read(tmp_path / "block"), read(tmp_path / "sublayer")
+    assert block["points"][1]["evaluation"] == sublayer["points"][1]["evaluation"]
+    assert block["points"][0]["evaluation"] != sublayer["points"][0]["evaluation"]
+    assert "best: dense targets" in block["warnings"][0]
+    assert sublayer["warnings"] == []
+
+
 def test_a_dry_run_tells_the_work_and_does_none(
     llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand
 ) -> None:

@@ -123,6 +123,14 @@ class SweepRequest:
         """What is the same for all points, and the first method."""
         return self._methods()[0][1]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is done otherwise than was said, for the report."""
+        follow = [name for name, request, _ in self._methods() if request.target == "dense"]
+        if self.calibrate_by != "block" or not follow:
+            return ()
+        return (f"{', '.join(follow)}: dense targets need --calibrate-by sublayer, which is what they got.",)
+
     def _methods(self) -> list[tuple[str, PruneRequest, set[str]]]:
         """Per entry of --method: as typed, its request, and the keys of --option that it takes."""
         names = self.methods

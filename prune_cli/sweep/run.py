@@ -65,7 +65,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     progress = progress or Silent()
     begun = time.monotonic()
     prospect = look_ahead(request, progress)
-    for warning in warnings_of(prospect.texts):
+    for warning in warnings_of(request, prospect.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(prospect.job.checkpoint.folder, prospect.job.checkpoint.files)
     shared = fingerprint(request, prospect, files)
@@ -218,7 +218,7 @@ def _report(
         knees=knees(grid, dense, with_zero),
         sensitivity=sensitivity(alone, dense),
         seconds=seconds,
-        warnings=warnings_of(texts),
+        warnings=warnings_of(request, texts),
     )
 
 
@@ -228,7 +228,7 @@ def as_json(request: SweepRequest) -> dict[str, Any]:
     return {**asdict(request), "out": str(request.out), **lists}
 
 
-def warnings_of(texts: Texts) -> list[str]:
-    """What there is to say about the texts."""
+def warnings_of(request: SweepRequest, texts: Texts) -> list[str]:
+    """What a user should know of the request and the texts."""
     found: list[TokenSet] = [text for text in (texts.calibration, texts.evaluation) if text]
-    return [warning for text in found for warning in text.warnings]
+    return [*request.notes, *(warning for text in found for warning in text.warnings)]

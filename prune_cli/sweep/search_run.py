@@ -75,7 +75,7 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     request.check()
     final = look_ahead(request.sweep, progress)
     judging = replace(final, texts=_held_out(request, final))
-    for warning in warnings_of(final.texts):
+    for warning in warnings_of(request.sweep, final.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(final.job.checkpoint.folder, final.job.checkpoint.files)
     shared = {**fingerprint(request.sweep, final, files), "held out": judging.texts.evaluation.sha256}
@@ -202,7 +202,7 @@ def _report(
         verdict=_verdict(measured, text),
         allocation=Allocation(f"search: {winner}", options, table, facts).to_dict(),
         seconds=seconds,
-        warnings=warnings_of(final.texts),
+        warnings=warnings_of(request.sweep, final.texts),
     )
 
 
