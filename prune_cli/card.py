@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from prune_cli.errors import one_line
-from prune_cli.markdown import percent, table
+from prune_cli.markdown import table
 from prune_cli.output_files import SOURCE_CARD
-from prune_cli.page.story import change_of, exact_request, model_name, size, text_name
+from prune_cli.page.figures import OF_THE_RUN, figures_of, text_name
+from prune_cli.page.story import exact_request, model_name, tell
 from prune_cli.repeat import command_of
 
 # Of what the source's card says, this stays true of the pruned model.
@@ -97,7 +98,8 @@ def _metadata(report: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str,
 def _tags(report: Mapping[str, Any]) -> list[str]:
     patterns = {tensor["pattern"] for tensor in report["tensors"] if tensor["pattern"] and ":" in tensor["pattern"]}
     methods = report["method"]["name"].split(" + ")
-    return list(dict.fromkeys(["pruned", "sparse", *methods, *sorted(patterns), "prune-cli"]))
+    kinds = [*(["sparse"] if report["totals"]["pruned_parameters"] else []), *(["structured"] if report.get("structure") else [])]
+    return list(dict.fromkeys(["pruned", *kinds, *methods, *sorted(patterns), "prune-cli"]))
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -105,28 +107,20 @@ def _title(report: Mapping[str, Any]) -> str:
     source = f"[{name}](https://huggingface.co/{name}) (commit `{revision}`)" if revision else f"`{model_name(report)}`"
     return (
         f"# {model_name(report).rpartition('/')[2]}, pruned with {report['method']['name']}\n\n"
-        f"This is {source}, made sparser in one shot, without training: "
-        f"{percent(report['totals']['sparsity_of_pruned'])} of the weights in the pruned tensors are zero."
+        f"This is {source}, pruned in one shot, without training. {' '.join(tell(report, '').lead)}"
     )
 
 
 def _measured(report: Mapping[str, Any]) -> str:
-    totals, evaluation = report["totals"], report["evaluation"]
-    rows = [
-        ("zeros in the pruned tensors", "", percent(totals["sparsity_of_pruned"])),
-        ("zeros in the whole model", "", percent(totals["sparsity_of_model"])),
-        ("weights on disk", size(totals["bytes_before"]), size(totals["bytes_after"])),
-    ]
+    # What the run itself took says nothing about the model.
+    figures = [figure for figure in figures_of(report) if figure.name not in OF_THE_RUN]
+    rows = [(figure.name, figure.before or "", figure.after, figure.change or "") for figure in figures]
+    evaluation = report["evaluation"]
     note = "Its quality was not measured."
     if evaluation is not None:
-        before, after, text = evaluation["before"], evaluation["after"], evaluation["text"]
-        rows.append((f"perplexity on {text_name(text)}", f"{before['perplexity']:.3f}", f"{after['perplexity']:.3f}"))
-        rows.append(("loss (nats per token)", f"{before['loss']:.4f}", f"{after['loss']:.4f}"))
-        note = (
-            f"Perplexity: {change_of(before['perplexity'], after['perplexity'])}, over {text['samples']} windows of "
-            f"{text['seq_len']} tokens; {evaluation['protocol']}."
-        )
-    return f"## Measured\n\n{table(('', 'before', 'after'), rows)}\n\n{note}\n\n{report['gain']}"
+        text = evaluation["text"]
+        note = f"Measured over {text['samples']} windows of {text['seq_len']} tokens: {evaluation['protocol']}."
+    return f"## Measured\n\n{table(('', 'before', 'after', 'change'), rows)}\n\n{note}\n\n{report['gain']}"
 
 
 def _loading() -> str:
@@ -148,7 +142,7 @@ def _method(report: Mapping[str, Any]) -> str:
     if calibration is not None:
         windows = f"{calibration['samples']} windows of {calibration['seq_len']} tokens"
         lines.append(f"- calibrated on {text_name(calibration)}: {windows}")
-    if report["allocation"]["strategy"] != "uniform":
+    if report["allocation"] is not None and report["allocation"]["strategy"] != "uniform":
         lines.append(f"- sparsity spread over the tensors: {report['allocation']['strategy']}")
     return "## Method\n\n" + "\n".join(lines)
 

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prune_cli.markdown import percent
+from prune_cli.page.figures import Figure, change_of, figures_of, size, text_name
 from prune_cli.repeat import command_of
 
-_MB, _GB = 1e6, 1e9
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of a run; `before` and `change` (in words) where there is something to compare with."""
-
-    name: str
-    after: str
-    before: str | None = None
-    change: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ def tell(report: Mapping[str, Any], label: str) -> Run:
         label=label,
         title=f"{model_name(report)} pruned with {report['method']['name']}",
         lead=_lead(report),
-        figures=_figures(report),
+        figures=figures_of(report),
         gain=report["gain"],
         warnings=list(report["warnings"]),
         command=command_of(exact_request(report)),
@@ -61,15 +51,7 @@ def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Each figure that any run has, with its text for every run."""
     names = dict.fromkeys(figure.name for run in runs for figure in run.figures)
     found = [{figure.name: figure for figure in run.figures} for run in runs]
-    return [(name, [_in_a_line(figures.get(name)) for figures in found]) for name in names]
-
-
-def _in_a_line(figure: Figure | None) -> str:
-    if figure is None:
-        return "–"
-    before = f"{figure.before} → " if figure.before else ""
-    change = f" ({figure.change})" if figure.change else ""
-    return before + figure.after + change
+    return [(name, [row[name].in_a_line() if name in row else "–" for row in found]) for name in names]
 
 
 def labels_of(reports: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -107,98 +89,39 @@ def model_name(report: Mapping[str, Any]) -> str:
     return given if report["model"]["revision"] else given.rstrip("/").rpartition("/")[2]
 
 
-def text_name(text: Mapping[str, Any]) -> str:
-    """A source as it was given, but of a path only its last part."""
-    source = text["source"]
-    return source.rpartition("/")[2] or source if source.startswith(("/", "./", "../", "~")) else source
-
-
-def change_of(before: float, after: float) -> str:
-    """The relative change of a positive number: '+16.5 %', or 'as before' where nothing of it would be seen."""
-    change = 100 * (after / before - 1)
-    return "as before" if abs(change) < 0.05 else f"{change:+.1f} %"
-
-
-def size(count: float) -> str:
-    return f"{count / _GB:.2f} GB" if count >= _GB else f"{count / _MB:.1f} MB"
-
-
-def count_of(number: float) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= unit:
-            return f"{number / unit:.2f} {name}"
-    return f"{number:.0f}"
-
-
 def _lead(report: Mapping[str, Any]) -> list[str]:
-    totals, tensors = report["totals"], report["tensors"]
-    pruned = sum(tensor["action"] == "pruned" for tensor in tensors)
-    lead = [
-        f"{percent(totals['sparsity_of_pruned'])} of the weights in the {pruned} pruned tensors are zero, "
-        f"{percent(totals['sparsity_of_model'])} of the whole model."
-    ]
-    evaluation = report["evaluation"]
-    if evaluation is None:
-        lead.append("What that costs was not measured: --eval SOURCE of prune, or prune-cli eval, does.")
-    else:
-        before, after = evaluation["before"]["perplexity"], evaluation["after"]["perplexity"]
-        lead.append(
-            f"Perplexity on {text_name(evaluation['text'])} went from {before:.2f} to {after:.2f} "
-            f"({change_of(before, after)})."
+    return [*_what_is_gone(report), _what_it_cost(report["evaluation"]), _what_it_takes(report["totals"])]
+
+
+def _what_is_gone(report: Mapping[str, Any]) -> Iterator[str]:
+    totals, structure = report["totals"], report.get("structure")
+    if structure is not None:
+        yield (
+            f"{structure['units_after']} of {structure['units_before']} {structure['unit']} are left; "
+            f"{percent(structure['removed_shares']['parameters'])} of the parameters are gone."
         )
+    if structure is None or totals["pruned_parameters"]:
+        pruned = sum(tensor["action"] == "pruned" for tensor in report["tensors"])
+        yield (
+            f"{percent(totals['sparsity_of_pruned'])} of the weights in the {pruned} pruned tensors are zero, "
+            f"{percent(totals['sparsity_of_model'])} of the whole model."
+        )
+
+
+def _what_it_cost(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "What that costs was not measured: --eval SOURCE of prune, or prune-cli eval, does."
+    before, after = evaluation["before"]["perplexity"], evaluation["after"]["perplexity"]
+    name = text_name(evaluation["text"])
+    return f"Perplexity on {name} went from {before:.2f} to {after:.2f} ({change_of(before, after)})."
+
+
+def _what_it_takes(totals: Mapping[str, Any]) -> str:
     before, after = totals["bytes_before"], totals["bytes_after"]
     change = change_of(before, after)
-    lead.append(
-        f"The weights take {size(after)} on disk, "
-        + ("as before." if change == "as before" else f"{size(before)} before ({change}).")
-    )
-    return lead
-
-
-def _figures(report: Mapping[str, Any]) -> list[Figure]:
-    totals = report["totals"]
-    zeros = round(totals["sparsity_of_model"] * totals["parameters"])
-    parameters = totals["parameters"]
-    return [
-        Figure("Zeros in the pruned tensors", percent(totals["sparsity_of_pruned"])),
-        Figure("Weights that are not zero", count_of(parameters - zeros), change=f"of {count_of(parameters)}"),
-        _figure_of_bytes(totals),
-        *_figures_of_quality(report["evaluation"]),
-        Figure("Time of the run", f"{report['seconds']:.1f} s"),
-        Figure("Peak memory", _memory(report)),
-    ]
-
-
-def _figures_of_quality(evaluation: Mapping[str, Any] | None) -> list[Figure]:
-    if evaluation is None:
-        return []
-    before, after = evaluation["before"], evaluation["after"]
-    perplexity = change_of(before["perplexity"], after["perplexity"])
-    return [
-        Figure(
-            f"Perplexity on {text_name(evaluation['text'])}",
-            f"{after['perplexity']:.2f}",
-            f"{before['perplexity']:.2f}",
-            perplexity,
-        ),
-        Figure(
-            "Loss, nats per token",
-            f"{after['loss']:.4f}",
-            f"{before['loss']:.4f}",
-            f"{after['loss'] - before['loss']:+.4f}",
-        ),
-    ]
-
-
-def _figure_of_bytes(totals: Mapping[str, Any]) -> Figure:
-    before, after = totals["bytes_before"], totals["bytes_after"]
-    return Figure("Weights on disk", size(after), size(before), change_of(before, after))
-
-
-def _memory(report: Mapping[str, Any]) -> str:
-    host = size(report["peak_host_bytes"])
-    device = report["peak_device_bytes"]
-    return host if device is None else f"{host}, device {size(device)}"
+    if change == "as before":
+        return f"The weights take {size(after)} on disk, as before."
+    return f"The weights take {size(after)} on disk, {size(before)} before ({change})."
 
 
 def exact_request(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +147,8 @@ def _settings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Architecture", model["architecture"]),
         ("Method", f"{report['method']['name']}: {report['method']['summary']}"),
         ("Options", ", ".join(f"{key} = {value}" for key, value in report["method"]["options"].items()) or "none"),
-        ("Allocation", report["allocation"]["strategy"]),
+        *([("Allocation", report["allocation"]["strategy"])] if report["allocation"] else []),
+        *([("Removed", report["structure"]["asked"])] if report.get("structure") else []),
         ("Calibration", "none needed" if calibration is None else _text(calibration)),
     ]
     if report["evaluation"] is not None:

@@ -1,0 +1,105 @@
+"""The numbers of a report, each with what it was before: of any run, of sparse weights, of a smaller dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prune_cli.markdown import percent
+
+_MB, _GB = 1e6, 1e9
+OF_THE_RUN = ("Time of the run", "Peak memory")
+_COUNTS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a run; `before` and `change` (in words) where there is something to compare with."""
+
+    name: str
+    after: str
+    before: str | None = None
+    change: str | None = None
+
+    def in_a_line(self) -> str:
+        before = f"{self.before} → " if self.before else ""
+        change = f" ({self.change})" if self.change else ""
+        return before + self.after + change
+
+
+def change_of(before: float, after: float) -> str:
+    """The relative change of a positive number: '+16.5 %', or 'as before' where nothing of it would be seen."""
+    change = 100 * (after / before - 1)
+    return "as before" if abs(change) < 0.05 else f"{change:+.1f} %"
+
+
+def size(count: float) -> str:
+    return f"{count / _GB:.2f} GB" if count >= _GB else f"{count / _MB:.1f} MB" if count >= 1e5 else f"{count:,.0f} B"
+
+
+def count_of(number: float) -> str:
+    return next((f"{number / unit:.2f} {name}" for unit, name in _COUNTS if number >= unit), f"{number:.0f}")
+
+
+def text_name(text: Mapping[str, Any]) -> str:
+    """A source of text as it was given, but of a path only its last part."""
+    source = text["source"]
+    return source.rpartition("/")[2] or source if source.startswith(("/", "./", "../", "~")) else source
+
+
+def figures_of(report: Mapping[str, Any]) -> list[Figure]:
+    totals = report["totals"]
+    structure = report.get("structure")
+    return [
+        *(_of_sparsity(totals) if totals["pruned_parameters"] else []),
+        *(_of_structure(structure) if structure is not None else []),
+        _changed("Weights on disk", totals["bytes_before"], totals["bytes_after"], size),
+        *_of_quality(report["evaluation"]),
+        Figure(OF_THE_RUN[0], f"{report['seconds']:.1f} s"),
+        Figure(OF_THE_RUN[1], _memory(report)),
+    ]
+
+
+def _of_sparsity(totals: Mapping[str, Any]) -> list[Figure]:
+    parameters = totals["parameters"]
+    left = parameters - round(totals["sparsity_of_model"] * parameters)
+    return [
+        Figure("Zeros in the pruned tensors", percent(totals["sparsity_of_pruned"])),
+        Figure("Weights that are not zero", count_of(left), change=f"of {count_of(parameters)}"),
+    ]
+
+
+def _of_structure(structure: Mapping[str, Any]) -> list[Figure]:
+    before, after = structure["before"], structure["after"]
+    figures = [
+        Figure(structure["unit"].capitalize(), str(structure["units_after"]), str(structure["units_before"])),
+        _changed("Parameters", before["parameters"], after["parameters"], count_of),
+        _changed("Multiplications per token", before["macs_per_token"], after["macs_per_token"], count_of),
+    ]
+    cache = "kv_cache_bytes_per_token"
+    if before[cache] and after[cache]:
+        figures.append(_changed("Cache per token", before[cache], after[cache], size))
+    return figures
+
+
+def _changed(name: str, before: float, after: float, text: Any) -> Figure:
+    return Figure(name, text(after), text(before), change_of(before, after))
+
+
+def _of_quality(evaluation: Mapping[str, Any] | None) -> Sequence[Figure]:
+    if evaluation is None:
+        return []
+    before, after = evaluation["before"], evaluation["after"]
+    more = after["loss"] - before["loss"]
+    return [
+        _changed(
+            f"Perplexity on {text_name(evaluation['text'])}", before["perplexity"], after["perplexity"], "{:.2f}".format
+        ),
+        Figure("Loss, nats per token", f"{after['loss']:.4f}", f"{before['loss']:.4f}", f"{more:+.4f}"),
+    ]
+
+
+def _memory(report: Mapping[str, Any]) -> str:
+    host, device = size(report["peak_host_bytes"]), report["peak_device_bytes"]
+    return host if device is None else f"{host}, device {size(device)}"
