@@ -98,7 +98,10 @@ def _metadata(report: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str,
 def _tags(report: Mapping[str, Any]) -> list[str]:
     patterns = {tensor["pattern"] for tensor in report["tensors"] if tensor["pattern"] and ":" in tensor["pattern"]}
     methods = report["method"]["name"].split(" + ")
-    kinds = [*(["sparse"] if report["totals"]["pruned_parameters"] else []), *(["structured"] if report.get("structure") else [])]
+    kinds = [
+        *(["sparse"] if report["totals"]["pruned_parameters"] else []),
+        *(["structured"] if report.get("structure") else []),
+    ]
     return list(dict.fromkeys(["pruned", *kinds, *methods, *sorted(patterns), "prune-cli"]))
 
 

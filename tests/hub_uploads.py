@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 from tests.hub_server import Handler, Hub, sha256
 
@@ -249,6 +251,23 @@ class UploadHandler(Handler):
             shutil.copyfile(self.hub.object(value["oid"]), path)
         elif key == "deletedFile":
             path.unlink()
+
+
+def point_at(hub: UploadHub, patch: pytest.MonkeyPatch, token: str = WRITER) -> dict[str, str]:
+    """Make `hub` the hub of this process; returns the environment that does so for another one."""
+    patch.setattr(constants, "ENDPOINT", hub.endpoint)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(hub.folder / "cache"))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(hub.folder / "no token"))
+    # The server speaks LFS.
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setenv("HF_TOKEN", token)
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(hub.folder / "home"),
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+    }
 
 
 def _oid(path: Path, mode: str) -> str | None:

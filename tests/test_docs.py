@@ -8,10 +8,13 @@ import pytest
 
 from tests.conftest import RunCommand
 from tests.documents import ROOT, Step, run_step, scratch, steps_of
+from tests.hub_server import serve
+from tests.hub_uploads import UploadHandler, UploadHub, point_at
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # httpx to huggingface_hub
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(
     page: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
@@ -20,8 +23,10 @@ def test_every_command_of_a_page_runs(
     folder.mkdir()
     monkeypatch.chdir(scratch(folder))
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    for step in steps_of(page):
-        run_step(step, folder, command, {})
+    with serve(UploadHub(tmp_path / "hub"), UploadHandler) as hub:
+        settings = point_at(hub, monkeypatch)
+        for step in steps_of(page):
+            run_step(step, folder, command, settings)
 
 
 def test_the_convention(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from prune_cli.output_files import JOURNAL, partial_folder
 from tests.conftest import Outcome, RunCommand
 from tests.hub_server import Machine, serve
-from tests.hub_uploads import READER, WRITER, UploadHandler, UploadHub
+from tests.hub_uploads import READER, WRITER, UploadHandler, UploadHub, point_at
 
 SHARDS = 5
 # httpx says this to huggingface_hub; a process of its own does not show it.
@@ -43,10 +43,9 @@ class Here:
     patch: pytest.MonkeyPatch
 
     def push(self, *arguments: object, endpoint: str | None = None, token: str = WRITER) -> Outcome:
-        self.patch.setattr(constants, "ENDPOINT", endpoint or self.hub.endpoint)
-        self.patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        self.patch.setattr(constants, "HF_TOKEN_PATH", str(self.hub.folder / "no token"))
-        self.patch.setenv("HF_TOKEN", token)
+        point_at(self.hub, self.patch, token)
+        if endpoint is not None:
+            self.patch.setattr(constants, "ENDPOINT", endpoint)
         return self.command("push", *arguments)
 
     def told(self, *arguments: object, code: int = 2, **settings: str) -> str:

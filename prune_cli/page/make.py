@@ -36,6 +36,7 @@ def page_of(reports: Sequence[Mapping[str, Any]]) -> str:
     )
     style, script = (_HERE / "page.css").read_text("utf-8"), (_HERE / "page.js").read_text("utf-8")
     labels = labels_of(reports)
+    rows = rows_of(reports)
     runs = [tell(report, label) for report, label in zip(reports, labels, strict=True)]
     return environment.get_template("page.html.j2").render(
         style=Markup(style),
@@ -46,7 +47,8 @@ def page_of(reports: Sequence[Mapping[str, Any]]) -> str:
         compared=side_by_side(runs),
         remarks=remarks_on(reports),
         measured=[_sparsity(reports, labels), _error(reports, labels)],
-        rows=rows_of(reports),
+        rows=rows,
+        actions=[action for action in ("narrowed", "removed") if any(action in row.action for row in rows)],
         safe=Markup,
     )
 
@@ -67,7 +69,7 @@ def _sparsity(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Me
     points = points_of(reports, labels, "sparsity")
     title = "Sparsity"
     if not points:
-        return Measured(title, "No tensor was pruned.", [])
+        return Measured(title, "No tensor was made sparse.", [])
     if is_flat(points):
         told = SPARSITY.text(sum(point.value for point in points) / len(points))
         return Measured(title, f"Every pruned tensor is equally sparse: {told} of each is zero, in all blocks.", [])
@@ -79,7 +81,9 @@ def _error(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Measu
     points = points_of(reports, labels, "output_error")
     title = "Output error"
     if not points:
-        return Measured(title, "Not measured: the method looks at weights alone, without calibration text.", [])
+        blind = all(report["calibration"] is None for report in reports)
+        why = "without calibration text there are no inputs to measure it on" if blind else "no sparse map has one"
+        return Measured(title, f"Not measured: {why}.", [])
     told = (
         "How far the outputs of a map are from those of the dense map on the same inputs, ‖X(W−Ŵ)ᵀ‖² / ‖XWᵀ‖²: "
         "0 is no difference, 1 as if the whole map were zero."

@@ -12,6 +12,13 @@ from prune_cli.page.figures import Figure, change_of, figures_of, size, text_nam
 from prune_cli.repeat import command_of
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """What became of each block of a structured run, as a table."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -28,6 +35,7 @@ class Run:
     kept: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
     files: Sequence[tuple[str, str]]
+    blocks: Blocks | None
 
 
 def tell(report: Mapping[str, Any], label: str) -> Run:
@@ -38,12 +46,13 @@ def tell(report: Mapping[str, Any], label: str) -> Run:
         lead=_lead(report),
         figures=figures_of(report),
         gain=report["gain"],
-        warnings=list(report["warnings"]),
+        warnings=[*report["warnings"], *(report["structure"]["notes"] if report.get("structure") else [])],
         command=command_of(exact_request(report)),
         papers=list(dict.fromkeys(report["method"]["papers"])),
         kept=_kept(report),
         settings=_settings(report),
         files=_files(report),
+        blocks=_blocks(report.get("structure")),
     )
 
 
@@ -168,3 +177,22 @@ def _text(text: Mapping[str, Any]) -> str:
 
 def _files(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return sorted(report["output"]["files"].items())
+
+
+def _blocks(structure: Mapping[str, Any] | None) -> Blocks | None:
+    if structure is None:
+        return None
+    scores = list(dict.fromkeys(name for block in structure["blocks"] for name in block["scores"]))
+    return Blocks(
+        header=("block", "number now", "removed", "why", *scores),
+        rows=[
+            (
+                str(block["block"]),
+                "gone" if block["new_block"] is None else str(block["new_block"]),
+                block["removed"] or "nothing",
+                block["why"],
+                *(f"{block['scores'][name]:.4g}" if name in block["scores"] else "–" for name in scores),
+            )
+            for block in structure["blocks"]
+        ],
+    )
