@@ -47,10 +47,8 @@ def _told(error: Exception, repo: str, *, create_pr: bool) -> PruneError:
             "or set HF_TOKEN."
         )
     if status == 403:
-        return RequestError(
-            f"This token may not write to {repo}: use one that may ({hub}/settings/tokens), push to a repository of "
-            "your own, or propose it with --create-pr."
-        )
+        instead = "" if create_pr else ", push to a repository of your own, or propose it with --create-pr"
+        return RequestError(f"This token may not write to {repo}: use one that may ({hub}/settings/tokens){instead}.")
     return RequestError(f"{hub} refuses the upload to {repo} ({one_line(answer)}).")
 
 

@@ -205,6 +205,14 @@ def test_weights_of_an_earlier_upload_go(here: Here, out: Path) -> None:
     assert here.hub.files("me/tiny").keys() == {*visible(out), "notes.txt"}
 
 
+def test_metadata_that_the_hub_refuses_is_told_before_anything_is_sent(here: Here, out: Path) -> None:
+    (out / "README.md").write_text("---\nbase_model_relation: pruned\n---\n# mine\n")
+    message = here.told(out, "me/tiny")
+    assert "The hub refuses the metadata of README.md" in message
+    assert "adapter, finetune, merge, quantized" in message
+    assert here.hub.stored == []
+
+
 def test_a_hub_that_cannot_be_reached(here: Here, out: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
