@@ -38,7 +38,8 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     else:
         _show_structure(console, report, report.structure, verbose=verbose)
     console.print(report.gain, highlight=False)
-    console.print(f"Written to {report.output['folder']}", highlight=False, soft_wrap=True)
+    written = f"Written to {report.output['folder']}; prune_report.html there shows it."
+    console.print(written, highlight=False, soft_wrap=True)
 
 
 def _show_structure(console: Console, report: Report, structure: StructureReport, *, verbose: bool) -> None:

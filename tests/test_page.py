@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 import prune_cli
 from prune_cli.page.charts import COLOURS
@@ -100,38 +101,28 @@ def test_a_run_without_evaluation_says_so(report: dict[str, Any]) -> None:
     assert not any("Perplexity" in figure.name for figure in run.figures)
 
 
-def smaller(report: dict[str, Any]) -> dict[str, Any]:
-    """The report of a run that took one of three blocks out, by the schema of structured runs."""
-    before = {"parameters": 30_000, "bytes": 240_000, "blocks": 3, "kv_cache_bytes_per_token": 1536}
-    after = {"parameters": 20_000, "bytes": 160_000, "blocks": 2, "kv_cache_bytes_per_token": 1024}
-    structure = {
-        "unit": "blocks",
-        "units_before": 3,
-        "units_after": 2,
-        "asked": "1 block",
-        "removed_shares": {"blocks": 1 / 3, "parameters": 1 / 3},
-        "before": before | {"macs_per_token": 30_000},
-        "after": after | {"macs_per_token": 20_000},
-        "blocks": [
-            {"block": b, "new_block": n, "removed": "" if n is not None else "the whole block", "why": "", "scores": {}}
-            for b, n in ((0, 0), (1, None), (2, 1))
-        ],
-        "notes": [],
-    }
-    totals = report["totals"] | {"pruned_parameters": 0, "bytes_before": 240_000, "bytes_after": 160_000}
-    return report | {"structure": structure, "allocation": None, "totals": totals}
-
-
-def test_the_story_of_a_smaller_dense_model(report: dict[str, Any]) -> None:
-    run = tell(smaller(report), "A")
-    assert run.lead[0] == "2 of 3 blocks are left; 33.33 % of the parameters are gone."
-    assert run.lead[2] == "The weights take 0.2 MB on disk, 0.2 MB before (-33.3 %)."
-    figures = {figure.name: figure.in_a_line() for figure in run.figures}
-    assert figures["Blocks"] == "3 → 2"
-    assert figures["Parameters"] == "30.00 K → 20.00 K (-33.3 %)"
-    assert figures["Cache per token"] == "1,536 B → 1,024 B (-33.3 %)"
+def test_the_story_of_a_smaller_dense_model(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    out = tmp_path / "shallow"
+    texts = ("--calibration", tokens_file, "--eval", tokens_file)
+    assert command("prune", llama, out, "-m", "depth", "-s", 0.34, *texts, "-q").code == 0
+    report = json.loads((out / "prune_report.json").read_text())
+    before, after = report["structure"]["before"], report["structure"]["after"]
+    run = tell(report, "A")
+    assert run.lead[0].startswith("2 of 3 blocks are left; ")
+    figures = {figure.name: figure for figure in run.figures}
+    assert figures["Blocks"].in_a_line() == "3 → 2"
+    assert figures["Parameters"].change == change_of(before["parameters"], after["parameters"])
+    assert figures["Weights on disk"].change == change_of(before["bytes"], after["bytes"])
     assert "Zeros in the pruned tensors" not in figures
-    assert ["1", "gone", "the whole block"] in [row[:3] for row in Text(page_of([smaller(report)])).rows]
+    page = (out / "prune_report.html").read_text()
+    rows = Text(page).rows
+    assert [row[2] for row in rows if len(row) > 2 and row[1] == "gone"] == ["the whole block"]
+    assert '<option value="removed">' in page
+    assert "Output error" not in page.split("<h2")[2]
+    tags = ModelCard.load(out / "README.md").data.get("tags")
+    assert tags == ["pruned", "structured", "depth", "prune-cli"]
 
 
 @pytest.mark.parametrize(

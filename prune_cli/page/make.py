@@ -46,11 +46,15 @@ def page_of(reports: Sequence[Mapping[str, Any]]) -> str:
         runs=runs,
         compared=side_by_side(runs),
         remarks=remarks_on(reports),
-        measured=[_sparsity(reports, labels), _error(reports, labels)],
+        measured=[_sparsity(reports, labels), _error(reports, labels)] if _is_any_sparse(reports) else [],
         rows=rows,
         actions=[action for action in ("narrowed", "removed") if any(action in row.action for row in rows)],
         safe=Markup,
     )
+
+
+def _is_any_sparse(reports: Sequence[Mapping[str, Any]]) -> bool:
+    return any(report.get("structure") is None or report["totals"]["pruned_parameters"] for report in reports)
 
 
 def _policy(style: str, script: str) -> str:

@@ -184,7 +184,7 @@ def _blocks(structure: Mapping[str, Any] | None) -> Blocks | None:
         return None
     scores = list(dict.fromkeys(name for block in structure["blocks"] for name in block["scores"]))
     return Blocks(
-        header=("block", "number now", "removed", "why", *scores),
+        header=("block", "number now", "removed", "why", *(name.replace("_", " ") for name in scores)),
         rows=[
             (
                 str(block["block"]),

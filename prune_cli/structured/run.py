@@ -12,13 +12,12 @@ import torch
 from calibration.tokens import TokenSet
 from prune_cli.assemble import batch_size_of, versions
 from prune_cli.layout import changed_layout
-from prune_cli.markdown import to_markdown
 from prune_cli.memory import PeakMemory
-from prune_cli.output import REPORT_MARKDOWN, OutputFolder, check_space
+from prune_cli.output import OutputFolder, check_space
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.progress import Progress
 from prune_cli.report import Report
-from prune_cli.report_schema import REPORT_JSON
+from prune_cli.report_files import report_files
 from prune_cli.request import PruneRequest
 from prune_cli.structured import depth
 from prune_cli.structured.assemble import assemble_structured
@@ -52,7 +51,7 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             request, job, change, output, calibration, evaluation, before, after, memory, time.monotonic() - begun
         )
         output.commit(
-            {REPORT_JSON: report.to_json(), REPORT_MARKDOWN: to_markdown(report)},
+            report_files(report, job.source.folder),
             config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
         )
     return report
