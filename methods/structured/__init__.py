@@ -4,7 +4,7 @@ import importlib
 
 from methods.structured._method import StructuredMethod
 
-_METHODS = ("depth",)
+_METHODS = ("depth", "width")
 
 
 def structured_names() -> tuple[str, ...]:

@@ -18,7 +18,8 @@ class Change:
     input that have no place in it to the reason. `blocks` holds the input's number of every block of the output.
     `units` says how many of the method's units there were and are; `told` is one entry for every block of the input.
     `shapes` are the model's parameters (named as in the input's model) that get another shape, `narrowed` the plain
-    attributes of modules that differ because of it; both are for the check against the rebuilt model.
+    attributes of modules that differ because of it; both are for the check against the rebuilt model. `shares` tells
+    how much of each kind of unit went, where there are several.
     """
 
     config: dict[str, Any]
@@ -30,3 +31,4 @@ class Change:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     narrowed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,6 +33,36 @@ class Narrowed(Checkpoint):
             if name in part.cuts:
                 tensor = part.cuts[name].apply(tensor, self._kept[part.name, part.blocks[name]], part.units)
         return tensor
+
+
+class Widened(Checkpoint):
+    """The blocks of `written` in the shapes of `source`: as the narrower that was killed had left them in the model.
+
+    Maps that read units have zeros for those that are gone, and other tensors what they had in `source`.
+    """
+
+    def __init__(
+        self, source: Checkpoint, written: Checkpoint, parts: Sequence[Part], kept: Mapping[str, torch.Tensor]
+    ) -> None:
+        super().__init__(source.folder, source.entries, source.files, source.index)
+        self._source = source
+        self._written = written
+        self._parts = parts
+        self._kept = kept
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self._written.read(name)
+        for part in self._parts:
+            if name in part.cuts:
+                cut = part.cuts[name]
+                rows = cut.rows(self._kept[part.name], part.units)
+                whole = self._source.read(name)
+                base = torch.zeros_like(whole) if name in part.consumers.values() else whole.clone()
+                tensor = base.index_copy_(cut.axis, rows, tensor)
+        return tensor
+
+    def read_ahead(self, names: Iterator[str]) -> None:
+        self._written.read_ahead(names)
 
 
 def narrowed_shape(shape: Sequence[int], part: Part, cut: Cut) -> tuple[int, ...]:

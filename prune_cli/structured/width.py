@@ -1,0 +1,245 @@
+"""`--method width`: narrower MLPs and fewer heads in every block, chosen and made up for as the batches pass."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+
+from calibration.tokens import TokenSet
+from methods.structured.width import Options, default_multiple, kept_units
+from prune_cli.architecture import read_config
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.errors import RequestError
+from prune_cli.layout import Planned
+from prune_cli.memory import PeakMemory
+from prune_cli.output import OutputFolder
+from prune_cli.parking import Parking
+from prune_cli.prepare import pick_batch_size
+from prune_cli.progress import Progress
+from prune_cli.report import BlockChange
+from prune_cli.request import PruneRequest
+from prune_cli.stream import Stream
+from prune_cli.structured.change import Change
+from prune_cli.structured.config import text_config
+from prune_cli.structured.coupling import WORDS, Part, PartName, unit_count
+from prune_cli.structured.names import UNUSED
+from prune_cli.structured.narrow import Widened, narrowed_shape
+from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.removal import proven_part
+from prune_cli.structured.width_block import BlockNarrower, NarrowedBlock
+
+DEFAULT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class WidthPlan:
+    """What becomes narrower, and by how much; settled before any weight changes."""
+
+    parts: Sequence[Part]
+
+
+def check(request: PruneRequest, job: StructuredJob) -> WidthPlan:
+    """Find what carries the units and prove it. Raises RequestError where this architecture cannot be narrowed."""
+    options: Options = job.options
+    names: tuple[PartName, ...] = ("mlp", "heads") if options.parts == "both" else (options.parts,)
+    sizes: dict[PartName, tuple[int, int]] = {name: _keep(job, request, name) for name in names}
+    found = [proven_part(job, name, keep) for name, (units, keep) in sizes.items() if keep < units]
+    if not found:
+        told = " and ".join(f"{units} {WORDS[name]}" for name, (units, _) in sizes.items())
+        raise RequestError(
+            f"--sparsity {_share(request):g} of {told} a block rounds to none: ask for more"
+            + (", or give a smaller -o multiple=." if "mlp" in sizes else ".")
+        )
+    _check_biases(job, found)
+    return WidthPlan(found)
+
+
+def _check_biases(job: StructuredJob, parts: Sequence[Part]) -> None:
+    modules = {job.model.places[name].module_name for part in parts for name in part.consumers.values()}
+    biases = {f"{module}.bias" for module in modules} & {place.parameter for place in job.model.places.values()}
+    if job.options.refit == "bias" and not biases:
+        raise RequestError(
+            f"-o refit=bias puts what is lost into biases, but the maps of {type(job.model.model).__name__} that read "
+            f"the {' and '.join(WORDS[part.name] for part in parts)} have none: use -o refit=all."
+        )
+
+
+def _share(request: PruneRequest) -> float:
+    return DEFAULT_SHARE if request.sparsity is None else request.sparsity
+
+
+def _keep(job: StructuredJob, request: PruneRequest, part: PartName) -> tuple[int, int]:
+    """How many units a block has, and how many it keeps."""
+    units = unit_count(job, part)
+    multiple = (job.options.multiple or default_multiple(units)) if part == "mlp" else 1
+    if multiple > units:
+        raise RequestError(f"-o multiple={multiple} is more than the {units} {WORDS[part]} of a block: give a smaller.")
+    return units, kept_units(units, _share(request), multiple)
+
+
+def asked(request: PruneRequest, job: StructuredJob) -> str:
+    """What the request says, for the report."""
+    parts = {"mlp": "MLP channels", "heads": "attention heads", "both": "MLP channels and attention heads"}
+    return f"{100 * _share(request):g} % of the {parts[job.options.parts]} of every block"
+
+
+def decide(job: StructuredJob, plan: WidthPlan) -> Change:
+    """Names, shapes and config of the output; which units go is told block by block."""
+    tensors = {name: Planned(name) for name, place in job.model.places.items() if place.role != "unused"}
+    dropped = {name: UNUSED for name, place in job.model.places.items() if place.role == "unused"}
+    raw = copy.deepcopy(read_config(job.source.folder))
+    _, text = text_config(raw, job.model.config)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in plan.parts:
+        text.update(part.changes)
+        for name, cut in part.cuts.items():
+            place = job.model.places[name]
+            shape = narrowed_shape(place.entry.shape, part, cut)
+            tensors[name] = Planned(name, shape)
+            assert place.parameter is not None
+            shapes[place.parameter] = shape
+    for name in _refitted(job, plan):
+        tensors[name] = Planned(name, tensors[name].shape or job.model.places[name].entry.shape)
+    return Change(
+        config=raw,
+        tensors=tensors,
+        dropped=dropped,
+        blocks=range(len(job.model.blocks)),
+        units=_units(plan),
+        told=(),
+        shapes=shapes,
+        shares={WORDS[part.name]: 1 - part.keep / part.units for part in plan.parts},
+    )
+
+
+def _units(plan: WidthPlan) -> tuple[int, int]:
+    before = sum(part.units * len(part.consumers) for part in plan.parts)
+    return before, sum(part.keep * len(part.consumers) for part in plan.parts)
+
+
+def _refitted(job: StructuredJob, plan: WidthPlan) -> list[str]:
+    """Tensors that keep their shape and get new values: other maps of the blocks, biases of fitted maps."""
+    options: Options = job.options
+    if options.refit == "none":
+        return []
+    names = []
+    for block in {block for part in plan.parts for block in part.consumers}:
+        maps = [part.consumers[block] for part in plan.parts if block in part.consumers]
+        if options.refit == "all" and options.follows_dense:
+            maps = job.model.linear_maps(block)
+        modules = {job.model.places[name].module_name for name in maps}
+        for name in job.model.block_names(block):
+            place = job.model.places[name]
+            if place.parameter and place.module_name in modules and place.role in ("linear map", "bias"):
+                names.append(name)
+    return names
+
+
+def write(
+    request: PruneRequest,
+    job: StructuredJob,
+    plan: WidthPlan,
+    change: Change,
+    calibration: TokenSet | None,
+    output: OutputFolder,
+    progress: Progress,
+    memory: PeakMemory,
+) -> Change:
+    """Pass the blocks in order, each narrowed as the batches pass it and written; returns the change with its story."""
+    blocks = range(len(job.model.blocks))
+    progress.stage(f"Narrowing {len(blocks)} blocks", len(blocks))
+    if calibration is None:
+        for block in blocks:
+            if block not in output.done:
+                _narrow_blind(job, plan, block, output)
+            progress.advance()
+    else:
+        _narrow_with_text(request, job, plan, calibration, output, progress, memory)
+    output.wait()
+    return replace(change, told=[_told(job, plan, block, output.done[block]) for block in blocks])
+
+
+def _narrow_with_text(
+    request: PruneRequest,
+    job: StructuredJob,
+    plan: WidthPlan,
+    calibration: TokenSet,
+    output: OutputFolder,
+    progress: Progress,
+    memory: PeakMemory,
+) -> None:
+    options: Options = job.options
+    batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+    with ExitStack() as stack:
+        stream = stack.enter_context(Stream(job.model, batches, Parking(output.partial)))
+        dense = None
+        if options.follows_dense:
+            beside = job.with_checkpoint(job.checkpoint)
+            dense = stack.enter_context(Stream(beside, batches, Parking(output.partial)))
+        for block in range(len(job.model.blocks)):
+            begun = time.monotonic()
+            done = output.done.get(block)
+            tensors = stream.load(
+                block, None if done is None else _as_left(job, plan, block, done, output.checkpoint())
+            )
+            if dense is not None:
+                dense.load(block)
+            if done is None and any(block in part.consumers for part in plan.parts):
+                result = BlockNarrower(job.model, block, tensors, plan.parts, options).run(stream, dense)
+                _hand_over(output, block, result, begun)
+            else:
+                for each in (stream, dense):
+                    if each is not None:
+                        each.through(block)
+                if done is None:
+                    _hand_over(output, block, NarrowedBlock(), begun)
+            memory.look()
+            for each in (stream, dense):
+                if each is not None:
+                    each.unload(block)
+            progress.advance()
+
+
+def _as_left(
+    job: StructuredJob, plan: WidthPlan, block: int, done: Mapping[str, object], written: Checkpoint
+) -> Checkpoint:
+    kept = done["kept"]
+    assert isinstance(kept, dict)
+    return Widened(job.checkpoint, written, plan.parts, {part: torch.tensor(units) for part, units in kept.items()})
+
+
+def _narrow_blind(job: StructuredJob, plan: WidthPlan, block: int, output: OutputFolder) -> None:
+    """Scores of weights alone, and nothing fitted: no forward pass."""
+    begun = time.monotonic()
+    result = NarrowedBlock()
+    if any(block in part.consumers for part in plan.parts):
+        tensors = {name: job.checkpoint.read(name) for name in job.model.block_names(block)}
+        result = BlockNarrower(job.model, block, tensors, plan.parts, job.options).run_blind()
+        job.model.unload_block(block)
+    _hand_over(output, block, result, begun)
+
+
+def _hand_over(output: OutputFolder, block: int, result: NarrowedBlock, begun: float) -> None:
+    record = {
+        "seconds": time.monotonic() - begun,
+        "output_errors": result.errors,
+        "notes": result.notes,
+        "kept": {part: kept.tolist() for part, kept in result.kept.items()},
+    }
+    output.write_block(block, result.tensors, record)
+
+
+def _told(job: StructuredJob, plan: WidthPlan, block: int, done: Mapping[str, object]) -> BlockChange:
+    options: Options = job.options
+    parts = [part for part in plan.parts if block in part.consumers]
+    errors = done["output_errors"]
+    assert isinstance(errors, dict)
+    scores = {f"output_error_{part.name}": float(errors[part.consumers[block]]) for part in parts if errors}
+    removed = ", ".join(f"{part.units - part.keep} of {part.units} {WORDS[part.name]}" for part in parts)
+    why = f"the lowest {options.score} scores" if options.score != "obs" else "the others make up for them best"
+    return BlockChange(block, block, removed, why if parts else "has none", scores)

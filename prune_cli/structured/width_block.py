@@ -1,0 +1,247 @@
+"""Narrows one block while the batches pass through it: the model keeps its shapes, with zeros where units go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+
+from calibration.statistics import ACCUMULATORS, Accumulator, Cross
+from methods._gram import dense_target
+from methods.structured.units import Units, inputs_of
+from methods.structured.width import Options, fitted, narrow, statistics_for
+from prune_cli.errors import PruneError
+from prune_cli.lockstep import SameInputs
+from prune_cli.memory import home_of_gram
+from prune_cli.model import Place, Skeleton
+from prune_cli.prune_map import as_matrix
+from prune_cli.residual import residual_drift, residual_factors
+from prune_cli.stream import Stream
+from prune_cli.structured.coupling import Part
+
+
+@dataclass
+class NarrowedBlock:
+    """`tensors`: what changed, as stored in the output; `kept`: part -> the units that stay; errors by tensor."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+
+class MapInputs:
+    """Statistics of one map's inputs, beside those of the dense model; with a bias, an input that is always 1."""
+
+    def __init__(self, needs: Sequence[str], inputs: int, device: torch.device, *, constant: bool, dense: bool) -> None:
+        self._inputs = inputs
+        self._constant = constant
+        size = inputs + constant
+        self.home = home_of_gram(size, device, 1 + dense) if "gram" in needs else device
+        self._gram = ACCUMULATORS["gram"](size, self.home) if "gram" in needs else None
+        self._cross = Cross(size, size, self.home) if dense and "gram" in needs else None
+        self._others: dict[str, Accumulator] = {
+            name: ACCUMULATORS[name](inputs, device) for name in needs if name != "gram"
+        }
+
+    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(tokens, in), with the constant."""
+        rows = tensor.detach().reshape(-1, self._inputs)
+        return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self._constant else rows
+
+    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None) -> None:
+        for accumulator in self._others.values():
+            accumulator.add(tensor.detach().reshape(-1, self._inputs))
+        if self._gram is None:
+            return
+        rows = self.rows(tensor)
+        self._gram.add(rows)
+        if self._cross is not None and dense is not None:
+            self._cross.add(self.rows(dense), rows)
+
+    def values(self) -> dict[str, torch.Tensor]:
+        found = {name: accumulator.value() for name, accumulator in self._others.items()}
+        if self._gram is not None:
+            found["gram"] = self._gram.value()
+        if self._cross is not None:
+            found["cross"] = self._cross.value()
+        return found
+
+
+class BlockNarrower:
+    """One block on its way from `tensors` (as stored) to a narrower one, each of `parts` as `options` say."""
+
+    def __init__(
+        self, model: Skeleton, block: int, tensors: Mapping[str, torch.Tensor], parts: Sequence[Part], options: Options
+    ) -> None:
+        self._model = model
+        self._block = block
+        self._tensors = dict(tensors)
+        self._parts = {part.consumers[block]: part for part in parts if block in part.consumers}
+        self._options = options
+        self._same_inputs = SameInputs()
+        self._shared: MapInputs | None = None
+        self._shared_as: tuple[object, ...] = ()
+        self.result = NarrowedBlock()
+
+    def run(self, stream: Stream, dense: Stream | None) -> NarrowedBlock:
+        """Let all batches pass; raises PruneError naming the tensor that cannot be fitted."""
+        names = self._model.linear_maps(self._block) if self._options.refit == "all" else list(self._parts)
+        with ExitStack() as stack:
+            drift, stops = None, [stream.stops(self._block, names)]
+            if dense is not None:
+                factors = residual_factors(dense, self._block, dense.model.linear_maps(self._block))
+                drift = stack.enter_context(residual_drift(stream, dense, factors))
+                stops.append(dense.stops(self._block, names))
+            for arrived in zip(*stops, strict=True):
+                name, inputs = arrived[0]
+                lost = drift.at(name, len(inputs)) if drift is not None else None
+                self._serve(name, inputs, arrived[1][1] if dense is not None else None, lost)
+        self._cut_the_rest()
+        return self.result
+
+    def run_blind(self) -> NarrowedBlock:
+        """For scores of weights alone, where nothing is fitted: no batch is needed."""
+        for name in self._parts:
+            place = self._model.places[name]
+            self._narrow(name, self._matrix(place), None, None, {})
+        self._cut_the_rest()
+        return self.result
+
+    def _serve(
+        self,
+        name: str,
+        inputs: Sequence[torch.Tensor],
+        dense: Sequence[torch.Tensor] | None,
+        lost: Sequence[torch.Tensor] | None,
+    ) -> None:
+        place = self._model.places[name]
+        weight = self._matrix(place)
+        bias_name = self._bias_of(place)
+        needs = statistics_for(self._options) if name in self._parts else ("gram",)
+        shared_as = (needs, bias_name is not None)
+        if not self._same_inputs.repeated(inputs) or self._shared is None or self._shared_as != shared_as:
+            self._shared_as = shared_as
+            self._shared = MapInputs(
+                needs, weight.shape[1], self._model.device, constant=bias_name is not None, dense=dense is not None
+            )
+            for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
+                self._shared.add(tensor, other)
+        statistics = self._shared.values()
+        if lost is not None and "gram" in statistics:
+            total = Cross(weight.shape[0], len(statistics["gram"]), self._shared.home)
+            for r, x in zip(lost, inputs, strict=True):
+                total.add(r.reshape(-1, weight.shape[0]), self._shared.rows(x))
+            statistics["drift"] = total.value()
+        self._check(name, statistics)
+        weight = weight.to(self._shared.home)
+        bias = None if bias_name is None else self._tensors[bias_name].to(self._shared.home, torch.float32)
+        try:
+            if name in self._parts:
+                self._narrow(name, weight, bias, bias_name, statistics)
+            else:
+                self._fit(name, weight, bias, bias_name, statistics)
+        except ValueError as error:
+            raise PruneError(f"{name} cannot be narrowed: {error}") from error
+
+    def _matrix(self, place: Place) -> torch.Tensor:
+        return as_matrix(place, self._tensors[place.entry.name]).to(self._model.device, torch.float32)
+
+    def _bias_of(self, place: Place) -> str | None:
+        """The bias of the map that `place` is the weight of, where the checkpoint has one."""
+        wanted = f"{place.module_name}.bias"
+        return next((name for name in self._tensors if self._model.places[name].parameter == wanted), None)
+
+    def _check(self, name: str, statistics: Mapping[str, torch.Tensor]) -> None:
+        for key, value in statistics.items():
+            if not bool(torch.isfinite(value).all()):
+                raise PruneError(
+                    f"The inputs of {name} are not finite ({key}): the forward pass overflows; try --dtype float32."
+                )
+
+    def _narrow(
+        self,
+        name: str,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        bias_name: str | None,
+        statistics: dict[str, torch.Tensor],
+    ) -> None:
+        part = self._parts[name]
+        producers = tuple(self._producer(part, each) for each in part.producers(self._block, self._model.places))
+        found = narrow(Units(weight, producers, part.width), bias, statistics, part.keep, self._options)
+        columns = inputs_of(found.kept, part.width)
+        whole = torch.zeros_like(weight)
+        whole[:, columns] = found.weight
+        self._measure(name, weight, whole, statistics)
+        self._put(name, whole)
+        if bias_name is not None and found.bias is not None:
+            self._put(bias_name, found.bias)
+        self.result.kept[part.name] = found.kept.cpu()
+        if found.notes:
+            self.result.notes[name] = list(found.notes)
+
+    def _producer(self, part: Part, name: str) -> torch.Tensor:
+        """(units, rows of a unit, hidden)."""
+        weight = self._matrix(self._model.places[name])
+        begin, found = 0, []
+        for rows in part.cuts[name].sections:
+            found.append(weight[begin : begin + part.units * rows].view(part.units, rows, -1))
+            begin += part.units * rows
+        return torch.cat(found, 1)
+
+    def _fit(
+        self,
+        name: str,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        bias_name: str | None,
+        statistics: dict[str, torch.Tensor],
+    ) -> None:
+        """A map that keeps its inputs is fitted to what the dense one gave, which its inputs no longer do."""
+        if "cross" not in statistics and "drift" not in statistics:
+            return
+        with_bias = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
+        aim = dense_target(with_bias, statistics, self._options.alpha)
+        columns = torch.arange(with_bias.shape[1], device=with_bias.device)
+        new, notes = fitted(with_bias, statistics["gram"], aim, columns, self._options)
+        self._measure(name, weight, new[:, : weight.shape[1]], statistics)
+        self._put(name, new[:, : weight.shape[1]])
+        if bias_name is not None:
+            self._put(bias_name, new[:, -1])
+        if notes:
+            self.result.notes[name] = list(notes)
+
+    def _measure(
+        self, name: str, weight: torch.Tensor, new: torch.Tensor, statistics: Mapping[str, torch.Tensor]
+    ) -> None:
+        """||X(W-W')^T||^2 / ||XW^T||^2, from the Gram matrix, without the bias."""
+        if "gram" in statistics:
+            gram = statistics["gram"][: weight.shape[1], : weight.shape[1]]
+            lost, whole = (((w @ gram) * w).sum().item() for w in (weight - new, weight))
+            self.result.errors[name] = max(0.0, lost / whole) if whole > 0 else 0.0
+
+    def _put(self, name: str, value: torch.Tensor) -> None:
+        """Into the model, and as stored; a matrix comes as (out, in)."""
+        place = self._model.places[name]
+        oriented = value.T if place.transposed else value
+        stored = oriented.to(self._tensors[name].dtype).reshape(place.entry.shape).contiguous()
+        self._model.set_weight(place, stored)
+        self._tensors[name] = stored.cpu()
+        self.result.tensors[name] = self._tensors[name]
+
+    def _cut_the_rest(self) -> None:
+        """Take the rows of units that went out of every tensor that carries them."""
+        for part in self._parts.values():
+            kept = self.result.kept.get(part.name)
+            if kept is None:
+                raise PruneError(
+                    f"No calibration input reached {part.consumers[self._block]}, so its units cannot be chosen: "
+                    "use other text."
+                )
+            for name, cut in part.cuts.items():
+                if part.blocks[name] == self._block:
+                    self._tensors[name] = cut.apply(self._tensors[name], kept, part.units)
+                    self.result.tensors[name] = self._tensors[name]
