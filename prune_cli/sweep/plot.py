@@ -11,6 +11,7 @@ SWEEP_SVG, SWEEP_PNG = "sweep.svg", "sweep.png"
 _VEGA_LITE = "5.20"
 _PIXELS_PER_POINT = 2.0
 _WIDTH, _HEIGHT, _HEIGHT_OF_BLOCKS = 560, 340, 120
+_ROW = 14  # pixels between the intervals of two knees
 # Told apart also by the colour-blind (Okabe and Ito).
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"]
 _SPARSITY, _INCREASE = "asked sparsity", "loss increase (nats per token)"
@@ -56,7 +57,6 @@ def _curves(report: SweepReport) -> dict[str, Any]:
         "scale": {"domain": methods, "range": [_COLOURS[at % len(_COLOURS)] for at in range(len(methods))]},
     }
     x = {"field": "sparsity", "type": "quantitative", "title": _SPARSITY, "scale": {"domain": [0, 1]}}
-    y = {"field": "increase", "type": "quantitative", "title": _INCREASE}
     rows = [
         {
             "method": point.method,
@@ -68,6 +68,8 @@ def _curves(report: SweepReport) -> dict[str, Any]:
         }
         for point in report.points
     ]
+    bounds = {"domainMin": min(row["low"] for row in rows), "domainMax": 1.03 * max(row["high"] for row in rows)}
+    y = {"field": "increase", "type": "quantitative", "title": _INCREASE, "scale": {**bounds, "nice": False}}
     free = {"values": [row for row in rows if row["pattern"] is None]}
     patterns = {"values": [row for row in rows if row["pattern"] is not None]}
     spread = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
@@ -95,31 +97,31 @@ def _curves(report: SweepReport) -> dict[str, Any]:
 
 
 def _knees(report: SweepReport, colour: dict[str, Any]) -> list[dict[str, Any]]:
-    """A line at each knee over a band for its interval; none for methods without."""
+    """A dotted line at each knee, and above the curves a row for its interval; none for methods without."""
+    told = [each for each in report.knees if each.knee.sparsity is not None]
     rows = [
         {
             "method": each.method,
             "knee": each.knee.sparsity,
             "low": each.knee.low,
             "high": each.knee.high,
-            "label": f"knee {each.knee.sparsity:.2f}",
+            "label": f"{each.method}: knee {each.knee.sparsity:.2f}",
         }
-        for each in report.knees
-        if each.knee.sparsity is not None
+        for each in told
     ]
-    if not rows:
-        return []
-    data = {"values": rows}
     knee = {"field": "knee", "type": "quantitative", "title": _SPARSITY}
+    low = {**knee, "field": "low"}
     line = {"type": "rule", "strokeDash": [2, 3], "strokeWidth": 1.5}
-    band = {"x": {**knee, "field": "low"}, "x2": {"field": "high"}, "color": colour}
-    text = {"type": "text", "angle": 270, "align": "right", "dy": -6, "fontSize": 10}
-    label = {"x": knee, "y": {"value": 4}, "color": colour, "text": {"field": "label"}}
-    return [
-        {"data": data, "mark": {"type": "rect", "opacity": 0.12}, "encoding": band},
-        {"data": data, "mark": line, "encoding": {"x": knee, "color": colour}},
-        {"data": data, "mark": text, "encoding": label},
-    ]
+    layers: list[dict[str, Any]] = []
+    if rows:
+        layers.append({"data": {"values": rows}, "mark": line, "encoding": {"x": knee, "color": colour}})
+    for at, row in enumerate(rows):
+        data, y = {"values": [row]}, {"value": 10 + _ROW * at}
+        bar = {"x": low, "x2": {"field": "high"}, "y": y, "color": colour}
+        text = {"x": low, "y": y, "color": colour, "text": {"field": "label"}}
+        layers.append({"data": data, "mark": {"type": "rule", "strokeWidth": 5, "opacity": 0.5}, "encoding": bar})
+        layers.append({"data": data, "mark": {"type": "text", "align": "right", "dx": -5}, "encoding": text})
+    return layers
 
 
 def _blocks(report: SweepReport) -> dict[str, Any]:
