@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from prune_cli import parking
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.output import partial_folder
 from prune_cli.sweep import workers
@@ -144,6 +145,22 @@ def test_a_killed_sweep_continues_to_the_same_results(
     refused = command("sweep", llama, out, *arguments, "--resume", "--seed", 3)
     assert refused.code == 2
     assert "seed differ" in refused.stderr
+
+
+def test_states_that_wait_in_files_change_nothing(
+    llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("-m", "wanda,best", "-s", 0.5, "--sensitivity", 0, *texts)
+    assert command("sweep", llama, tmp_path / "memory", *arguments).code == 0
+    in_files = []
+    original = parking._in_a_file
+    monkeypatch.setattr(parking, "LARGE_INPUTS", 1)
+    monkeypatch.setattr(parking, "_in_a_file", lambda *given: in_files.append(given[0].shape) or original(*given))
+    assert command("sweep", llama, tmp_path / "files", *arguments).code == 0
+    memory, files = read(tmp_path / "memory"), read(tmp_path / "files")
+    assert [point["evaluation"] for point in memory["points"]] == [point["evaluation"] for point in files["points"]]
+    hidden = json.loads((llama / "config.json").read_text())["hidden_size"]
+    assert in_files.count((2, 24, hidden)) >= 2 * 2 * 2, "evaluation and calibration, two points, two blocks"
 
 
 def test_points_are_added_to_a_sweep_that_is_done(

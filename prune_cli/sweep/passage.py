@@ -70,6 +70,7 @@ class Passage:
         self._folder = folder
         self._progress: Progress = Silent()
         self._batches = batches_of(point, self.job, texts.evaluation)
+        self._rest = Parking(folder)
         self._stack, self._early = ExitStack(), ExitStack()
         self._tensors: dict[str, torch.Tensor] = {}
         self._zeros = self._weights = 0
@@ -144,7 +145,13 @@ class Passage:
         self.evaluation.through(block)
 
     def unload(self, block: int) -> None:
+        """The block is done; hidden states beyond some hundred MiB wait in files until the next."""
         self._tensors = {}
+        self._rest.next_map()
+        for stream in (self.evaluation, self.calibration):
+            for tensor in stream.waiting() if stream is not None else ():
+                if tensor is not None:
+                    self._rest.hold(tensor)
         self.evaluation.unload(block)
         if self.point.block == block and self.calibration is not None:
             self.calibration = None

@@ -23,7 +23,7 @@ from prune_cli.sweep.together import measure_together
 # More would only delay the journal: what points share is read once for this many.
 _MOST_TOGETHER = 8
 _SHARE_OF_FREE_MEMORY = 0.5
-# Hidden states that a batch keeps between two blocks.
+# Hidden states that a batch keeps inside a block; between two blocks it is one, and on a CPU that may be in a file.
 _STATES_PER_TOKEN = 3
 _MEMINFO = Path("/proc/meminfo")
 _FREE_WHERE_UNKNOWN = 4 << 30
@@ -39,13 +39,14 @@ class Load:
 
 def load_of(job: Prepared, points: Sequence[Point], tokens: int, workers: int) -> Load:
     """`tokens` are those of calibration and evaluation; `workers` share the memory of a host."""
-    states = _STATES_PER_TOKEN * tokens * job.model.hidden_size * job.dtype.itemsize
-    own = 0
+    on_cpu = job.device.type == "cpu"
+    state = tokens * job.model.hidden_size * job.dtype.itemsize
+    weight = min(state, LARGE_INPUTS) if on_cpu else _STATES_PER_TOKEN * state
     if any(point.request.target == "dense" for point in points):
+        # These are in the block at the same time.
         largest = max(_block_bytes(job, block) for block in range(len(job.model.blocks)))
-        own = largest + LARGE_INPUTS
-    weight = states + own
-    room = int(_free(job.device) * _SHARE_OF_FREE_MEMORY / (workers if job.device.type == "cpu" else 1))
+        weight = largest + LARGE_INPUTS + _STATES_PER_TOKEN * state
+    room = int(_free(job.device) * _SHARE_OF_FREE_MEMORY / (workers if on_cpu else 1))
     fair = -(-len(points) // workers)
     return Load(weight, max(1, min(_MOST_TOGETHER, room // max(weight, 1), fair)))
 
