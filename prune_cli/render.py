@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prune_cli.measure import EvaluationResult
     from prune_cli.push import Push
     from prune_cli.report import Report, StructureReport
+    from prune_cli.tasks import TaskScores
 
 
 def size(count: int) -> str:
@@ -168,3 +169,22 @@ def show_push(console: Console, push: Push) -> None:
     for path in push.removed:
         console.print(f"Removed there: {path}", highlight=False, soft_wrap=True)
     console.print(f"Pushed to {push.pull_request or push.url}", highlight=False, soft_wrap=True)
+
+
+def show_tasks(console: Console, scores: TaskScores) -> None:
+    compared = scores.against is not None
+    columns = ("task", "metric", "score", *((f"of {scores.against}", "difference") if compared else ()))
+    table = _table(f"{scores.harness}" + (f", first {scores.limit} examples" if scores.limit else ""), *columns)
+    for each in scores.scores:
+        row = [each.task, each.metric, _score(each.score, each.standard_error)]
+        if compared:
+            row.append(_score(each.against, each.against_standard_error))
+            row.append("–" if each.difference is None else f"{each.difference:+.4f}")
+        table.add_row(*row)
+    console.print(table)
+
+
+def _score(value: float | None, standard_error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import logging
+import os
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from prune_cli.commands import options
+from prune_cli.errors import RequestError
 from prune_cli.failures import told_failures
+
+if TYPE_CHECKING:
+    from prune_cli.measure import EvaluationResult
+    from prune_cli.tasks import TaskScores
+
+_TASKS = "Tasks of the lm-evaluation-harness"
 
 
 def evaluate(
     model: options.Model,
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="Text, as for --calibration of prune.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Text for perplexity, as for --calibration of prune.")
+    ] = None,
     against: Annotated[str | None, typer.Option(metavar="DENSE", help="The dense model to compare with.")] = None,
     samples: Annotated[int | None, typer.Option(help="Only the first windows [default: all].")] = None,
     seq_len: options.SeqLen = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Tasks, with commas between, as arc_easy,hellaswag or mmlu_*; needs pip install 'prune-cli[eval]'.",
+            rich_help_panel=_TASKS,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first examples of each task [default: all].", rich_help_panel=_TASKS)
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder with task YAMLs of yours.", rich_help_panel=_TASKS)
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
@@ -26,31 +56,87 @@ def evaluate(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Perplexity of MODEL; against a dense model also KL divergence, agreement and the difference of the losses.
+    """Perplexity of MODEL on a text, or its scores on tasks, or both; against a dense model also the differences.
 
-    The text is cut into consecutive windows of --seq-len tokens; each is predicted on its own. One block of weights is
-    in memory at a time.
+    With --data the text is cut into consecutive windows of --seq-len tokens; each is predicted on its own. One block of
+    weights is in memory at a time. Against a dense model: KL divergence, agreement and the difference of the losses.
+
+    With --tasks the lm-evaluation-harness runs as it is, with the whole model in memory.
+
+    Examples:
+
+    prune-cli eval ./pruned --against ./dense --data wikitext2
+
+    prune-cli eval ./pruned --against ./dense --tasks arc_easy,hellaswag --limit 200
     """
     with told_failures(as_json=as_json, verbose=verbose):
+        _check(
+            data,
+            tasks,
+            {"--samples": samples, "--seq-len": seq_len},
+            {"--limit": limit, "--include-path": include_path},
+        )
+        if not verbose:
+            _calm_harness()
         from prune_cli.measure import EvaluationRequest, measure
         from prune_cli.progress import progress_on
-        from prune_cli.render import show_evaluation
+        from prune_cli.render import show_evaluation, show_tasks
+        from prune_cli.tasks import TasksRequest, measure_tasks
 
         options.calm_libraries(verbose=verbose, quiet=quiet)
-        request = EvaluationRequest(
-            model=model,
-            data=data,
-            against=against,
-            samples=samples,
-            seq_len=seq_len,
-            device=device,
-            dtype=options.checked_later(dtype),
-            batch_size=options.batch_size_of(batch_size),
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
+        shared = {
+            "model": model,
+            "against": against,
+            "device": device,
+            "dtype": options.checked_later(dtype),
+            "batch_size": options.batch_size_of(batch_size),
+            "trust_remote_code": trust_remote_code,
+            "revision": revision,
+        }
+        result = scores = None
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
-            result = measure(request, progress)
-        options.print_result(
-            result.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_evaluation(console, result)
-        )
+            if tasks is not None:
+                names = tuple(name.strip() for name in tasks.split(","))
+                asked = TasksRequest(tasks=names, limit=limit, include_path=include_path, **shared)
+                # The harness draws bars of its own, whatever it is told.
+                with redirect_stderr(StringIO()) if quiet else nullcontext():
+                    scores = measure_tasks(asked, progress)
+            if data is not None:
+                result = measure(EvaluationRequest(data=data, samples=samples, seq_len=seq_len, **shared), progress)
+
+        def show(console: Console) -> None:
+            if result is not None:
+                show_evaluation(console, result)
+            if scores is not None:
+                show_tasks(console, scores)
+
+        options.print_result(_document(result, scores), as_json=as_json, quiet=quiet, show=show)
+
+
+def _calm_harness() -> None:
+    """Silence its log and its bars, which are read when tqdm is imported; ours tells how many tasks are done."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def _check(data: str | None, tasks: str | None, of_data: dict[str, object], of_tasks: dict[str, object]) -> None:
+    """Refuse an evaluation of nothing, and options that would change nothing."""
+    if data is None and tasks is None:
+        raise RequestError("eval needs --data SOURCE, for perplexity, or --tasks NAMES, for scores on tasks.")
+    for owner, given, belonging in (("--data", data, of_data), ("--tasks", tasks, of_tasks)):
+        for option, value in belonging.items():
+            if given is None and value is not None:
+                raise RequestError(f"{option} belongs to {owner}, which was not given: add it, or leave {option} out.")
+
+
+def _document(result: EvaluationResult | None, scores: TaskScores | None) -> str:
+    """One document whatever was measured: what was not is null."""
+    if result is not None:
+        document = asdict(result)
+    else:
+        assert scores is not None
+        shared = ("model", "against", "device", "compute_dtype")
+        document = {key: getattr(scores, key) for key in shared}
+        document |= {"protocol": None, "text": None, "evaluation": None, "comparison": None, "warnings": []}
+    document["tasks"] = asdict(scores) if scores is not None else None
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

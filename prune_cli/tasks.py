@@ -1,0 +1,234 @@
+"""`prune-cli eval --tasks`: scores of the lm-evaluation-harness, which is an optional extra and used as it is.
+
+Its model is plain transformers' own, loaded whole; everything about a task (prompts, shots, metrics) is the harness's.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from prune_cli.architecture import load_tokenizer
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.errors import PruneError, RequestError, one_line
+from prune_cli.prepare import pick_device, pick_dtype
+from prune_cli.progress import Progress, Silent
+from prune_cli.request import Dtype, check_counts, check_device
+from prune_cli.source import Source, resolve_model
+
+INSTALL = "pip install 'prune-cli[eval]'"
+
+
+@dataclass(frozen=True)
+class TasksRequest:
+    """What `prune-cli eval --tasks` was asked for; `limit` is the number of examples of each task, None for all."""
+
+    model: str
+    tasks: tuple[str, ...]
+    against: str | None = None
+    include_path: Path | None = None
+    limit: int | None = None
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    def check(self) -> None:
+        """Raise RequestError for anything that can be told wrong without the models."""
+        check_counts(None, None, self.batch_size)
+        check_device(self.device)
+        if not self.tasks or not all(self.tasks):
+            raise RequestError("--tasks names no task: give names with commas between, as arc_easy,hellaswag.")
+        if self.limit is not None and self.limit < 1:
+            raise RequestError(f"--limit is {self.limit}, but must be at least 1.")
+        if self.include_path is not None and not self.include_path.is_dir():
+            raise RequestError(f"--include-path is {self.include_path}, which is no folder: give one with task YAMLs.")
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of one task; `against` is the dense model's, `difference` is MODEL's minus that."""
+
+    task: str
+    metric: str
+    score: float
+    standard_error: float | None
+    against: float | None
+    against_standard_error: float | None
+    difference: float | None
+    higher_is_better: bool | None
+    examples: int | None
+    shots: int | None
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """All metrics of all tasks, groups included."""
+
+    harness: str
+    model: str
+    against: str | None
+    limit: int | None
+    device: str
+    compute_dtype: str
+    scores: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True)
+class _Loadable:
+    source: Source
+    dtype: torch.dtype
+
+
+def measure_tasks(request: TasksRequest, progress: Progress | None = None) -> TaskScores:
+    """Run the harness. Raises RequestError where it is missing or does not know a task, PruneError where it fails."""
+    progress = progress or Silent()
+    request.check()
+    device = pick_device(request.device)
+    harness = _harness()
+    manager, tasks = _find_tasks(harness, request)
+    models = [_open(request.model, request.revision, request, device)]
+    if request.against is not None:
+        models.append(_open(request.against, None, request, device))
+    progress.stage(f"lm-eval: {', '.join(request.tasks)}", len(models) * len(tasks))
+    results = [_run(harness, manager, tasks, model, request, device, progress) for model in models]
+    return TaskScores(
+        harness=f"lm-eval {version('lm-eval')}",
+        model=request.model,
+        against=request.against,
+        limit=request.limit,
+        device=str(device),
+        compute_dtype=str(models[0].dtype).removeprefix("torch."),
+        scores=tuple(_scores(results[0], results[1] if len(results) > 1 else None)),
+    )
+
+
+def _open(given: str, revision: str | None, request: TasksRequest, device: torch.device) -> _Loadable:
+    source = resolve_model(given, revision)
+    checkpoint = Checkpoint.open(source.folder)
+    if load_tokenizer(source.folder, request.trust_remote_code) is None:
+        raise RequestError(
+            f"{given} has no tokenizer, and tasks are texts: copy the tokenizer's files into its folder."
+        )
+    return _Loadable(source, pick_dtype(request.dtype, device, checkpoint))
+
+
+def _harness() -> Any:
+    try:
+        harness = importlib.import_module("lm_eval")
+        importlib.import_module("lm_eval.tasks")
+        importlib.import_module("lm_eval.models.huggingface")
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise PruneError(f"lm-eval is installed but does not start ({one_line(error)}): {INSTALL}") from error
+        raise RequestError(f"--tasks needs the lm-evaluation-harness, which is not installed: {INSTALL}") from error
+    return harness
+
+
+def _find_tasks(harness: Any, request: TasksRequest) -> tuple[Any, list[str]]:
+    """The harness's own index, and the names that were asked for, globs resolved."""
+    include = str(request.include_path) if request.include_path is not None else None
+    try:
+        manager = harness.tasks.TaskManager(include_path=include)
+    except Exception as error:  # the harness's own checks of YAML files raise all kinds
+        raise RequestError(f"The tasks in {include} cannot be read ({one_line(error)}): correct the YAML.") from error
+    found: list[str] = []
+    for name in request.tasks:
+        matching = manager.match_tasks([name])
+        if not matching:
+            raise RequestError(
+                f"--tasks names {name!r}, which lm-eval does not know: `lm-eval ls tasks` lists its own, "
+                "--include-path adds a folder of yours."
+            )
+        found += matching
+    return manager, list(dict.fromkeys(found))
+
+
+def _run(
+    harness: Any,
+    manager: Any,
+    tasks: Sequence[str],
+    model: _Loadable,
+    request: TasksRequest,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, Any]:
+    """All tasks on one model, which is gone from memory afterwards."""
+    batch_size = request.batch_size if request.batch_size != "auto" or device.type == "cuda" else 1
+    try:
+        loaded = harness.models.huggingface.HFLM(
+            pretrained=str(model.source.folder),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(device),
+            batch_size=batch_size,
+            trust_remote_code=request.trust_remote_code,
+        )
+    except Exception as error:  # whatever transformers or the harness raise
+        _let_memory_through(error)
+        raise PruneError(f"{model.source.given} cannot be loaded by lm-eval ({one_line(error)}).") from error
+    merged: dict[str, Any] = {}
+    for task in tasks:
+        try:
+            result = harness.simple_evaluate(
+                model=loaded, tasks=[task], limit=request.limit, task_manager=manager, log_samples=False
+            )
+        except Exception as error:  # whatever the task, its data set or the harness raise
+            _let_memory_through(error)
+            raise PruneError(f"The task {task} failed on {model.source.given} ({one_line(error)}).") from error
+        for key in ("results", "n-shot", "n-samples", "higher_is_better"):
+            merged.setdefault(key, {}).update(result.get(key) or {})
+        progress.advance()
+    del loaded
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return merged
+
+
+def _let_memory_through(error: Exception) -> None:
+    """Out of memory has a sentence of its own, given where all commands end."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        raise error
+
+
+def _scores(ours: Mapping[str, Any], dense: Mapping[str, Any] | None) -> list[TaskScore]:
+    scores: list[TaskScore] = []
+    for task, values in ours["results"].items():
+        theirs = dense["results"].get(task, {}) if dense is not None else {}
+        for key, value in values.items():
+            metric, _, step = key.partition(",")
+            if metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not step:  # alias, sample_len and the like
+                continue
+            error_key = f"{metric}_stderr,{step}"
+            other = theirs.get(key)
+            scores.append(
+                TaskScore(
+                    task=task,
+                    metric=metric if step == "none" else f"{metric} ({step})",
+                    score=float(value),
+                    standard_error=_number(values.get(error_key)),
+                    against=_number(other),
+                    against_standard_error=_number(theirs.get(error_key)),
+                    difference=float(value) - float(other) if other is not None else None,
+                    higher_is_better=(ours["higher_is_better"].get(task) or {}).get(metric),
+                    examples=(ours["n-samples"].get(task) or {}).get("effective"),
+                    shots=ours["n-shot"].get(task),
+                )
+            )
+    return scores
+
+
+def _number(value: Any) -> float | None:
+    """The harness writes N/A where it has no standard error."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
