@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -20,6 +20,8 @@ from prune_cli.repeat import command_of
 # Of what the source's card says, this stays true of the pruned model.
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_SNIPPET = "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nname = "
+_SPARSE_IMPORT = "import prune_cli  # its weights are stored as sparse safetensors, which this reads"
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _OPENREVIEW = re.compile(r"openreview (\w+)")
 
@@ -127,15 +129,18 @@ def _measured(report: Mapping[str, Any]) -> str:
 
 
 def _loading() -> str:
-    return """## Load it
+    return f"""## Load it
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-name = "."  # the id of this repository, or the folder that holds it
+{_SNIPPET}"."  # the id of this repository, or the folder that holds it
 model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained(name)
 ```"""
+
+
+def for_format(card: str, form: Literal["dense", "sparse"]) -> str:
+    """The card of the same weights in dense or in sparse files, which load after one more import; else unchanged."""
+    sparse = _SNIPPET.replace("```python\n", f"```python\n{_SPARSE_IMPORT}\n", 1)
+    return card.replace(sparse, _SNIPPET) if form == "dense" else card.replace(_SNIPPET, sparse)
 
 
 def _method(report: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,17 @@ def test_pruning_again_keeps_the_card_of_what_was_pruned(out: Path, tmp_path: Pa
     assert command("prune", out, again, "-m", "magnitude", "-s", 0.7, "-q").code == 0
     assert (again / "SOURCE_README.md").read_bytes() == (out / "README.md").read_bytes()
     assert ModelCard.load(again / "README.md").data.get("license_name") == "tiny-community"
+
+
+def test_converted_to_sparse_files_the_card_tells_how_to_load_them(
+    out: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    sparse, dense = tmp_path / "sparse", tmp_path / "dense"
+    assert command("convert", out, sparse, "-q").code == 0
+    card = (sparse / "README.md").read_text()
+    program = card.split("```python\n")[1].split("\n```")[0]
+    assert program.startswith("import prune_cli ")
+    assert command("convert", sparse, dense, "--format", "dense", "-q").code == 0
+    assert (dense / "README.md").read_bytes() == (out / "README.md").read_bytes()
+    done = subprocess.run([sys.executable, "-c", program], cwd=sparse, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from prune_cli.card import for_format
 from prune_cli.checkpoint import INDEX_FILE, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.output import check_output, check_space, partial_folder
+from prune_cli.output_files import CARD
 from prune_cli.progress import Progress, Silent
 from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.config import with_entry, without_entry
@@ -95,6 +97,7 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
         progress.stage(f"Writing {len(checkpoint.files)} {request.format} file(s)", len(checkpoint.entries))
         files = convert_files(checkpoint, partial, request.format, done, progress, journal)
         not_copied = _copy_side_files(checkpoint, partial)
+        _tell_in_card(partial / CARD, request.format)
         if config is not None:
             (partial / _CONFIG).write_text(config, encoding="utf-8")
         _commit(request.out, partial)
@@ -212,6 +215,13 @@ def _copy_side_files(checkpoint: Checkpoint, partial: Path) -> tuple[str, ...]:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, partial / name)
     return tuple(left)
+
+
+def _tell_in_card(card: Path, form: Format) -> None:
+    """A card of ours tells how to load it; of any other nothing changes."""
+    if card.is_file():
+        text = card.read_bytes().decode("utf-8", "surrogateescape")
+        card.write_bytes(for_format(text, form).encode("utf-8", "surrogateescape"))
 
 
 def _commit(out: Path, partial: Path) -> None:
