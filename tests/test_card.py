@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +138,7 @@ def test_pruning_again_keeps_the_card_of_what_was_pruned(out: Path, tmp_path: Pa
 
 
 def test_converted_to_sparse_files_the_card_tells_how_to_load_them(
-    out: Path, tmp_path: Path, command: RunCommand
+    out: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, dense = tmp_path / "sparse", tmp_path / "dense"
     assert command("convert", out, sparse, "-q").code == 0
@@ -149,5 +147,5 @@ def test_converted_to_sparse_files_the_card_tells_how_to_load_them(
     assert program.startswith("import prune_cli ")
     assert command("convert", sparse, dense, "--format", "dense", "-q").code == 0
     assert (dense / "README.md").read_bytes() == (out / "README.md").read_bytes()
-    done = subprocess.run([sys.executable, "-c", program], cwd=sparse, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(sparse)
+    exec(program)  # as a reader would run it, in this folder

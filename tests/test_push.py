@@ -89,7 +89,7 @@ def visible(out: Path) -> dict[str, bytes]:
 
 
 def test_a_push_makes_the_repository_and_one_commit_and_can_be_loaded_again(
-    publisher: Publisher, finished: Path, out: Path
+    publisher: Publisher, finished: Path, out: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (out / ".cache").mkdir()
     (out / ".cache" / "secret").write_text("hidden files stay here")
@@ -104,11 +104,12 @@ def test_a_push_makes_the_repository_and_one_commit_and_can_be_loaded_again(
     assert len(publisher.hub.stored) == SHARDS
     assert WRITER not in pushed.stdout + pushed.stderr
 
-    inspected = publisher.run("inspect", "me/tiny-half", "--json")
+    point_at(publisher.hub, monkeypatch)
+    inspected = command("inspect", "me/tiny-half", "--json")
     assert inspected.code == 0, inspected.stderr
     assert inspected.json["revision"] == pushed.json["commit"]
 
-    again = publisher.run("push", out, "me/tiny-half")
+    again = command("push", out, "me/tiny-half")
     assert again.code == 0, again.stderr
     assert f"Pushed to {publisher.hub.endpoint}/me/tiny-half" in " ".join(again.stdout.split())
     assert len(publisher.hub.commits) == 1

@@ -74,7 +74,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_the_command_of_a_request_parses_back_to_it(data: st.DataObject) -> None:
     values = {name: data.draw(strategy, label=name) for name, strategy in _VALUES.items()}
