@@ -8,6 +8,7 @@ import typer
 
 from prune_cli import __version__
 from prune_cli.commands.bench import bench
+from prune_cli.commands.check import check
 from prune_cli.commands.convert import convert
 from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.inspect import inspect
@@ -44,6 +45,7 @@ def main(
 
 app.command()(prune)
 app.command("eval")(evaluate)
+app.command()(check)
 app.command()(inspect)
 app.command()(bench)
 app.command()(soup)

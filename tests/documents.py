@@ -31,6 +31,7 @@ from tests.conftest import RunCommand
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
+_SMALL = 6000
 _COMMENT = re.compile(r"<!-- (with|quick|file): (.*?) -->\s*")
 _FENCE = re.compile(r"```(\S*) ?(.*)")
 _EXIT_CODE = re.compile(r"#.*exit code (\d+)")
@@ -133,16 +134,21 @@ def scratch(folder: Path) -> Path:
     """An empty folder with the repository's `examples`, a tiny model and a small text, as the pages expect it."""
     save_tiny(folder / "tiny-model", "llama-untied")
     (folder / "examples").symlink_to(ROOT / "examples")
-    (folder / "small.txt").write_text((ROOT / "LICENSE").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "small.txt").write_text((ROOT / "LICENSE").read_text(encoding="utf-8")[:_SMALL], encoding="utf-8")
     return folder
+
+
+def programs(folder: Path) -> Path:
+    """A folder beside `folder` with the programs `prune-cli` and `python` of these tests, for PATH."""
+    place = folder.with_name(folder.name + "-programs")
+    if not place.exists():
+        place.mkdir()
+        for name, call in (("prune-cli", "-m prune_cli"), ("python", "")):
+            (place / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
+            (place / name).chmod(0o755)
+    return place
 
 
 def _environment(folder: Path) -> dict[str, str]:
     """A shell in which `prune-cli` and `python` are those of these tests."""
-    programs = folder.with_name(folder.name + "-programs")
-    if not programs.exists():
-        programs.mkdir()
-        for name, call in (("prune-cli", "-m prune_cli"), ("python", "")):
-            (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
-            (programs / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    return {**os.environ, "PATH": f"{programs(folder)}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}

@@ -32,8 +32,8 @@ _TAGS["number"] = {core_yaml.INTEGER, core_yaml.NUMBER}
 # A plain word that looks like a number is text where text is wanted: a commit may be all digits.
 _TAGS["string"] = {core_yaml.STRING, core_yaml.INTEGER, core_yaml.NUMBER}
 _COMMAND_LINE_ONLY = ("dry_run", "json", "quiet", "verbose", "recipe", "save_recipe")
-# About the folder of the earlier run, not about what it did.
-_NOT_REPEATED = ("resume", "overwrite")
+# About the files of the earlier run, not about what it did.
+_NOT_REPEATED = ("resume", "overwrite", "save_statistics")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""`prune-cli check`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from prune_cli.commands import options
+from prune_cli.failures import told_failures
+
+if TYPE_CHECKING:
+    from prune_cli.gate.request import GateRequest
+
+RULES, CI = "Rules", "For CI"
+Limit = str | None
+
+
+def check(
+    target: Annotated[
+        str, typer.Argument(metavar="REPORT_OR_MODEL", help="A pruned model (folder or hub id), or a report's file.")
+    ],
+    max_perplexity: Annotated[
+        Limit, typer.Option(metavar="X", help="Perplexity at most this.", rich_help_panel=RULES)
+    ] = None,
+    max_perplexity_increase: Annotated[
+        Limit,
+        typer.Option(
+            metavar="5%|0.3",
+            help="Above the dense model's: in percent of it, or more than it by.",
+            rich_help_panel=RULES,
+        ),
+    ] = None,
+    max_kl: Annotated[
+        Limit,
+        typer.Option(metavar="X", help="KL divergence from the dense model, nats per token.", rich_help_panel=RULES),
+    ] = None,
+    min_top1: Annotated[
+        Limit,
+        typer.Option(metavar="90%", help="Share of tokens with the dense model's first choice.", rich_help_panel=RULES),
+    ] = None,
+    min_sparsity: Annotated[
+        Limit,
+        typer.Option(
+            metavar="49%",
+            help="Share of zeros in the tensors that the report calls pruned; without a report in all matrices of the "
+            "blocks.",
+            rich_help_panel=RULES,
+        ),
+    ] = None,
+    max_size: Annotated[
+        Limit,
+        typer.Option(
+            metavar="0.6x|4GB", help="Of the weight files: in bytes, or of the dense model's.", rich_help_panel=RULES
+        ),
+    ] = None,
+    require_loadable: Annotated[
+        bool,
+        typer.Option(
+            "--require-loadable",
+            help="It loads in plain transformers, in a fresh process, nothing missing or left over, and generates.",
+            rich_help_panel=RULES,
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Text to measure on [default: that of the report].", rich_help_panel=options.TEXT
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="DENSE", help="The dense model [default: the report's].", rich_help_panel=options.TEXT),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Only the first windows [default: all].", rich_help_panel=options.TEXT)
+    ] = None,
+    seq_len: options.SeqLen = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.Trust = False,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case per rule.", rich_help_panel=CI)
+    ] = None,
+    github: Annotated[
+        bool | None,
+        typer.Option(
+            "--github/--no-github",
+            help="Annotations and the step summary of GitHub Actions [default: where GITHUB_ACTIONS is true].",
+            rich_help_panel=CI,
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Hold a pruned model against rules, and end with 1 where one fails.
+
+    A model is measured, whatever its report says: zeros counted in the files, perplexity and distances by running it
+    beside the dense model, the files' hashes compared with the report in its folder. Given a report's JSON file, the
+    figures in it are taken. Exit codes: 0 all rules hold, 1 a rule fails, 2 the request was wrong or a rule cannot be
+    decided.
+    """
+    limits = {
+        "--max-perplexity": max_perplexity,
+        "--max-perplexity-increase": max_perplexity_increase,
+        "--max-kl": max_kl,
+        "--min-top1": min_top1,
+        "--min-sparsity": min_sparsity,
+        "--max-size": max_size,
+    }
+    with told_failures(as_json=as_json, verbose=verbose):
+        from prune_cli.gate.request import GateRequest
+        from prune_cli.gate.rules import Asked
+
+        request = GateRequest(
+            target=target,
+            asked=Asked.parse(limits, loadable=require_loadable),
+            data=data,
+            against=against,
+            samples=samples,
+            seq_len=seq_len,
+            device=device,
+            dtype=options.checked_later(dtype),
+            batch_size=options.batch_size_of(batch_size),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        on_github = github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true"
+        options.calm_libraries(verbose=verbose, quiet=quiet)
+        passed = _decide(request, junit, on_github, as_json=as_json, quiet=quiet)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _decide(request: GateRequest, junit: Path | None, on_github: bool, *, as_json: bool, quiet: bool) -> bool:
+    from prune_cli.gate import outputs
+    from prune_cli.gate.check import check as decide
+    from prune_cli.progress import progress_on
+
+    if junit is not None:
+        outputs.check_junit_path(junit)
+    begun = time.monotonic()
+    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        result = decide(request, progress)
+    if junit is not None:
+        junit.write_text(outputs.to_junit(result, time.monotonic() - begun), encoding="utf-8")
+    if on_github:
+        for line in outputs.on_github(result):
+            typer.echo(line, err=True)
+    options.print_result(
+        result.to_json(), as_json=as_json, quiet=quiet, show=lambda console: outputs.show_gate(console, result)
+    )
+    if quiet and not result.passed:
+        typer.echo(outputs.verdict_of(result), err=True)
+    return result.passed

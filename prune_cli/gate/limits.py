@@ -1,0 +1,50 @@
+"""The limits of rules as they are typed: 5%, 0.3, 0.6x, 4GB. No torch here."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from prune_cli.errors import RequestError
+
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%|x|[kMGT]?i?B)?", re.IGNORECASE)
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+Kind = Literal["number", "share", "increase", "size"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`value` of a rule: `relative` to the dense model's figure (0.05 for 5 %, 0.6 for 0.6x), else absolute."""
+
+    text: str
+    value: float
+    relative: bool = False
+
+
+def parse_limit(option: str, text: str, kind: Kind) -> Limit:
+    """The limit `text` of `option`. Raises RequestError for what is none of its kind.
+
+    number: 12.5; share: 0.49 or 49%; increase: 0.3 (absolute) or 5%; size: 0.6x, or bytes as 4GB (10^9) or 4GiB (2^30).
+    """
+    found = _NUMBER.fullmatch(text.strip())
+    value, unit = (float(found[1]), (found[2] or "").lower()) if found else (math.nan, "")
+    if kind == "number" and found and not unit:
+        return Limit(text, value)
+    if kind == "share" and found and unit in ("", "%"):
+        share = value / 100 if unit else value
+        if share <= 1:
+            return Limit(text, share)
+    if kind == "increase" and found and unit in ("", "%"):
+        return Limit(text, value / 100 if unit else value, relative=bool(unit))
+    if kind == "size" and found and unit and unit != "%":
+        return Limit(text, value if unit == "x" else value * _UNITS[unit], relative=unit == "x")
+    wanted = {
+        "number": "a number, as 12.5",
+        "share": "a share, as 0.49 or 49%",
+        "increase": "an increase: 5% of the dense model's, or 0.3 more than it",
+        "size": "a size: 0.6x of the dense model's, or bytes as 4GB or 900MiB",
+    }
+    raise RequestError(f"{option} is {text!r}, but must be {wanted[kind]}.")

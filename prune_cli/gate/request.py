@@ -1,0 +1,56 @@
+"""What `prune-cli check` was asked for, frozen. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from prune_cli.gate.rules import Asked, Verdict
+from prune_cli.request import Dtype
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """`target` is a model (folder or hub id), which is measured, or the JSON file of a report, which is believed.
+
+    None means that the user did not say: `data` and `against` are then those of the report in the model's folder.
+    """
+
+    target: str
+    asked: Asked
+    data: str | None = None
+    against: str | None = None
+    samples: int | None = None
+    seq_len: int | None = None
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def is_report(self) -> bool:
+        return Path(self.target).expanduser().is_file()
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """`source` tells whether figures were measured or taken from a report; `text` what they were measured on."""
+
+    target: str
+    source: Literal["measured", "report"]
+    against: str | None
+    text: str
+    passed: bool
+    verdicts: Sequence[Verdict]
+    warnings: Sequence[str] = ()
+
+    @property
+    def failed(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if not verdict.passed]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,248 @@
+"""`prune-cli check`: rules decided by measuring, or by a report's figures; exit codes, JUnit, GitHub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import prune_cli
+from prune_cli.errors import RequestError
+from prune_cli.gate.limits import Limit, parse_limit
+from prune_cli.gate.outputs import to_junit
+from prune_cli.gate.request import GateResult
+from prune_cli.gate.rules import Verdict
+from prune_cli.render import size
+from tests import reference
+from tests.conftest import Outcome, RunCommand, token_ids
+from tests.tiny import load_plain, save_tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("dense") / "model", "llama-untied")
+
+
+@pytest.fixture(scope="module")
+def pruned(model: Path, tokens_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the weights gone, with perplexities in its report; never written to."""
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    prune_cli.prune(model, out, method="magnitude", eval=str(tokens_file))
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+
+def verdicts(outcome: Outcome) -> dict[str, Any]:
+    return {verdict["rule"]: verdict for verdict in outcome.json["verdicts"]}
+
+
+@torch.no_grad()
+def test_a_model_is_measured_and_every_figure_is_that_of_a_naive_computation(
+    model: Path, pruned: Path, command: RunCommand
+) -> None:
+    rules = ["--max-perplexity", 1000, "--max-perplexity-increase", "900%", "--max-kl", 9, "--min-top1", "1%"]
+    outcome = command("check", pruned, *rules, "--min-sparsity", "50%", "--max-size", "1x", "--json")
+    assert outcome.code == 0, outcome.stdout + outcome.stderr
+    assert (outcome.json["source"], outcome.json["against"], outcome.json["passed"]) == ("measured", str(model), True)
+    found = {rule: verdict["value"] for rule, verdict in verdicts(outcome).items()}
+    ids, ours, dense = token_ids(), load_plain(pruned), load_plain(model)
+    after, before = (reference.perplexity(each, ids) for each in (ours, dense))
+    assert found["--max-perplexity"] == pytest.approx(after, rel=1e-5)
+    assert found["--max-perplexity-increase"] == pytest.approx(after / before - 1, rel=1e-3)
+    logits = [each(input_ids=ids).logits[:, :-1].double().log_softmax(-1) for each in (ours, dense)]
+    assert found["--max-kl"] == pytest.approx(
+        float((logits[1].exp() * (logits[1] - logits[0])).sum(-1).mean()), rel=1e-4
+    )
+    assert found["--min-top1"] == pytest.approx(float((logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean()))
+    assert found["--min-sparsity"] == 0.5
+    assert found["--max-size"] == 1.0
+    assert found["files as in the report"] is None
+
+
+def test_the_rule_that_fails_is_named_with_both_numbers(pruned: Path, command: RunCommand) -> None:
+    outcome = command("check", pruned, "--min-sparsity", "0.6", "--max-size", "1MB")
+    assert outcome.code == 1
+    assert "50.00 % of the pruned tensors" in " ".join(outcome.stdout.split())
+    assert "Failed: --min-sparsity (1 of 3 rules)." in outcome.stdout
+    quiet = command("check", pruned, "--min-sparsity", "0.6", "-q")
+    assert (quiet.code, quiet.stdout, quiet.stderr) == (1, "", "Failed: --min-sparsity (1 of 2 rules).\n")
+
+
+def test_a_report_is_believed_and_says_so(pruned: Path, command: RunCommand) -> None:
+    report = json.loads((pruned / "prune_report.json").read_text())
+    before, after = (report["evaluation"][name]["perplexity"] for name in ("before", "after"))
+    file = pruned / "prune_report.json"
+    outcome = command(
+        "check", file, "--max-perplexity-increase", f"{after - before + 1e-6:.6f}", "--min-sparsity", "0.5"
+    )
+    assert outcome.code == 0, outcome.stdout
+    assert "nothing was measured" in outcome.stdout
+    outcome = command("check", file, "--max-perplexity-increase", "0.0001%", "--max-size", "0.5x", "--json")
+    assert outcome.code == 1
+    assert outcome.json["source"] == "report"
+    assert verdicts(outcome)["--max-perplexity-increase"]["value"] == pytest.approx(after / before - 1)
+    assert verdicts(outcome)["--max-size"] == {
+        "rule": "--max-size",
+        "asked": "at most 0.5x",
+        "measured": f"1.000x ({size(report['totals']['bytes_before'])} to {size(report['totals']['bytes_after'])})",
+        "passed": False,
+        "limit": 0.5,
+        "value": 1.0,
+    }
+
+
+def test_a_model_is_not_believed(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    lying = shutil.copytree(pruned, tmp_path / "lying")
+    shard = next(iter(sorted(lying.glob("*.safetensors"))))
+    save_file({name: torch.ones_like(tensor) for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
+    outcome = command("check", lying, "--min-sparsity", "50%", "--json")
+    assert outcome.code == 1
+    assert not any(verdict["passed"] for verdict in verdicts(outcome).values())
+    assert verdicts(outcome)["files as in the report"]["measured"] == f"{shard.name} changed"
+    assert command("check", lying / "prune_report.json", "--min-sparsity", "50%").code == 0
+
+
+def test_without_a_report_the_blocks_are_counted(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    bare = shutil.copytree(pruned, tmp_path / "bare", ignore=shutil.ignore_patterns("prune_report.*"))
+    outcome = command("check", bare, "--min-sparsity", "50%", "--json")
+    assert outcome.code == 0
+    assert "the matrices of the blocks" in verdicts(outcome)["--min-sparsity"]["measured"]
+
+
+def test_sparse_files_are_measured_decoded(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    sparse = tmp_path / "sparse"
+    assert command("convert", pruned, sparse, "-q").code == 0
+    outcome = command("check", sparse, "--min-sparsity", "50%", "--max-kl", "9", "--max-size", "0.9x", "--json")
+    assert outcome.code == 0, outcome.stdout + outcome.stderr
+    dense = command("check", pruned, "--max-kl", "9", "--json")
+    assert verdicts(outcome)["--max-kl"]["value"] == verdicts(dense)["--max-kl"]["value"]
+    assert verdicts(outcome)["--min-sparsity"]["value"] == 0.5
+    assert verdicts(outcome)["--max-size"]["value"] < 0.9
+
+
+def test_loading_is_tried_in_a_fresh_process(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    assert command("check", pruned, "--require-loadable", "-q").code == 0
+    broken = shutil.copytree(pruned, tmp_path / "broken", ignore=shutil.ignore_patterns("prune_report.*"))
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    outcome = command("check", broken, "--require-loadable", "--json")
+    assert outcome.code == 1
+    assert "missing keys: model.layers.3." in verdicts(outcome)["--require-loadable"]["measured"]
+
+
+UNDECIDED = [
+    ([], "There is no rule, and"),
+    (["--max-perplexity", "5"], "--max-perplexity cannot be decided: no text to measure on: add --data SOURCE."),
+    (
+        ["--max-kl", "1", "--data", "TOKENS"],
+        "--max-kl cannot be decided: no dense model to compare with: add --against",
+    ),
+    (["--max-size", "1x"], "--max-size cannot be decided: no dense model to compare with: add --against DENSE."),
+    (["--max-kl", "lots"], "--max-kl is 'lots', but must be a number"),
+    (["--min-sparsity", "150%"], "--min-sparsity is '150%', but must be a share"),
+    (["--max-size", "7"], "--max-size is '7', but must be a size: 0.6x of the dense model's, or bytes as 4GB"),
+    (["--max-perplexity-increase", "-1%"], "--max-perplexity-increase is '-1%', but must be an increase"),
+    (["--min-sparsity", "0", "--junit", "no/where.xml"], "--junit no/where.xml is no file that can be written"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), UNDECIDED, ids=[" ".join(arguments) for arguments, _ in UNDECIDED])
+def test_what_cannot_be_decided_is_a_wrong_request(
+    arguments: list[str], told: str, model: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    given = [str(tokens_file) if argument == "TOKENS" else argument for argument in arguments]
+    outcome = command("check", model, *given)
+    assert outcome.code == 2
+    assert told in outcome.stderr
+    assert outcome.stdout == ""
+
+
+def test_what_a_report_cannot_tell(pruned: Path, tokens_file: Path, tmp_path: Path, command: RunCommand) -> None:
+    file = pruned / "prune_report.json"
+    for arguments, told in [
+        (["--max-kl", "1"], "--max-kl cannot be decided: a report holds no KL divergence; give the model's folder"),
+        (["--require-loadable"], "--require-loadable cannot be decided: a report cannot be loaded"),
+        (["--max-perplexity", "9", "--data", str(tokens_file)], "--data is for measuring a model, and"),
+        ([], "There is no rule"),
+    ]:
+        outcome = command("check", file, *arguments)
+        assert outcome.code == 2
+        assert told in outcome.stderr
+    moved = shutil.copytree(pruned, tmp_path / "moved")
+    report = json.loads((moved / "prune_report.json").read_text())
+    report["model"]["given"] = str(tmp_path / "gone")
+    (moved / "prune_report.json").write_text(json.dumps(report))
+    outcome = command("check", moved, "--max-kl", "1")
+    assert outcome.code == 2
+    assert "The dense model that the report names cannot be opened" in outcome.stderr
+    assert "say --against DENSE." in outcome.stderr
+
+
+def test_junit_and_github(pruned: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, summary = tmp_path / "junit.xml", tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    report = pruned / "prune_report.json"
+    outcome = command("check", report, "--min-sparsity", "60%", "--max-size", "1x", "--junit", file, "--json")
+    assert outcome.code == 1
+    assert not outcome.json["passed"]
+    assert (
+        "::error title=prune-cli check%3A --min-sparsity::--min-sparsity: asked at least 60%25, "
+        "found 50.00 %25 of the pruned tensors\n" in outcome.stderr
+    )
+    assert "| `--min-sparsity` | at least 60% | 50.00 % of the pruned tensors | **FAIL** |" in summary.read_text()
+    suites = ElementTree.parse(file).getroot()
+    assert (suites.tag, suites.get("tests"), suites.get("failures"), suites.get("errors")) == (
+        "testsuites",
+        "2",
+        "1",
+        "0",
+    )
+    cases = {case.get("name"): case for case in suites.iter("testcase")}
+    assert cases.keys() == {"--min-sparsity", "--max-size"}
+    assert cases["--max-size"].find("failure") is None
+    failure = cases["--min-sparsity"].find("failure")
+    assert failure is not None
+    assert failure.get("message") == "--min-sparsity: asked at least 60%, found 50.00 % of the pruned tensors"
+    monkeypatch.setenv("GITHUB_ACTIONS", "false")
+    assert "::error" not in command("check", report, "--min-sparsity", "60%").stderr
+    assert "::error" in command("check", report, "--min-sparsity", "60%", "--github").stderr
+
+
+@given(st.text())
+def test_junit_is_xml_whatever_names_hold(name: str) -> None:
+    result = GateResult(name, "report", name, name, False, [Verdict(name, name, name, False)])
+    assert ElementTree.fromstring(to_junit(result, 0.5).encode()).find("testsuite/testcase/failure") is not None
+
+
+def test_limits_as_they_are_typed() -> None:
+    assert parse_limit("--x", "5%", "increase") == Limit("5%", 0.05, relative=True)
+    assert parse_limit("--x", "0.3", "increase") == Limit("0.3", 0.3)
+    assert parse_limit("--x", "0.6x", "size") == Limit("0.6x", 0.6, relative=True)
+    assert parse_limit("--x", "4GB", "size") == Limit("4GB", 4e9)
+    assert parse_limit("--x", "900 MiB", "size") == Limit("900 MiB", 900 * 2**20)
+    assert parse_limit("--x", "49%", "share").value == 0.49
+    assert parse_limit("--x", ".5", "share").value == 0.5
+    for text, kind in [
+        ("5x", "increase"),
+        ("0.6", "size"),
+        ("5%", "size"),
+        ("1e9", "number"),
+        ("", "share"),
+        ("nan", "number"),
+    ]:
+        with pytest.raises(RequestError, match="--x is "):
+            parse_limit("--x", text, kind)  # pyright: ignore[reportArgumentType]
