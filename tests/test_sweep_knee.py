@@ -57,13 +57,13 @@ def test_with_noise_it_is_found_within_one_step(knee: float, before: float, afte
 
 def test_the_interval_covers_the_knee_nearly_always() -> None:
     covered = 0
-    for seed in range(100, 124):  # of 240 seeds 232 intervals cover, as 95 % ask
-        knee = 0.25 + (seed - 100) / 60
+    for seed in range(100, 116):  # of 240 seeds 232 intervals cover, as 95 % ask
+        knee = 0.25 + (seed - 100) / 40
         found = find_knee(GRID, with_noise(bent(knee, 0.2, 6.0), seed, share=0.02).tolist())
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= knee <= found.high
-    assert covered >= 21
+    assert covered >= 14
 
 
 def test_the_interval_grows_with_the_noise_of_the_windows() -> None:
