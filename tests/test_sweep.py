@@ -145,6 +145,7 @@ def test_a_killed_sweep_continues_to_the_same_results(
     refused = command("sweep", llama, out, *arguments, "--resume", "--seed", 3)
     assert refused.code == 2
     assert "seed differ" in refused.stderr
+    assert not partial_folder(out).exists()
 
 
 def test_states_that_wait_in_files_change_nothing(
@@ -273,9 +274,12 @@ def test_a_folder_that_is_no_sweep_is_not_replaced(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("words")
-    refused = command("sweep", llama, tmp_path / "mine", *texts, "--overwrite")
-    assert refused.code == 2
-    assert "is no sweep" in refused.stderr
+    partial_folder(tmp_path / "pruning").mkdir()
+    (partial_folder(tmp_path / "pruning") / "model.safetensors").write_text("weights")
+    for out in ("mine", "pruning"):
+        refused = command("sweep", llama, tmp_path / out, *texts, "--overwrite")
+        assert refused.code == 2
+        assert "is no sweep" in refused.stderr
 
 
 def test_experts_are_pruned_as_prune_does(

@@ -31,6 +31,10 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise RequestError(
             f"{out} exists already: choose another OUTDIR, add --resume to measure what it lacks, or --overwrite."
         )
+    if partial.exists() and not _ours(partial):
+        raise RequestError(
+            f"{partial} exists and is no sweep: finish what is being made there, or choose another OUTDIR."
+        )
     if partial.exists() and not (resume or overwrite):
         raise RequestError(
             f"{partial} holds an interrupted sweep: add --resume to continue it, or --overwrite to start again."
@@ -45,8 +49,18 @@ def _ours(out: Path) -> bool:
     return not names or POINTS in names
 
 
+def _whole(path: Path) -> str:
+    """All whole lines; one cut short by a kill is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _whole(path).splitlines()]
+
+
 class Journal:
-    """A context; `losses` of what has been measured before, by key, are there once it is entered."""
+    """A context; once it is entered, `find` and `notes` have what an earlier run measured."""
 
     def __init__(self, out: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = partial_folder(out)
@@ -59,10 +73,11 @@ class Journal:
 
     def __enter__(self) -> Journal:
         """Raises RequestError for another sweep at work there, and on resuming one that was asked for other things."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / POINTS
-        if self._resume and not path.exists() and (self._out / POINTS).exists():
-            shutil.copyfile(self._out / POINTS, path)
+        lines = _lines(path) or _lines(self._out / POINTS) if self._resume else []
+        if lines:
+            self._continue(lines)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,26 +86,18 @@ class Journal:
             raise RequestError(
                 f"Another sweep is writing to {self.folder}: wait for it, or choose another OUTDIR."
             ) from None
-        lines = self._lines() if self._resume else []
-        if lines:
-            self._continue(lines)
-        else:
-            self._file.truncate(0)
-            self._append({"fingerprint": self._fingerprint})
+        self._file.truncate(len(_whole(path).encode()) if lines else 0)
+        if path.stat().st_size == 0:
+            for other in self.folder.iterdir():
+                if other != path:
+                    other.unlink()
+            for line in lines or [{"fingerprint": self._fingerprint}]:
+                self._append(line)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """All whole lines; one cut short by a kill is dropped."""
-        assert self._file is not None
-        self._file.seek(0)
-        text = self._file.read()
-        whole = text[: text.rfind("\n") + 1]
-        self._file.truncate(len(whole.encode()))
-        return [json.loads(line) for line in whole.splitlines()]
 
     def _continue(self, lines: Sequence[Mapping[str, Any]]) -> None:
         before = lines[0].get("fingerprint", {})
@@ -99,7 +106,7 @@ class Journal:
         )
         if changed:
             raise RequestError(
-                f"The sweep in {self.folder} was asked for something else ({', '.join(changed)} differ): repeat its "
+                f"The sweep in {self._out} was asked for something else ({', '.join(changed)} differ): repeat its "
                 "command with --resume (methods and sparsities may be added), or add --overwrite to start again."
             )
         for line in lines[1:]:

@@ -154,12 +154,16 @@ def fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str]
 
 
 def evaluate_dense(request: SweepRequest, prospect: Prospect, journal: Journal, progress: Progress) -> list[float]:
-    """The dense model's loss on every window; measured once, also when the sweep is resumed."""
+    """The dense model's loss on every window; measured once, also when the sweep is resumed.
+
+    Raises PruneError where it is not finite.
+    """
     if "dense" not in journal.notes:
         job, ids = prospect.job, prospect.texts.evaluation.ids
         progress.stage("Evaluating the dense model", len(job.model.blocks))
         size = pick_batch_size(request.batch_size, job.device, ids.shape[1])
         journal.notes["dense"] = losses_of_windows(job.model, ids, size, progress)
+        summary(journal.notes["dense"], ids)
         journal.note("dense", journal.notes["dense"])
     return journal.notes["dense"]
 
