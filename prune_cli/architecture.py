@@ -87,6 +87,16 @@ def _check_causal(folder: Path, raw: dict[str, Any], config: Any, trust_remote_c
         raise RequestError(f"{folder} is a {config.model_type}, whose forward is no single sequence of blocks.")
 
 
+def check_block_count(config: Any, tensors: int) -> None:
+    """Refuse a config of more blocks than the checkpoint has tensors, before building them takes all memory."""
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(blocks, int) and blocks > tensors:
+        raise RequestError(
+            f"config.json describes {blocks} blocks (num_hidden_layers), but the checkpoint has {tensors} tensors: "
+            "the weights and the config do not belong together."
+        )
+
+
 def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     try:
         with torch.device("meta"):

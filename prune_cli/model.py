@@ -27,7 +27,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from prune_cli.architecture import causal_config, find_blocks, model_on_meta, position_limit
+from prune_cli.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
 from prune_cli.checkpoint import Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.experts import ExpertPart, expert_part
@@ -78,6 +78,7 @@ class Skeleton:
         config: Any = None,
     ) -> None:
         config = causal_config(config_folder, trust_remote_code) if config is None else config
+        check_block_count(config, len(checkpoint.entries))
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype

@@ -211,4 +211,8 @@ def test_a_wide_spread_is_told_and_nothing_concluded() -> None:
     ours, other = _figures([1.0, 1.0, 1.0]), _figures([0.9, 1.0, 1.4])
     ratios = compare(ours, other, rates_of(10, 1))
     assert {ratio.figure: ratio.verdict for ratio in ratios}["prefill"] == "undecided"
-    assert "The prefill ratio differs between rounds by 50% of its median" in spread_warnings([ours, other], ratios)[0]
+    (prefill, _) = spread_warnings([ours, other], ratios)
+    assert "The prefill ratio differs between rounds by 50% of its median (no conclusion)" in prefill
+    slower = _figures([1.5, 2.0, 2.5])
+    ratios = compare(ours, slower, rates_of(10, 1))
+    assert "(every round says which is faster, but not by how much)" in spread_warnings([ours, slower], ratios)[0]

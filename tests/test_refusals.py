@@ -99,6 +99,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "another vocabulary": ({"vocab_size": 64}, "has shape [128, 32] but config.json describes [64, 32]"),
     "huge": ({"vocab_size": 10**13}, "config.json describes [10000000000000, 32]"),
     "more blocks": ({"num_hidden_layers": 4}, "model.layers.3.self_attn.q_proj.weight is not in the checkpoint"),
+    "a billion blocks": ({"num_hidden_layers": 10**9}, "describes 1000000000 blocks (num_hidden_layers), but the"),
     "fewer blocks": ({"num_hidden_layers": 2}, "has 9 tensors unknown to the model (the first is model.layers.2."),
     "own code": ({"model_type": "x", "auto_map": {"AutoModelForCausalLM": "m.M"}}, "add --trust-remote-code"),
 }

@@ -149,9 +149,13 @@ def spread_warnings(models: Sequence[ModelFigures], ratios: Sequence[Ratio]) -> 
     for figure in ("prefill", "decode"):
         for what, median, low, high in _spreads(figure, models, ratios):
             if high - low > _WIDE * median:
+                sure = (
+                    "every round says which is faster, but not by how much" if low > 1 or high < 1 else "no conclusion"
+                )
                 warnings.append(
-                    f"{what} differs between rounds by {(high - low) / median:.0%} of its median: too much to conclude "
-                    "from; measure on a quiet machine, with more --repeats or more tokens."
+                    f"{what} differs between rounds by {(high - low) / median:.0%} of its median "
+                    f"({sure if ratios else 'no figure to quote'}): measure on a quiet machine, with more --repeats or "
+                    "more tokens."
                 )
     return tuple(warnings)
 
