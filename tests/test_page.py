@@ -121,6 +121,8 @@ def test_the_story_of_a_smaller_dense_model(
     assert [row[2] for row in rows if len(row) > 2 and row[1] == "gone"] == ["the whole block"]
     assert '<option value="removed">' in page
     assert "Output error" not in page.split("<h2")[2]
+    scores = report["structure"]["blocks"][1]["scores"]
+    assert ["1", *(f"{score:.4f}" for score in scores.values())] in rows  # the chart of scores, as a table
     tags = ModelCard.load(out / "README.md").data.get("tags")
     assert tags == ["pruned", "structured", "depth", "prune-cli"]
 

@@ -41,6 +41,7 @@ class Quantity:
 
 SPARSITY = Quantity("sparsity", "%", True)
 OUTPUT_ERROR = Quantity("output error", None, False)
+SCORE = Quantity("score", None, False)
 
 
 def is_flat(points: Sequence[Point]) -> bool:
@@ -53,11 +54,13 @@ def charts_of(points: Sequence[Point], quantity: Quantity, *, several: bool) -> 
     series = "label" if several else "kind"
     charts = [_by_kind(points, quantity, several=several)]
     if any(point.block is not None for point in points):
-        charts.insert(0, _by_block([point for point in points if point.block is not None], quantity, series))
+        caption = "Mean of the pruned maps of a block." if several else "Each kind of map, block by block."
+        charts.insert(0, by_block([point for point in points if point.block is not None], quantity, series, caption))
     return charts
 
 
-def _by_block(points: Sequence[Point], quantity: Quantity, series: str) -> Chart:
+def by_block(points: Sequence[Point], quantity: Quantity, series: str, caption: str) -> Chart:
+    """A line for each value of `series`, a field of the points, over the blocks; every point has a block."""
     values = means(points, "block", series)
     names = list(dict.fromkeys(name for _, name in values))
     blocks = sorted({block for block, _ in values})
@@ -79,8 +82,8 @@ def _by_block(points: Sequence[Point], quantity: Quantity, series: str) -> Chart
         },
     }
     return Chart(
-        title=f"{quantity.title.capitalize()} by block",
-        caption="Mean of the pruned maps of a block." if series == "label" else "Each kind of map, block by block.",
+        title=f"{quantity.title[0].upper()}{quantity.title[1:]} by block",
+        caption=caption,
         svg=draw(data, spec),
         header=("block", *names),
         rows=[

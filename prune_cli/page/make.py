@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prune_cli import __version__
-from prune_cli.page.charts import OUTPUT_ERROR, SPARSITY, Chart, charts_of, is_flat
+from prune_cli.page.charts import OUTPUT_ERROR, SCORE, SPARSITY, Chart, by_block, charts_of, is_flat
 from prune_cli.page.story import labels_of, remarks_on, side_by_side, tell
-from prune_cli.page.tensors import points_of, rows_of
+from prune_cli.page.tensors import points_of, rows_of, scores_of
 
 _HERE = Path(__file__).parent
 
@@ -46,15 +46,11 @@ def page_of(reports: Sequence[Mapping[str, Any]]) -> str:
         runs=runs,
         compared=side_by_side(runs),
         remarks=remarks_on(reports),
-        measured=[_sparsity(reports, labels), _error(reports, labels)] if _is_any_sparse(reports) else [],
+        measured=[*_scores(reports, labels), *_of_sparse_maps(reports, labels)],
         rows=rows,
         actions=[action for action in ("narrowed", "removed") if any(action in row.action for row in rows)],
         safe=Markup,
     )
-
-
-def _is_any_sparse(reports: Sequence[Mapping[str, Any]]) -> bool:
-    return any(report.get("structure") is None or report["totals"]["pruned_parameters"] for report in reports)
 
 
 def _policy(style: str, script: str) -> str:
@@ -67,6 +63,28 @@ def _policy(style: str, script: str) -> str:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _scores(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Measured]:
+    """A chart for each structured run: their scores are in units of their own."""
+    charts = [
+        by_block(
+            points,
+            SCORE if len(reports) == 1 else replace(SCORE, title=f"score in {label}"),
+            "kind",
+            "Each kind of score, block by block.",
+        )
+        for report, label in zip(reports, labels, strict=True)
+        if (points := scores_of(report, label))
+    ]
+    told = "What the method judged each block by; the table above says what came of it."
+    return [Measured("Scores", told, charts)] if charts else []
+
+
+def _of_sparse_maps(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Measured]:
+    """Nothing for models that are only smaller."""
+    sparse = any(report.get("structure") is None or report["totals"]["pruned_parameters"] for report in reports)
+    return [_sparsity(reports, labels), _error(reports, labels)] if sparse else []
 
 
 def _sparsity(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Measured:

@@ -107,6 +107,15 @@ def points_of(reports: Sequence[Mapping[str, Any]], labels: Sequence[str], quant
     ]
 
 
+def scores_of(report: Mapping[str, Any], label: str) -> list[Point]:
+    """What a structured run judged its blocks by."""
+    return [
+        Point(label, name.replace("_", " "), block["block"], score)
+        for block in (report.get("structure") or {"blocks": []})["blocks"]
+        for name, score in block["scores"].items()
+    ]
+
+
 def means(points: Iterable[Point], *fields: str) -> dict[tuple[Any, ...], tuple[float, float, float]]:
     """Mean, least and greatest value of the points that are alike in `fields`, in the order of their appearance."""
     groups: dict[tuple[Any, ...], list[float]] = {}
