@@ -9,7 +9,9 @@ import argparse
 import itertools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -38,6 +40,14 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
 
 
+def all_tokens(tokenizer: Any, documents: list[str]) -> torch.Tensor:
+    """One long line of tokens; every document begins with the token that also ends a text."""
+    encoded = tokenizer(documents, add_special_tokens=False).input_ids
+    tokens = torch.tensor(list(itertools.chain.from_iterable([0, *ids] for ids in encoded)))
+    print(f"{len(documents)} documents, {len(tokens)} tokens")
+    return tokens
+
+
 def new_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
@@ -61,7 +71,18 @@ def learning_rate(progress: float) -> float:
     return PEAK_LEARNING_RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(model: LlamaForCausalLM, tokens: torch.Tensor, minutes: float) -> None:
+def next_token_loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=batch, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
+
+
+def train(
+    model: torch.nn.Module,
+    tokens: torch.Tensor,
+    minutes: float,
+    loss_of: Callable[[Any, torch.Tensor], torch.Tensor] = next_token_loss,
+) -> None:
     """Progress is measured in time, so that the schedule always ends where the budget does."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
@@ -77,9 +98,7 @@ def train(model: LlamaForCausalLM, tokens: torch.Tensor, minutes: float) -> None
             group["lr"] = learning_rate(progress)
         begins = torch.randint(0, len(tokens) - WINDOW, (BATCH,))
         batch = torch.stack([tokens[b : b + WINDOW] for b in begins.tolist()])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(input_ids=batch, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
+        loss = loss_of(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -96,9 +115,7 @@ def main() -> None:
     torch.manual_seed(0)
     documents = list(builtin_documents("train"))
     tokenizer = train_tokenizer(documents)
-    encoded = tokenizer(documents, add_special_tokens=False).input_ids
-    tokens = torch.tensor(list(itertools.chain.from_iterable([0, *ids] for ids in encoded)))
-    print(f"{len(documents)} documents, {len(tokens)} tokens")
+    tokens = all_tokens(tokenizer, documents)
     model = new_model()
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     train(model, tokens, arguments.minutes)

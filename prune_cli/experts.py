@@ -80,15 +80,27 @@ def before_down(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
     return module._apply_gate(outputs) if module.has_gate else module.act_fn(outputs)
 
 
+def outputs_of(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    """(tokens, hidden): what `expert` makes of `rows` (tokens, in), before its gate."""
+    inner, weight = before_down(module, expert, rows), module.down_proj[expert]
+    if _has_rows_for_all(module):
+        return inner @ weight
+    bias = module.down_proj_bias[expert] if module.has_bias else None
+    outputs = nn.functional.linear(inner, weight.T if module.is_transposed else weight, bias)
+    return module.post_expert_norm(outputs) if getattr(module, "has_post_expert_norm", False) else outputs
+
+
 @dataclass(frozen=True)
 class Routed:
     """A batch that waits at the experts of a block: `hidden` (tokens, in), `chosen` (tokens, k) experts of each.
 
-    `every_token`: `hidden` has all tokens in their order, whatever their experts.
+    `gates` (tokens, k) are what the experts' outputs are multiplied by. `every_token`: `hidden` has all tokens in their
+    order, whatever their experts.
     """
 
     hidden: torch.Tensor
     chosen: torch.Tensor
+    gates: torch.Tensor
     every_token: bool
 
     @classmethod
@@ -97,12 +109,19 @@ class Routed:
         hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
         if _has_rows_for_all(module):
             sent = hidden.view(module.num_experts, -1, hidden.shape[-1]).any(-1)  # pyright: ignore[reportCallIssue, reportArgumentType]
-            return cls(hidden[sent.flatten()], sent.nonzero()[:, :1], every_token=False)
-        return cls(hidden, arguments[1].reshape(len(hidden), -1), every_token=True)
+            chosen = sent.nonzero()[:, :1]
+            # Here the inputs come multiplied by the gates.
+            return cls(hidden[sent.flatten()], chosen, torch.ones_like(chosen, dtype=hidden.dtype), every_token=False)
+        chosen, gates = (argument.reshape(len(hidden), -1) for argument in arguments[1:3])
+        return cls(hidden, chosen, gates, every_token=True)
 
     def tokens_of(self, expert: int) -> torch.Tensor:
         """The numbers of the tokens that `expert` gets, in their order."""
         return (self.chosen == expert).any(-1).nonzero().flatten()
+
+    def gates_of(self, expert: int, tokens: torch.Tensor) -> torch.Tensor:
+        """(tokens,): the gates of `expert` for tokens that it gets."""
+        return torch.where(self.chosen == expert, self.gates, 0)[tokens].sum(-1)
 
     def all_tokens(self) -> torch.Tensor:
         return torch.arange(len(self.hidden), device=self.hidden.device)

@@ -192,7 +192,10 @@ class Skeleton:
                 )
 
     def _shape(self, place: Place) -> tuple[int, ...]:
-        return tuple(self._expected[place.parameter or ""].shape)
+        return self.shape_of(place.parameter or "")
+
+    def shape_of(self, parameter: str) -> tuple[int, ...]:
+        return tuple(self._expected[parameter].shape)
 
     # --- weights in and out -------------------------------------------------------------------------------------
 

@@ -1,0 +1,84 @@
+"""Experts: of every mixture the same number goes, those whose outputs say least for the tokens sent to them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from methods.structured._method import StructuredMethod
+
+# Sums over the tokens sent to each expert, (experts,) in float64: their number, ||f(x)||, its square, and g ||f(x)||.
+SUMS = ("tokens", "norm", "squared_norm", "gated_norm")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`keep` in place of --sparsity."""
+
+    score: Literal["reap", "man", "msan", "frequency", "random"] = field(
+        default="reap",
+        metadata={
+            "help": "Mean over an expert's tokens of gate x output norm (reap), of the norm (man), of its square (msan); "
+            "how many tokens it gets (frequency); random."
+        },
+    )
+    keep: int | None = field(
+        default=None, metadata={"help": "How many experts each mixture keeps, in place of --sparsity.", "least": 1}
+    )
+
+
+def expert_sums(outputs: torch.Tensor, gates: torch.Tensor) -> dict[str, float]:
+    """One batch's part of `SUMS` for one expert, from its outputs (tokens, hidden) and its gates (tokens,)."""
+    norms = torch.linalg.vector_norm(outputs.float(), dim=-1).double()
+    return {
+        "tokens": float(len(norms)),
+        "norm": float(norms.sum()),
+        "squared_norm": float(norms.square().sum()),
+        "gated_norm": float((gates.double() * norms).sum()),
+    }
+
+
+def scores(sums: Mapping[str, torch.Tensor], score: str, generator: torch.Generator) -> torch.Tensor:
+    """(experts,): higher for experts to keep. One that no token was sent to has the lowest."""
+    tokens = sums["tokens"]
+    if score == "random":
+        return torch.rand(len(tokens), generator=generator, dtype=torch.float64)
+    return _SCORES[score](sums, tokens.clamp_min(1))
+
+
+_SCORES: dict[str, Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]] = {
+    "reap": lambda sums, tokens: sums["gated_norm"] / tokens,
+    "man": lambda sums, tokens: sums["norm"] / tokens,
+    "msan": lambda sums, tokens: sums["squared_norm"] / tokens,
+    "frequency": lambda sums, _: sums["tokens"],
+}
+
+
+def choose(values: torch.Tensor, keep: int, groups: int) -> list[int]:
+    """The experts to keep, in their order: the same number of each of `groups` equal runs; of equal ones the earlier."""
+    per_group = values.view(groups, -1)
+    order = torch.argsort(per_group, dim=1, descending=True, stable=True)[:, : keep // groups]
+    first = torch.arange(groups)[:, None] * per_group.shape[1]
+    return sorted((order + first).flatten().tolist())
+
+
+def keep_count(sparsity: float, experts: int, groups: int) -> int:
+    """How many experts a share to remove leaves: the same of each group, rounded; some go and some stay."""
+    size = experts // groups
+    return groups * min(max(size - int(sparsity * size + 0.5), 1), size - 1)
+
+
+def _needs_text(options: Options) -> bool:
+    return options.score != "random"
+
+
+METHOD = StructuredMethod(
+    summary="removes whole experts of every mixture: less memory and disk at the same work per token",
+    paper="Lasby et al., REAP, arXiv:2510.13999 (reap); MAN and MSAN, arXiv:2606.15716 (man, msan)",
+    cost="one forward pass of the calibration text, in which each expert's outputs are computed once more",
+    needs=("outputs of the experts and their gates",),
+    unit="experts",
+    options=Options,
+    needs_text=_needs_text,
+)

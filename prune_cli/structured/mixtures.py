@@ -1,0 +1,148 @@
+"""The mixtures of experts of a model: how many experts, which of them a token can be sent to, and what names them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from prune_cli.errors import RequestError
+from prune_cli.layout import Planned
+from prune_cli.model import Skeleton
+from prune_cli.structured.config import text_config
+from prune_cli.structured.names import UNUSED
+
+_NUMBER = re.compile(r"(\.experts?\.)(\d+)(\.)")
+_NO_COUNT = ("per_tok", "per_token", "shared", "top", "null", "zero", "group")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of one block: `module` computes them, `tensor` is one of their tensors.
+
+    A token is sent to `top_k` of them, which lie in `open_groups` of `groups` runs of the same length.
+    """
+
+    block: int
+    module: str
+    tensor: str
+    experts: int
+    top_k: int
+    groups: int
+    open_groups: int
+
+    def fewest(self) -> int:
+        """How many experts must stay, so that every token still finds as many as it is sent to."""
+        if self.groups == 1:
+            return self.top_k
+        # Such routers rank groups by their two best experts.
+        return self.groups * max(2, -(-self.top_k // self.open_groups))
+
+
+def find_mixtures(model: Skeleton) -> list[Mixture]:
+    """Raises RequestError where there are none, or none that are computed in a way known here, or of several sizes."""
+    found: dict[str, Mixture] = {}
+    for name, place in model.places.items():
+        if place.role == "expert" and place.expert is None:
+            raise RequestError(f"{name}: {place.reason}, so experts of this architecture cannot be removed.")
+        if place.expert is not None and place.block is not None and place.module_name not in found:
+            found[place.module_name] = _mixture(model, name, place.block, place.module_name, place.expert.experts)
+    if not found:
+        raise RequestError(f"{type(model.model).__name__} has no experts: use --method width or depth.")
+    mixtures = sorted(found.values(), key=lambda mixture: mixture.block)
+    sizes = sorted({mixture.experts for mixture in mixtures})
+    if len(sizes) > 1 or len({mixture.block for mixture in mixtures}) != len(mixtures):
+        raise RequestError(f"The mixtures of this model have {sizes} experts: only those of one size are supported.")
+    return mixtures
+
+
+def _mixture(model: Skeleton, tensor: str, block: int, module: str, experts: int) -> Mixture:
+    parent = model.model.get_submodule(module.rpartition(".")[0])
+    top_k = _attribute(parent, ("top_k", "num_experts_per_tok"))
+    if top_k is None:
+        top_k = getattr(model.config.get_text_config(), "num_experts_per_tok", 1)
+    groups = _attribute(parent, ("num_group", "n_group")) or 1
+    return Mixture(block, module, tensor, experts, top_k, groups, _attribute(parent, ("topk_group",)) or groups)
+
+
+def _attribute(parent: nn.Module, names: Sequence[str]) -> int | None:
+    """What the mixture or its router says under one of `names`."""
+    for module in parent.modules():
+        for name in names:
+            value = getattr(module, name, None)
+            if type(value) is int:
+                return value
+    return None
+
+
+def config_with_experts(raw: dict[str, Any], config: Any, experts: int, keep: int) -> None:
+    """Change `raw`, a config.json, where it counts all experts."""
+    text, part = text_config(raw, config)
+    keys = [
+        key
+        for key, value in text.to_dict().items()
+        if "expert" in key and type(value) is int and value == experts and not any(word in key for word in _NO_COUNT)
+    ]
+    if not keys:
+        raise RequestError(f"config.json has no entry that counts the {experts} experts: not supported.")
+    for key in keys:
+        part[key] = keep
+
+
+def changed_shapes(model: Skeleton, smaller: nn.Module, experts: int, keep: int) -> dict[str, int]:
+    """Parameters of the blocks with an entry for each expert: name -> the axis. `smaller` has `keep` of them.
+
+    Raises RequestError where something else differs.
+    """
+    there = {name: tuple(tensor.shape) for name, tensor in smaller.state_dict().items()}
+    axes: dict[str, int] = {}
+    for name, tensor in model.model.state_dict().items():
+        shape = tuple(tensor.shape)
+        if there.get(name) == shape:
+            continue
+        axes[name] = next((axis for axis, size in enumerate(shape) if size == experts), 0)
+        wanted = tuple(keep if axis == axes[name] else size for axis, size in enumerate(shape))
+        if there.get(name) != wanted or not name.startswith(model.blocks_name + "."):
+            raise RequestError(
+                f"With fewer experts {name} would have the shape {list(there.get(name, ()))}, expected "
+                f"{list(wanted)}: experts of this architecture cannot be removed."
+            )
+    return axes
+
+
+def without_experts(
+    model: Skeleton, axes: Mapping[str, int], kept: Mapping[int, Sequence[int]]
+) -> tuple[dict[str, Planned], dict[str, str]]:
+    """All tensors of an output with the experts `kept` of each block, renumbered; and why each of the others is gone.
+
+    Tensors with a shape in their `Planned` are to be cut along the axis of their parameter.
+    """
+    tensors: dict[str, Planned] = {}
+    dropped: dict[str, str] = {}
+    for name, place in model.places.items():
+        if place.role == "unused":
+            dropped[name] = UNUSED
+        elif place.parameter is None or place.parameter not in axes or place.block is None:
+            tensors[name] = Planned(name)
+        elif place.entry.shape == model.shape_of(place.parameter):
+            axis, keep = axes[place.parameter], len(kept[place.block])
+            shape = tuple(keep if at == axis else size for at, size in enumerate(place.entry.shape))
+            tensors[name] = Planned(name, shape)
+        else:
+            expert = _expert_of(name)
+            if expert in kept[place.block]:
+                number = kept[place.block].index(expert)
+                tensors[_NUMBER.sub(rf"\g<1>{number}\g<3>", name, count=1)] = Planned(name)
+            else:
+                dropped[name] = f"expert {expert} was removed"
+    return tensors, dropped
+
+
+def _expert_of(name: str) -> int:
+    found = _NUMBER.search(name)
+    if found is None:
+        raise RequestError(f"{name} is a tensor of one expert, but its name does not say of which: not supported.")
+    return int(found[2])
