@@ -82,6 +82,7 @@ def train(
     tokens: torch.Tensor,
     minutes: float,
     loss_of: Callable[[Any, torch.Tensor], torch.Tensor] = next_token_loss,
+    batch_size: int = BATCH,
 ) -> None:
     """Progress is measured in time, so that the schedule always ends where the budget does."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -96,7 +97,7 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress)
-        begins = torch.randint(0, len(tokens) - WINDOW, (BATCH,))
+        begins = torch.randint(0, len(tokens) - WINDOW, (batch_size,))
         batch = torch.stack([tokens[b : b + WINDOW] for b in begins.tolist()])
         loss = loss_of(model, batch)
         optimizer.zero_grad(set_to_none=True)

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from calibration.builtin import builtin_documents
 
+# Small, so that a few minutes have many steps.
+BATCH = 8
 TOKENIZER = Path(__file__).parent / "demo-model"
 
 
@@ -54,7 +56,7 @@ def main() -> None:
     tokens = all_tokens(tokenizer, list(builtin_documents("train")))
     model = new_model(len(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
-    train(model, tokens, arguments.minutes, balanced_loss)
+    train(model, tokens, arguments.minutes, balanced_loss, BATCH)
     model.bfloat16().save_pretrained(arguments.folder)
     tokenizer.save_pretrained(arguments.folder)
 

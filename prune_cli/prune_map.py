@@ -106,7 +106,7 @@ def prune_slice(
     if scale != 1:
         weight = weight * scale
         statistics = {key: value * scale if key == "drift" else value for key, value in statistics.items()}
-    generator = torch.Generator().manual_seed(_seed_of(name, settings.seed))
+    generator = torch.Generator().manual_seed(seed_of(name, settings.seed))
     pipeline, pattern = settings.pipeline, settings.patterns[place.entry.name]
     try:
         result = pipeline.method.prune(weight, statistics, pattern, pipeline.options, generator)
@@ -143,6 +143,6 @@ def _squares(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> tup
     return float(lost) ** 2, float(whole) ** 2
 
 
-def _seed_of(name: str, seed: int) -> int:
+def seed_of(name: str, seed: int) -> int:
     """One stream of random numbers per tensor, whatever the order of the tensors."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1

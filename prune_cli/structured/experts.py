@@ -1,0 +1,202 @@
+"""`--method experts`: which experts of every mixture go, and the model without them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calibration.tokens import TokenSet
+from methods.structured.experts import Options, choose, keep_count, scores
+from prune_cli.architecture import model_on_meta, read_config
+from prune_cli.errors import RequestError
+from prune_cli.output import OutputFolder
+from prune_cli.prepare import pick_batch_size
+from prune_cli.progress import Progress
+from prune_cli.prune_map import seed_of
+from prune_cli.report import BlockChange
+from prune_cli.request import PruneRequest
+from prune_cli.structured.change import Change
+from prune_cli.structured.config import config_from
+from prune_cli.structured.expert_outputs import measure_experts
+from prune_cli.structured.mixtures import (
+    Mixture,
+    changed_shapes,
+    config_with_experts,
+    find_mixtures,
+    without_experts,
+)
+from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.rebuild import rebuild
+
+DEFAULT_SHARE = 0.25
+# Plain attributes of mixtures and routers that count the experts.
+_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes"})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The experts that stay in each block with any, and the scores of all."""
+
+    kept: Mapping[int, Sequence[int]]
+    scores: Mapping[int, Sequence[float]]
+
+
+def check(request: PruneRequest, job: StructuredJob) -> None:
+    """Raise RequestError before any work for a number of experts that cannot stay, or an architecture unknown here."""
+    mixtures = find_mixtures(job.model)
+    keep = asked_count(request, job, mixtures)
+    values = torch.arange(mixtures[0].experts, 0, -1)
+    kept = {mixture.block: choose(values, keep, mixture.groups) for mixture in mixtures}
+    _change(job, mixtures, Choice(kept, {}))
+
+
+def asked_count(request: PruneRequest, job: StructuredJob, mixtures: Sequence[Mixture]) -> int:
+    """How many experts each mixture keeps; raises RequestError where that is impossible."""
+    options, mixture = _options(job), max(mixtures, key=Mixture.fewest)
+    experts, groups = mixture.experts, mixture.groups
+    if options.keep is not None and request.sparsity is not None:
+        raise RequestError("--sparsity and -o keep= exclude each other: both say how many experts stay.")
+    if options.keep is not None:
+        keep, said = options.keep, f"-o keep={options.keep}"
+        if keep >= experts:
+            raise RequestError(f"{said} removes none of the {experts} experts: keep fewer.")
+        if keep % groups:
+            raise RequestError(
+                f"{said} is no multiple of {groups}: the router sends tokens to {groups} groups of experts, which must "
+                "stay of one size."
+            )
+    else:
+        share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
+        if not share:
+            raise RequestError("--sparsity 0 removes no expert: give a share of the experts above 0.")
+        keep, said = keep_count(share, experts, groups) if experts > groups else 0, f"--sparsity {share:g}"
+    if keep < mixture.fewest():
+        where = f" in {groups} groups" if groups > 1 else ""
+        raise RequestError(
+            f"{said} leaves {keep} of {experts} experts{where}, but every token is sent to {mixture.top_k}, for which "
+            f"at least {mixture.fewest()} must stay."
+        )
+    return keep
+
+
+def decide(
+    request: PruneRequest,
+    job: StructuredJob,
+    calibration: TokenSet | None,
+    output: OutputFolder,
+    progress: Progress,
+) -> Change:
+    """Choose the experts, by what was measured (once, also when the run is resumed)."""
+    mixtures = find_mixtures(job.model)
+    keep, score = asked_count(request, job, mixtures), _options(job).score
+    sums = _sums(request, job, mixtures, calibration, output, progress)
+    values: dict[int, torch.Tensor] = {}
+    for mixture in mixtures:
+        found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums[mixture.block].items()}
+        generator = torch.Generator().manual_seed(seed_of(mixture.module, request.seed))
+        values[mixture.block] = scores(found, score, generator)
+    kept = {mixture.block: choose(values[mixture.block], keep, mixture.groups) for mixture in mixtures}
+    return _change(job, mixtures, Choice(kept, {block: each.tolist() for block, each in values.items()}))
+
+
+def write(job: StructuredJob, change: Change, output: OutputFolder, progress: Progress) -> None:
+    """Cut the tensors with an entry for each expert, block by block."""
+    axes, kept = change.facts["axes"], change.facts["kept"]
+    progress.stage("Removing experts", len(kept))
+    for block, stay in kept.items():
+        if block not in output.done:
+            begun = time.monotonic()
+            numbers = torch.tensor(stay)
+            tensors = {
+                name: job.checkpoint.read(planned.source).index_select(axes[_parameter(job, planned.source)], numbers)
+                for name, planned in change.tensors.items()
+                if planned.shape is not None and job.model.places[planned.source].block == block
+            }
+            output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
+        progress.advance()
+    output.wait()
+
+
+def bytes_at_most(request: PruneRequest, job: StructuredJob) -> int:
+    """Of the output's files: nearly all of it may be outside the experts."""
+    return job.checkpoint.nbytes
+
+
+def asked(request: PruneRequest, job: StructuredJob) -> str:
+    """What was asked for, in words."""
+    mixtures = find_mixtures(job.model)
+    keep, experts = asked_count(request, job, mixtures), mixtures[0].experts
+    if _options(job).keep is not None:
+        return f"{keep} of the {experts} experts of every mixture stay"
+    share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
+    return f"{100 * share:g} % of the {experts} experts of every mixture, which leaves {keep} after rounding"
+
+
+def _options(job: StructuredJob) -> Options:
+    assert isinstance(job.options, Options)
+    return job.options
+
+
+def _parameter(job: StructuredJob, name: str) -> str:
+    parameter = job.model.places[name].parameter
+    assert parameter is not None
+    return parameter
+
+
+def _sums(
+    request: PruneRequest,
+    job: StructuredJob,
+    mixtures: Sequence[Mixture],
+    calibration: TokenSet | None,
+    output: OutputFolder,
+    progress: Progress,
+) -> dict[int, dict[str, list[float]]]:
+    if _options(job).score == "random":
+        return {mixture.block: {"tokens": [0.0] * mixture.experts} for mixture in mixtures}
+    if "experts" not in output.notes:
+        assert calibration is not None
+        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+        sums = measure_experts(job, mixtures, batches, progress)
+        output.note("experts", {str(block): each for block, each in sums.items()})
+    return {int(block): each for block, each in output.notes["experts"].items()}
+
+
+def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> Change:
+    """Raises RequestError where the architecture's config cannot describe the model without the experts."""
+    experts, keep = mixtures[0].experts, len(next(iter(choice.kept.values())))
+    config = copy.deepcopy(read_config(job.source.folder))
+    config_with_experts(config, job.model.config, experts, keep)
+    new = config_from(config, job.model)
+    smaller = model_on_meta(new, job.model.dtype, job.trust_remote_code)
+    axes = changed_shapes(job.model, smaller, experts, keep)
+    tensors, dropped = without_experts(job.model, axes, choice.kept)
+    blocks = range(len(job.model.blocks))
+    change = Change(
+        config=config,
+        tensors=tensors,
+        dropped=dropped,
+        blocks=blocks,
+        units=(experts * len(mixtures), keep * len(mixtures)),
+        told=[_told(job, block, experts, choice) for block in blocks],
+        shapes={name: tuple(smaller.state_dict()[name].shape) for name in axes},
+        narrowed=_COUNTS,
+        facts={"axes": axes, "kept": choice.kept},
+    )
+    rebuild(job.model, new, change, trust_remote_code=job.trust_remote_code)
+    return change
+
+
+def _told(job: StructuredJob, block: int, experts: int, choice: Choice) -> BlockChange:
+    kept = choice.kept.get(block)
+    if kept is None:
+        return BlockChange(block, block, "", "it has no experts", {})
+    gone = [str(expert) for expert in range(experts) if expert not in kept]
+    values: dict[str, Any] = {f"expert {at}": value for at, value in enumerate(choice.scores.get(block, ()))}
+    score = _options(job).score
+    why = "drawn by lot" if score == "random" else f"the lowest {score} of its {experts} experts"
+    return BlockChange(block, block, f"experts {', '.join(gone)}", why, values)
