@@ -4,7 +4,7 @@ import importlib
 
 from methods.structured._method import StructuredMethod
 
-_METHODS = ("depth", "width")
+_METHODS = ("depth", "width", "experts")
 
 
 def structured_names() -> tuple[str, ...]:

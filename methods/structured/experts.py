@@ -19,12 +19,12 @@ class Options:
     score: Literal["reap", "man", "msan", "frequency", "random"] = field(
         default="reap",
         metadata={
-            "help": "Mean over an expert's tokens of gate x output norm (reap), of the norm (man), of its square (msan); "
-            "how many tokens it gets (frequency); random."
+            "help": "the mean over an expert's tokens of gate x output norm (reap), of the norm (man), of its square "
+            "(msan); how many tokens it gets (frequency); random"
         },
     )
     keep: int | None = field(
-        default=None, metadata={"help": "How many experts each mixture keeps, in place of --sparsity.", "least": 1}
+        default=None, metadata={"help": "how many experts each mixture keeps, in place of --sparsity", "least": 1}
     )
 
 
@@ -56,7 +56,7 @@ _SCORES: dict[str, Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Te
 
 
 def choose(values: torch.Tensor, keep: int, groups: int) -> list[int]:
-    """The experts to keep, in their order: the same number of each of `groups` equal runs; of equal ones the earlier."""
+    """The experts to keep, in order: the same number of each of `groups` equal runs; of equal ones the earlier."""
     per_group = values.view(groups, -1)
     order = torch.argsort(per_group, dim=1, descending=True, stable=True)[:, : keep // groups]
     first = torch.arange(groups)[:, None] * per_group.shape[1]

@@ -56,7 +56,7 @@ Sparsity = Annotated[
     typer.Option(
         "--sparsity",
         "-s",
-        help="Share of each tensor to remove [default: 0.5]; of the blocks (depth) or units (width) [0.25].",
+        help="Share of each tensor to remove [default: 0.5]; of blocks (depth), units (width) or experts [0.25].",
         rich_help_panel=RUN,
     ),
 ]

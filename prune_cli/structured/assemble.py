@@ -33,7 +33,7 @@ from prune_cli.report import (
     text_report,
 )
 from prune_cli.request import PruneRequest
-from prune_cli.structured import depth, width
+from prune_cli.structured import depth, experts, width
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from
 from prune_cli.structured.prepare import StructuredJob
@@ -124,7 +124,7 @@ def _structure(request: PruneRequest, job: StructuredJob, change: Change, writte
         unit=job.method.unit,
         units_before=units_before,
         units_after=units_after,
-        asked=width.asked(request, job) if request.method == "width" else depth.asked(request, job),
+        asked={"width": width, "experts": experts}.get(request.method, depth).asked(request, job),
         removed_shares={
             **(change.shares or {job.method.unit: 1 - units_after / units_before}),
             "parameters of the blocks": (gone - unused) / in_blocks,

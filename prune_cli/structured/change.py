@@ -11,6 +11,14 @@ from prune_cli.report import BlockChange
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Of a tensor of the input, only the `entries` along `axis` stay, in this order."""
+
+    axis: int
+    entries: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Change:
     """A structured method's decision, whole: the same request comes to the same one.
 
@@ -18,8 +26,9 @@ class Change:
     input that have no place in it to the reason. `blocks` holds the input's number of every block of the output.
     `units` says how many of the method's units there were and are; `told` is one entry for every block of the input.
     `shapes` are the model's parameters (named as in the input's model) that get another shape, `narrowed` the plain
-    attributes of modules that differ because of it; both are for the check against the rebuilt model. `shares` tells
-    how much of each kind of unit went, where there are several.
+    attributes of modules that differ because of it; both are for the check against the rebuilt model. `cuts` tell of
+    tensors with a shape what they are of their source, where that is all; `shares` tells how much of each kind of unit
+    went, where there are several.
     """
 
     config: dict[str, Any]
@@ -30,5 +39,6 @@ class Change:
     told: Sequence[BlockChange]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     narrowed: frozenset[str] = frozenset()
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)

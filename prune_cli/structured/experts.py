@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,7 @@ from prune_cli.structured.rebuild import rebuild
 
 DEFAULT_SHARE = 0.25
 # Plain attributes of mixtures and routers that count the experts.
-_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes"})
+_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes", "out_features"})
 
 
 @dataclass(frozen=True)
@@ -104,29 +103,6 @@ def decide(
     return _change(job, mixtures, Choice(kept, {block: each.tolist() for block, each in values.items()}))
 
 
-def write(job: StructuredJob, change: Change, output: OutputFolder, progress: Progress) -> None:
-    """Cut the tensors with an entry for each expert, block by block."""
-    axes, kept = change.facts["axes"], change.facts["kept"]
-    progress.stage("Removing experts", len(kept))
-    for block, stay in kept.items():
-        if block not in output.done:
-            begun = time.monotonic()
-            numbers = torch.tensor(stay)
-            tensors = {
-                name: job.checkpoint.read(planned.source).index_select(axes[_parameter(job, planned.source)], numbers)
-                for name, planned in change.tensors.items()
-                if planned.shape is not None and job.model.places[planned.source].block == block
-            }
-            output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
-        progress.advance()
-    output.wait()
-
-
-def bytes_at_most(request: PruneRequest, job: StructuredJob) -> int:
-    """Of the output's files: nearly all of it may be outside the experts."""
-    return job.checkpoint.nbytes
-
-
 def asked(request: PruneRequest, job: StructuredJob) -> str:
     """What was asked for, in words."""
     mixtures = find_mixtures(job.model)
@@ -142,12 +118,6 @@ def _options(job: StructuredJob) -> Options:
     return job.options
 
 
-def _parameter(job: StructuredJob, name: str) -> str:
-    parameter = job.model.places[name].parameter
-    assert parameter is not None
-    return parameter
-
-
 def _sums(
     request: PruneRequest,
     job: StructuredJob,
@@ -158,12 +128,13 @@ def _sums(
 ) -> dict[int, dict[str, list[float]]]:
     if _options(job).score == "random":
         return {mixture.block: {"tokens": [0.0] * mixture.experts} for mixture in mixtures}
-    if "experts" not in output.notes:
-        assert calibration is not None
-        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
-        sums = measure_experts(job, mixtures, batches, progress)
-        output.note("experts", {str(block): each for block, each in sums.items()})
-    return {int(block): each for block, each in output.notes["experts"].items()}
+    if "experts" in output.notes:
+        return {int(block): each for block, each in output.notes["experts"].items()}
+    assert calibration is not None
+    batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+    sums = measure_experts(job, mixtures, batches, progress)
+    output.note("experts", {str(block): each for block, each in sums.items()})
+    return sums
 
 
 def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> Change:
@@ -174,7 +145,7 @@ def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> 
     new = config_from(config, job.model)
     smaller = model_on_meta(new, job.model.dtype, job.trust_remote_code)
     axes = changed_shapes(job.model, smaller, experts, keep)
-    tensors, dropped = without_experts(job.model, axes, choice.kept)
+    tensors, dropped, cuts = without_experts(job.model, axes, choice.kept)
     blocks = range(len(job.model.blocks))
     change = Change(
         config=config,
@@ -185,7 +156,7 @@ def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> 
         told=[_told(job, block, experts, choice) for block in blocks],
         shapes={name: tuple(smaller.state_dict()[name].shape) for name in axes},
         narrowed=_COUNTS,
-        facts={"axes": axes, "kept": choice.kept},
+        cuts=cuts,
     )
     rebuild(job.model, new, change, trust_remote_code=job.trust_remote_code)
     return change

@@ -12,6 +12,7 @@ from torch import nn
 from prune_cli.errors import RequestError
 from prune_cli.layout import Planned
 from prune_cli.model import Skeleton
+from prune_cli.structured.change import Cut
 from prune_cli.structured.config import text_config
 from prune_cli.structured.names import UNUSED
 
@@ -115,13 +116,11 @@ def changed_shapes(model: Skeleton, smaller: nn.Module, experts: int, keep: int)
 
 def without_experts(
     model: Skeleton, axes: Mapping[str, int], kept: Mapping[int, Sequence[int]]
-) -> tuple[dict[str, Planned], dict[str, str]]:
-    """All tensors of an output with the experts `kept` of each block, renumbered; and why each of the others is gone.
-
-    Tensors with a shape in their `Planned` are to be cut along the axis of their parameter.
-    """
+) -> tuple[dict[str, Planned], dict[str, str], dict[str, Cut]]:
+    """All tensors of an output with the experts `kept` of each block, renumbered; why others go; cuts."""
     tensors: dict[str, Planned] = {}
     dropped: dict[str, str] = {}
+    cuts: dict[str, Cut] = {}
     for name, place in model.places.items():
         if place.role == "unused":
             dropped[name] = UNUSED
@@ -131,6 +130,7 @@ def without_experts(
             axis, keep = axes[place.parameter], len(kept[place.block])
             shape = tuple(keep if at == axis else size for at, size in enumerate(place.entry.shape))
             tensors[name] = Planned(name, shape)
+            cuts[name] = Cut(axis, kept[place.block])
         else:
             expert = _expert_of(name)
             if expert in kept[place.block]:
@@ -138,7 +138,7 @@ def without_experts(
                 tensors[_NUMBER.sub(rf"\g<1>{number}\g<3>", name, count=1)] = Planned(name)
             else:
                 dropped[name] = f"expert {expert} was removed"
-    return tensors, dropped
+    return tensors, dropped, cuts
 
 
 def _expert_of(name: str) -> int:

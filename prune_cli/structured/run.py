@@ -19,9 +19,10 @@ from prune_cli.progress import Progress
 from prune_cli.report import Report
 from prune_cli.report_files import report_files
 from prune_cli.request import PruneRequest
-from prune_cli.structured import depth, width
+from prune_cli.structured import depth, experts, width
 from prune_cli.structured.assemble import assemble_structured
 from prune_cli.structured.config import config_from
+from prune_cli.structured.cuts import write_cuts
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
 
 
@@ -30,19 +31,24 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     """Write a smaller dense model; raises and resumes as `prune` does."""
     begun = time.monotonic()
     job = prepare_structured(request)
-    plan = width.check(request, job) if request.method == "width" else depth.check(request, job)
-    check_space(request.out, depth.bytes_at_most(request, job) if plan is None else job.checkpoint.nbytes)
+    plan = _check(request, job)
+    check_space(request.out, depth.bytes_at_most(request, job) if request.method == "depth" else job.checkpoint.nbytes)
     memory = PeakMemory(job.device)
     calibration, evaluation = read_texts(request, job, progress)
     with OutputFolder(request.out, job.checkpoint) as output:
         progress.stage(f"Looking at {len(job.checkpoint.files)} file(s)", 1)
         output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
         before = perplexity_before(request, job, evaluation, output, progress)
-        change = depth.decide(request, job, calibration, output, progress) if plan is None else width.decide(job, plan)
+        if plan is not None:
+            change = width.decide(job, plan)
+        else:
+            way = experts if request.method == "experts" else depth
+            change = way.decide(request, job, calibration, output, progress)
         memory.look()
         layout = changed_layout(job.checkpoint, change.tensors)
         progress.stage(f"Writing {len(layout.files)} file(s)", 1)
         output.lay_out(layout)
+        write_cuts(job, change, output, progress)
         if plan is not None:
             change = width.write(request, job, plan, change, calibration, output, progress, memory)
         memory.look()
@@ -57,6 +63,14 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
         )
     return report
+
+
+def _check(request: PruneRequest, job: StructuredJob) -> width.WidthPlan | None:
+    """Refuse what cannot be done before any work; width's plan is needed later."""
+    if request.method == "width":
+        return width.check(request, job)
+    (experts if request.method == "experts" else depth).check(request, job)
+    return None
 
 
 def fingerprint(
