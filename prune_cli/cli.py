@@ -18,6 +18,7 @@ from prune_cli.commands.push import push
 from prune_cli.commands.report import report
 from prune_cli.commands.soup import soup
 from prune_cli.commands.sweep import sweep
+from prune_cli.commands.verify import verify
 
 app = typer.Typer(
     name="prune-cli",
@@ -54,3 +55,4 @@ app.command()(convert)
 app.command()(sweep)
 app.command()(push)
 app.command()(report)
+app.command()(verify)

@@ -10,6 +10,7 @@ from prune_cli.render import size
 
 if TYPE_CHECKING:
     from prune_cli.sparse.convert import Conversion
+    from prune_cli.verify import Verification
 
 
 def show_conversion(console: Console, done: Conversion) -> None:
@@ -25,3 +26,16 @@ def show_conversion(console: Console, done: Conversion) -> None:
     for name in done.not_copied:
         console.print(f"{name} was not copied: it holds weights in another form.", highlight=False, soft_wrap=True)
     console.print(f"Written to {done.out}", highlight=False, soft_wrap=True)
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    for text in found.checked:
+        say(f"Checked: {text}.")
+    for text in found.skipped:
+        say(f"Not checked: {text}.")
+    for problem in found.problems:
+        say(f"Wrong: {problem.problem}")
+    say(f"{found.model} has {len(found.problems)} problem(s)." if found.problems else f"{found.model} is sound.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,7 @@ VERSION = 1
 METADATA_KEY = "prune_cli_sparse"
 MASK_SUFFIX = ".sparse_mask"
 QUANT_METHOD = "prune-cli-sparse"
+_FIELDS = {"version", "tensors", "dense_header", "dense_header_crc32"}
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
 
 
@@ -80,7 +82,12 @@ def describe(tensors: Mapping[str, SparseTensor], dense_header: bytes) -> str:
         name: {"encoding": t.encoding, "dtype": t.dtype, "shape": list(t.shape), "crc32": f"{t.crc32:08x}"}
         for name, t in tensors.items()
     }
-    document = {"version": VERSION, "tensors": listed, "dense_header": dense_header.decode("utf-8")}
+    document = {
+        "version": VERSION,
+        "tensors": listed,
+        "dense_header": dense_header.decode("utf-8"),
+        "dense_header_crc32": f"{zlib.crc32(dense_header):08x}",
+    }
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -96,12 +103,12 @@ def open_shard(path: Path) -> SparseShard:
                 f"it has version {reprlib.repr(document.get('version'))} of sparse safetensors and this prune-cli "
                 f"reads version {VERSION}: update prune-cli"
             )
-        listed, header = document.get("tensors"), document.get("dense_header")
-        if document.keys() != {"version", "tensors", "dense_header"} or not isinstance(listed, dict):
+        listed = document.get("tensors")
+        if document.keys() != _FIELDS or not isinstance(listed, dict):
             raise CodingError(f"its {METADATA_KEY} is not the one of version {VERSION}")
         tensors = {name: _tensor(name, fields, entries) for name, fields in listed.items()}
         _check_all_listed(tensors, entries)
-        dense_header, dense_entries = _dense_header(header, path.name, tensors)
+        dense_header, dense_entries = _dense_header(document, path.name, tensors)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is no sound sparse shard: {error}.") from error
     return SparseShard(path, tensors, dense_header, dense_entries)
@@ -170,11 +177,15 @@ def _check_all_listed(tensors: Mapping[str, SparseTensor], entries: Mapping[str,
             raise CodingError(f"{name} is stored, but not listed")
 
 
-def _dense_header(text: Any, file: str, tensors: Mapping[str, SparseTensor]) -> tuple[bytes, dict[str, TensorEntry]]:
+def _dense_header(
+    document: Any, file: str, tensors: Mapping[str, SparseTensor]
+) -> tuple[bytes, dict[str, TensorEntry]]:
     """The dense shard's header and its entries, which must be the listed tensors without holes between them."""
-    if not isinstance(text, str):
-        raise CodingError("it has no dense_header")
-    header = text.encode("utf-8")
+    if not isinstance(document["dense_header"], str):
+        raise CodingError("its dense_header is no text")
+    header = document["dense_header"].encode("utf-8")
+    if f"{zlib.crc32(header):08x}" != document["dense_header_crc32"]:
+        raise CodingError("its dense_header does not have the checksum that goes with it")
     fields = strict_json(header)
     if not isinstance(fields, dict):
         raise CodingError("its dense_header is no JSON object")

@@ -1,0 +1,42 @@
+"""`prune-cli verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prune_cli.commands import options
+from prune_cli.failures import told_failures
+
+
+def verify(
+    model: options.Model,
+    against: Annotated[
+        str | None, typer.Option(metavar="DENSE", help="The dense model: kept weights must be its own.")
+    ] = None,
+    revision: options.Revision = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Check MODEL, dense or sparse: headers, coding, checksums, and all that its report says of its weights.
+
+    Exit codes: 0 sound, 1 something is wrong (each problem is told with the tensor's or file's name), 2 no checkpoint.
+    """
+    with told_failures(as_json=as_json, verbose=verbose):
+        from prune_cli.progress import progress_on
+        from prune_cli.render_sparse import show_verification
+        from prune_cli.verify import verify as run
+
+        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+            found = run(model, against, revision, progress)
+        options.print_result(
+            found.to_json(),
+            as_json=as_json,
+            quiet=quiet and not found.problems,
+            show=lambda console: show_verification(console, found),
+        )
+    if found.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,229 @@
+"""`prune-cli verify`: whether a model is sound, is what its report says, and still holds the dense model's weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from prune_cli.errors import PruneError, RequestError
+from prune_cli.pipeline import make_pipeline
+from prune_cli.progress import Progress, Silent
+from prune_cli.report_schema import REPORT_JSON
+from prune_cli.saved_report import read_report
+from prune_cli.source import resolve_model
+from prune_cli.sparse.config import is_ours
+from prune_cli.sparse.stored import Stored, StoredTensors
+
+_MOST_THREADS = 8
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with which tensor or file."""
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`checked` tells what was looked at, `skipped` what could not be and why; sound if there are no `problems`."""
+
+    model: str
+    against: str | None
+    checked: tuple[str, ...]
+    skipped: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def verify(
+    given: str, against: str | None = None, revision: str | None = None, progress: Progress | None = None
+) -> Verification:
+    """Look at every byte of a model's weights. Raises RequestError for a folder that cannot be opened at all.
+
+    Damage within it is a problem of the result, by name, and so is whatever does not agree with `prune_report.json` or
+    with the dense model `against`.
+    """
+    progress = progress or Silent()
+    folder = resolve_model(given, revision).folder
+    stored = StoredTensors(folder)
+    report = read_report(folder).document if (folder / REPORT_JSON).is_file() else None
+    dense = None if against is None else StoredTensors(resolve_model(against, None).folder)
+    verifier = _Verifier(stored, report, dense)
+    progress.stage(f"Verifying {len(stored.tensors)} tensors", len(stored.tensors))
+    problems = [*verifier.config(), *verifier.names()]
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+        hashes = [pool.submit(_told, file, lambda file=file: verifier.file(file)) for file in verifier.hashed]
+        for found in pool.map(lambda name: _told(name, lambda: verifier.tensor(name)), stored.tensors):
+            problems += found
+            progress.advance()
+        problems += [problem for job in hashes for problem in job.result()]
+    return Verification(given, against, tuple(verifier.checked()), tuple(verifier.skipped()), tuple(_once(problems)))
+
+
+def _told(name: str, check: Callable[[], Iterable[Problem]]) -> list[Problem]:
+    try:
+        return list(check())
+    except PruneError as error:
+        return [Problem(name, str(error))]
+
+
+def _once(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """A damaged tensor shows in its file's hash as well: told once, in its own words."""
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.problem not in seen:
+            seen.add(problem.problem)
+            yield problem
+
+
+class _Verifier:
+    """The checks; each yields the problems it finds."""
+
+    def __init__(self, stored: StoredTensors, report: Mapping[str, Any] | None, dense: StoredTensors | None) -> None:
+        self._stored = stored
+        self._report = report
+        self._dense = dense
+        self._told = {tensor["name"]: tensor for tensor in report["tensors"]} if report else {}
+        self._reshaped = report is not None and any(
+            name not in stored.tensors or list(stored.tensors[name].dense.shape) != told["shape"]
+            for name, told in self._told.items()
+        ) and "structure" in report  # fmt: skip
+        self._new_values = _new_values(report)
+        self.hashed: Mapping[str, str] = report["output"]["files"] if report else {}
+
+    def checked(self) -> Iterator[str]:
+        yield f"headers and index of {len(self._stored.checkpoint.files)} file(s)"
+        encoded = sum(t.sparse is not None for t in self._stored.tensors.values())
+        if encoded:
+            yield f"coding and checksums of {encoded} tensors"
+        if self._report is not None:
+            yield f"sha256 of {len(self.hashed)} file(s) and zeros of {len(self._told)} tensors, against {REPORT_JSON}"
+        if self._dense is not None and not self._reshaped:
+            only = "zeros and kept tensors" if self._new_values else "every weight that is not zero"
+            yield f"{only}, against the dense model"
+
+    def skipped(self) -> Iterator[str]:
+        if self._report is None:
+            yield f"hashes and patterns: there is no {REPORT_JSON}"
+        if self._dense is not None and self._reshaped:
+            yield "the dense model's weights: the report says that shapes were changed"
+        elif self._dense is not None and self._new_values:
+            yield "values of the kept weights: the report says that the method solved for new ones"
+
+    def config(self) -> Iterator[Problem]:
+        """Sparse files and the entry in config.json go together."""
+        path = self._stored.checkpoint.folder / _CONFIG
+        try:
+            config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
+            yield Problem(_CONFIG, f"{path} is not a JSON object.")
+            return
+        sparse = len(self._stored.shards)
+        if 0 < sparse < len(self._stored.checkpoint.files):
+            yield Problem(_CONFIG, "Some files are sparse and some are dense.")
+        if bool(sparse) != is_ours(config) and path.is_file():
+            state = "sparse, but config.json does not say so" if sparse else "dense, but config.json says sparse"
+            yield Problem(_CONFIG, f"The files are {state}.")
+
+    def names(self) -> Iterator[Problem]:
+        """The report, the model and the dense model have the same tensors."""
+        here = self._stored.tensors
+        others = [] if self._reshaped else [(REPORT_JSON, self._told)] if self._report else []
+        if self._dense is not None and not self._reshaped:
+            others.append(("the dense model", dict.fromkeys(self._dense.tensors)))
+        for other, names in others:
+            for name in sorted(here.keys() ^ names.keys()):
+                where = f"in {other} and not in the model" if name in names else f"in the model and not in {other}"
+                yield Problem(name, f"{name} is {where}.")
+
+    def file(self, file: str) -> Iterator[Problem]:
+        """The hash of a file is the report's, as it lies there or of the dense file that it stands for."""
+        if file not in self._stored.checkpoint.files:
+            yield Problem(file, f"{file} is in {REPORT_JSON}, but not there.")
+            return
+        expected = {self.hashed[file], (self._report or {}).get("output", {}).get("dense_files", {}).get(file)}
+        if self._stored.sha256(file) in expected:
+            return
+        if file not in self._stored.shards or self._stored.dense_sha256(file) not in expected:
+            yield Problem(file, f"{file} does not have the sha256 that {REPORT_JSON} has of it.")
+
+    def tensor(self, name: str) -> Iterator[Problem]:
+        stored, told = self._stored.tensors[name], self._told.get(name)
+        if stored.sparse is not None:
+            for _ in self._stored.pieces(name):
+                pass
+        if told is None and self._dense is None:
+            return
+        bits = self._stored.bits(name)
+        if told is not None and not self._reshaped:
+            yield from _as_reported(name, stored, bits, told)
+        if self._dense is not None and not self._reshaped and name in self._dense.tensors:
+            pruned = self._report is None or (told is not None and told["action"] == "pruned")
+            yield from self._as_dense(name, stored, bits, pruned)
+
+    def _as_dense(self, name: str, stored: Stored, bits: np.ndarray, pruned: bool) -> Iterator[Problem]:
+        assert self._dense is not None
+        other = self._dense.tensors[name]
+        if (other.dense.dtype, other.dense.shape) != (stored.dense.dtype, stored.dense.shape):
+            yield Problem(name, f"{name} has another dtype or shape than in the dense model.")
+            return
+        if pruned and self._new_values:
+            return
+        differ = bits != self._dense.bits(name)
+        changed = int(np.count_nonzero(differ & (bits != 0) if pruned else differ))
+        if changed:
+            kind = "weights that were kept" if pruned else "elements, though it was not pruned"
+            yield Problem(name, f"{name} differs from the dense model in {changed} {kind}.")
+
+
+def _new_values(report: Mapping[str, Any] | None) -> bool:
+    """Whether the method of the report gives kept weights other values; a method unknown here counts as one."""
+    if report is None:
+        return False
+    request = report["request"]
+    try:
+        method, refine = request.get("method", "wanda"), request.get("refine")
+        return make_pipeline(method, refine, reconstruct=bool(request.get("reconstruct")), options={}).new_values
+    except RequestError:
+        return True
+
+
+def _as_reported(name: str, stored: Stored, bits: np.ndarray, told: Mapping[str, Any]) -> Iterator[Problem]:
+    """Shape, dtype, number of zeros and pattern are those of the report."""
+    entry = stored.dense
+    if (entry.dtype, list(entry.shape)) != (told["dtype"], told["shape"]):
+        shape = "x".join(map(str, told["shape"]))
+        yield Problem(name, f"{name} is no {told['dtype']} of {shape}, as {REPORT_JSON} says.")
+        return
+    if told["sparsity"] is None or not stored.is_float:
+        return
+    nonzero = (bits << 1) != 0
+    zeros = entry.count - int(np.count_nonzero(nonzero))
+    expected = round(told["sparsity"] * entry.count)
+    if zeros != expected:
+        yield Problem(name, f"{name} has {zeros} zeros, {REPORT_JSON} has {expected}.")
+    if told["action"] == "pruned" and told["pattern"] and ":" in told["pattern"]:
+        keep, of = map(int, told["pattern"].split(":"))
+        if not _follows(nonzero.reshape(entry.shape), keep, of):
+            yield Problem(name, f"{name} does not keep {keep} of every {of} weights, as {REPORT_JSON} says.")
+
+
+def _follows(nonzero: np.ndarray, keep: int, of: int) -> bool:
+    """Along the last dimension, or the one before it for matrices stored (in, out)."""
+    for matrix in (nonzero, nonzero.swapaxes(-1, -2)):
+        if matrix.shape[-1] % of == 0 and matrix.reshape(-1, of).sum(1).max() <= keep:
+            return True
+    return False
