@@ -22,6 +22,7 @@ from prune_cli.sparse.stored import Stored, StoredTensors
 
 _MOST_THREADS = 8
 _CONFIG = "config.json"
+_WRITTEN = ("pruned", "kept", "narrowed")
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,8 @@ class _Verifier:
         self._stored = stored
         self._report = report
         self._dense = dense
-        self._told = {tensor["name"]: tensor for tensor in report["tensors"]} if report else {}
-        self._reshaped = report is not None and any(
-            name not in stored.tensors or list(stored.tensors[name].dense.shape) != told["shape"]
-            for name, told in self._told.items()
-        ) and "structure" in report  # fmt: skip
+        self._told = {t["name"]: t for t in report["tensors"] if t["action"] in _WRITTEN} if report else {}
+        self._reshaped = report is not None and report["structure"] is not None
         self._new_values = _new_values(report)
         self.hashed: Mapping[str, str] = report["output"]["files"] if report else {}
 
@@ -141,7 +139,7 @@ class _Verifier:
     def names(self) -> Iterator[Problem]:
         """The report, the model and the dense model have the same tensors."""
         here = self._stored.tensors
-        others = [] if self._reshaped else [(REPORT_JSON, self._told)] if self._report else []
+        others = [(REPORT_JSON, self._told)] if self._report else []
         if self._dense is not None and not self._reshaped:
             others.append(("the dense model", dict.fromkeys(self._dense.tensors)))
         for other, names in others:
@@ -168,7 +166,7 @@ class _Verifier:
         if told is None and self._dense is None:
             return
         bits = self._stored.bits(name)
-        if told is not None and not self._reshaped:
+        if told is not None:
             yield from _as_reported(name, stored, bits, told)
         if self._dense is not None and not self._reshaped and name in self._dense.tensors:
             pruned = self._report is None or (told is not None and told["action"] == "pruned")
