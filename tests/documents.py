@@ -4,7 +4,7 @@ The convention for pages in `docs/`:
 
 - Every line of a ```sh block is a command, run in the order of the page in one scratch folder where `examples/` is the
   repository's. A trailing backslash continues a line; a comment may say `# exit code 1`, else 0 is expected.
-- Every ```python block is a program of its own, run in that folder.
+- Every ```python block is a program of its own, run in that folder and in this process.
 - `<!-- file: recipe.yaml -->` right before a block (of any language) writes the block to that file.
 - `<!-- with: Qwen/Qwen3-0.6B=tiny-model c4=small.txt 128=4 -->` replaces words in all that follows on the page: hub ids
   by `tiny-model` (a Llama that takes 64 positions; lies there) or `examples/demo-model`, texts of the network by
@@ -120,12 +120,10 @@ def run_step(step: Step, folder: Path, command: RunCommand, settings: dict[str, 
     elif step.kind == "command" and step.text.startswith("prune-cli ") and not _NEEDS_SHELL.search(step.text):
         outcome = command(*shlex.split(step.text)[1:])
         assert outcome.code == step.code, f"{step.where}: {step.text}\n{outcome.stdout}\n{outcome.stderr}"
+    elif step.kind == "python":
+        exec(compile(step.text, step.where, "exec"), {"__name__": "__main__"})
     else:
-        words = (
-            ["bash", "-euo", "pipefail", "-c", step.text]
-            if step.kind == "command"
-            else [sys.executable, "-c", step.text]
-        )
+        words = ["bash", "-euo", "pipefail", "-c", step.text]
         done = subprocess.run(words, cwd=folder, env=_environment(folder) | settings, capture_output=True, text=True)
         assert done.returncode == step.code, f"{step.where}: {step.text}\n{done.stdout}\n{done.stderr}"
 

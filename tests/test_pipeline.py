@@ -111,16 +111,13 @@ def test_recipe_prune_check_push_download_check(
 
 
 def test_a_gate_that_fails_ends_the_job_and_names_the_rule(runner: Runner, pruned: Path) -> None:
-    rules = "--max-perplexity-increase 0.1% --min-sparsity 49%"
-    scripts = runner.scripts(check=rules, junit="failed.xml")
+    scripts = runner.scripts(check="--min-sparsity 60% --max-size 1x", junit="failed.xml")
     done = runner.run(scripts["Check"])
     assert done.returncode == 1
-    assert "::error title=prune-cli check%3A --max-perplexity-increase::" in done.stderr
-    assert "Failed: --max-perplexity-increase (1 of 3 rules)." in done.stdout
-    failed = [
-        case.get("name") for case in ElementTree.parse(runner.folder / "failed.xml").iter("testcase") if len(case) > 1
-    ]
-    assert failed == ["--max-perplexity-increase"]
+    assert "::error title=prune-cli check%3A --min-sparsity::--min-sparsity: asked at least 60%25, found" in done.stderr
+    assert "Failed: --min-sparsity (1 of 3 rules)." in done.stdout
+    cases = ElementTree.parse(runner.folder / "failed.xml").iter("testcase")
+    assert [case.get("name") for case in cases if case.find("failure") is not None] == ["--min-sparsity"]
 
 
 def test_inputs_are_never_run_as_code(runner: Runner) -> None:

@@ -77,6 +77,8 @@ def on_github(result: GateResult) -> Iterator[str]:
     if _SUMMARY in os.environ:
         with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
             summary.write(to_markdown(result))
+    where = "the table is in the step summary" if _SUMMARY in os.environ else f"{_SUMMARY} is not set: no step summary"
+    yield f"GitHub: {len(result.failed)} annotation(s), {where}."
 
 
 def to_markdown(result: GateResult) -> str:
