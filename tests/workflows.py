@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-_EXPRESSION = re.compile(r"\$\{\{ *([\w.-]+)(?: *\|\| *([\w.-]+))? *\}\}")
+_EXPRESSION = re.compile(r"\$\{\{ *([\w.-]+) *\}\}")
 _NOT_EMPTY = re.compile(r"([\w.-]+) != ''")
 
 
@@ -38,7 +38,7 @@ def github_scripts(workflow: Path, action: Path, secrets: Mapping[str, str], **i
             values = {name: each.get("default", "") for name, each in known["inputs"].items()} | step["with"] | inputs
             context = {f"secrets.{name}": value for name, value in secrets.items()}
             context = {f"inputs.{name}": _filled(value, context) for name, value in values.items()}
-            yield from _scripts_of_action(known, context | {"github.action_path": str(action.parent)})
+            yield from _scripts_of_action(known, context)
         else:
             assert step["uses"].startswith("actions/"), step
 
@@ -55,10 +55,7 @@ def _scripts_of_action(action: Mapping[str, Any], context: Mapping[str, str]) ->
 
 
 def _filled(text: str, context: Mapping[str, str]) -> str:
-    def value(found: re.Match[str]) -> str:
-        return context[found[1]] or (context[found[2]] if found[2] else "")
-
-    return _EXPRESSION.sub(value, text)
+    return _EXPRESSION.sub(lambda found: context[found[1]], text)
 
 
 def run_script(script: Script, folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
