@@ -38,7 +38,7 @@ def verdict_of(result: GateResult) -> str:
 def show_gate(console: Console, result: GateResult) -> None:
     table = Table(title=f"Check of {result.target}", title_justify="left")
     for name in ("rule", "asked", "measured" if result.source == "measured" else "in the report", ""):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("rule", ""))
     for verdict in result.verdicts:
         table.add_row(verdict.rule, verdict.asked, verdict.measured, "pass" if verdict.passed else "FAIL")
     console.print(table)
