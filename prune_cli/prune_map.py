@@ -19,6 +19,7 @@ from prune_cli.plan import matrix_shape
 _ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"
 # Weights up to 2 to this power, either way, are left as they are.
 _ORDINARY = 32
+_HIGHEST_POWER = 127  # of two, in float32
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _power_to_ordinary(weight: torch.Tensor) -> float:
     largest = float(weight.abs().amax()) if weight.numel() else 0.0
     if largest == 0 or not math.isfinite(largest) or 2.0**-_ORDINARY < largest < 2.0**_ORDINARY:
         return 1.0
-    return 2.0 ** -math.frexp(largest)[1]
+    return 2.0 ** min(-math.frexp(largest)[1], _HIGHEST_POWER)
 
 
 def _squares(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:

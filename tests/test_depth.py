@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from prune_cli.cli import app
@@ -138,3 +139,18 @@ def test_a_stopped_run_continues_to_the_same_bytes(
         patch.setattr("prune_cli.structured.depth.measure_states", None)
         _depth(command, five, out, tokens_file, *options, "--resume")
     assert folder_bytes(out) == folder_bytes(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("score", ["greedy", "influence"])
+def test_losses_that_are_not_finite_choose_no_block(
+    score: str, five: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    model = shutil.copytree(five, tmp_path / "huge")
+    for path in model.glob("*.safetensors"):
+        tensors = {n: t * 1e30 if "_proj" in n else t for n, t in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    asked = ("-m", "depth", "-o", f"score={score}", "--calibration", tokens_file, "-q")
+    failed = command("prune", model, tmp_path / "out", *asked)
+    assert failed.code == 1
+    assert "not finite" in failed.stderr
+    assert not (tmp_path / "out").exists()

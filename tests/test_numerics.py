@@ -126,6 +126,23 @@ def test_small_shapes_and_scales(
     assert_sound(result, pattern, by_row=name not in COUNTS_BY_TENSOR)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "ria"])
+def test_weights_below_the_normal_range_stay_finite(
+    method: str, whole: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    model, name = tmp_path / "denormal", "model.layers.1.self_attn.v_proj.weight"
+    shutil.copytree(whole, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors[name] = tensors[name] * 2.0**-135
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    outcome = command("prune", model, tmp_path / "out", "-m", method, "--calibration", tokens_file, "-q")
+    assert outcome.code == 0, outcome.stderr
+    before, after = tensors[name], load_file(tmp_path / "out" / "model.safetensors")[name]
+    kept = after != 0
+    assert torch.equal(after[kept], before[kept])
+    assert int(kept.sum()) == kept.numel() // 2
+
+
 @pytest.mark.parametrize("arguments", [["--method", "wanda"], ["--method", "admm", "--target", "dense"]])
 @pytest.mark.parametrize("power", [2.0**50, 2.0**-50])
 def test_weights_far_out_give_the_masks_of_ordinary_ones(

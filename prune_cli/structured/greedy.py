@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -33,12 +34,17 @@ class Removals:
         """The loss without `removed` and each of `candidates`; the number of blocks stands for no other block.
 
         A block that is left out is not run: the hidden states that come to it go on. Before its own block, a
-        candidate's states are those of all others, and are computed once.
+        candidate's states are those of all others, and are computed once. Infinite where it is not a number.
+        Raises PruneError where none is finite.
         """
         found: dict[int, float] = {}
         for group in self._groups(candidates):
             found |= self._pass(frozenset(removed), group)
-        return found
+        if not any(math.isfinite(loss) for loss in found.values()):
+            raise PruneError(
+                "The loss is not finite whichever block is left out: the forward pass overflows; try --dtype float32."
+            )
+        return {candidate: math.inf if math.isnan(loss) else loss for candidate, loss in found.items()}
 
     def passes(self, candidates: int) -> int:
         """How often the weights are read for so many candidates."""

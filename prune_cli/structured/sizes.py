@@ -22,6 +22,8 @@ def size_of(
 ) -> Size:
     """The size of the model that `config` describes, stored as `entries`, with a cache of `itemsize` bytes a number."""
     model = model_on_meta(config, _ON_META, trust_remote_code)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")  # version 5.17 of transformers looks into a mask for sdpa, also on meta
     blocks_name, blocks = find_blocks(model)
     cache = _cache_bytes(model)
     return Size(
