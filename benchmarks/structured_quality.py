@@ -37,6 +37,7 @@ OURS = {
     "obs, refit of readers to the pruned stream": ["-o", "refit=consumers", "-o", "alpha=0"],
     "obs, refit of readers to the dense model": ["-o", "refit=consumers"],
     "default: obs, refit of all maps to the dense model": [],
+    "default with blocks of their own sizes": ["-o", "uniform=false"],
 }
 
 

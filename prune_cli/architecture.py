@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.errors import RequestError, one_line
+from prune_cli.structured.sized import is_sized, resize
 
 # Their forward is no single sequence of blocks, so one block in memory at a time is impossible.
 _NO_BLOCK_SEQUENCE = frozenset({"xlm", "hrm_text"})
@@ -47,7 +48,7 @@ def causal_config(folder: Path, trust_remote_code: bool) -> Any:
     """The config, refused unless it is that of a causal language model stored in plain floats."""
     raw = read_config(folder)
     for key in ("quantization_config", "compression_config"):
-        if raw.get(key):
+        if raw.get(key) and not is_sized(raw[key]):
             method = raw[key].get("quant_method", "unknown") if isinstance(raw[key], dict) else "unknown"
             raise RequestError(
                 f"{folder} is already quantised ({method}): prune the checkpoint it was made from, then quantise."
@@ -113,6 +114,8 @@ def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> P
             f"config.json says that this {type(model).__name__} is no decoder (is_decoder is false), so it is "
             "no causal language model: only those can be pruned."
         )
+    if is_sized(sizes := getattr(config, "quantization_config", None)):
+        resize(model, sizes)
     return model.eval().requires_grad_(False)
 
 

@@ -41,6 +41,13 @@ class Options:
             "least": 1,
         },
     )
+    uniform: bool = field(
+        default=True,
+        metadata={
+            "help": "the same size in every block, which loads everywhere; false: blocks that turn the hidden states "
+            "further keep more (CFSP), which loads only where prune_cli is imported"
+        },
+    )
     alpha: float = field(
         default=0.75,
         metadata={
@@ -136,7 +143,7 @@ def fitted(
 
 
 def _needs_text(options: Options) -> bool:
-    return bool(statistics_for(options))
+    return bool(statistics_for(options)) or not options.uniform
 
 
 METHOD = StructuredMethod(

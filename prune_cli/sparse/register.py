@@ -1,4 +1,4 @@
-"""Tells transformers how to load sparse checkpoints: when it is imported, at no cost before."""
+"""Tells transformers how to load sparse checkpoints and listed sizes: when it is imported, at no cost before."""
 
 from __future__ import annotations
 
@@ -43,5 +43,7 @@ class _WhenRegistryIsImported(MetaPathFinder):
 
 def _register() -> None:
     from prune_cli.sparse.quantizer import register
+    from prune_cli.structured.quantizer import register as register_sizes
 
     register()
+    register_sizes()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from prune_cli.architecture import model_on_meta
 from prune_cli.errors import RequestError
 from prune_cli.model import Place
 from prune_cli.prepare import Opened
+from prune_cli.structured.sized import sizes_entry
 
 PartName = Literal["mlp", "heads"]
 WORDS: dict[PartName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}
@@ -53,7 +54,7 @@ class Part:
     """The MLP's channels or attention's heads of all blocks: `units` of them a block, of which `keep` stay.
 
     `consumers` maps a block to the map that reads the units, `width` inputs each; `cuts` and `blocks` have every tensor
-    that shrinks; `changes` are the new values of the text config.
+    that shrinks; `changes` are the new values of the text config. `sizes` has blocks that keep another number.
     """
 
     name: PartName
@@ -64,6 +65,21 @@ class Part:
     cuts: Mapping[str, Cut]
     blocks: Mapping[str, int]
     changes: Mapping[str, Any]
+    sizes: Mapping[int, int] = field(default_factory=dict)
+
+    def kept_in(self, block: int) -> int:
+        """How many units stay in a block: `keep`, unless its size is its own."""
+        return self.sizes.get(block, self.keep)
+
+    def shapes(self, places: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
+        """The new shape of every tensor that shrinks, by its name in the checkpoint."""
+        return {
+            name: tuple(
+                sum(cut.sections) * self.kept_in(self.blocks[name]) + cut.tail if axis == cut.axis else size
+                for axis, size in enumerate(places[name].entry.shape)
+            )
+            for name, cut in self.cuts.items()
+        }
 
     def producers(self, block: int, places: Mapping[str, Place]) -> list[str]:
         """The matrices of a block that make the units."""
@@ -163,6 +179,19 @@ def config_with(job: Opened, changes: Mapping[str, Any]) -> Any:
         text = raw["text_config"]
     text.update(changes)
     return type(job.model.config).from_dict(raw)
+
+
+def sized_config(job: Opened, parts: Sequence[Part]) -> Any:
+    """The model's config with the new shapes of `parts` listed one by one."""
+    return type(job.model.config).from_dict(
+        {**job.model.config.to_dict(), "quantization_config": sized_entry(job, parts)}
+    )
+
+
+def sized_entry(job: Opened, parts: Sequence[Part]) -> dict[str, Any]:
+    """The list of shapes for config.json, by the model's names of parameters."""
+    places = job.model.places
+    return sizes_entry({places[n].parameter or "": shape for part in parts for n, shape in part.shapes(places).items()})
 
 
 def _shapes_with(job: Opened, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

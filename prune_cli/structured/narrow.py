@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import torch
 
 from prune_cli.checkpoint import Checkpoint, data_bytes
-from prune_cli.structured.coupling import Cut, Part
+from prune_cli.model import Place
+from prune_cli.structured.coupling import Part
 
 
 class Narrowed(Checkpoint):
-    """`source` without the units that `kept` (part and block -> the ones that stay) leaves out; nothing is stored."""
+    """`source` without the units of `part` that `kept` (block -> the ones that stay) leaves out; nothing is stored."""
 
-    def __init__(self, source: Checkpoint, parts: Sequence[Part], kept: Mapping[tuple[str, int], torch.Tensor]) -> None:
-        cuts = [(part, name, cut) for part in parts for name, cut in part.cuts.items()]
+    def __init__(
+        self, source: Checkpoint, part: Part, places: Mapping[str, Place], kept: Mapping[int, torch.Tensor]
+    ) -> None:
         entries = dict(source.entries)
-        for part, name, cut in cuts:
-            shape = narrowed_shape(entries[name].shape, part, cut)
+        for name, shape in part.shapes(places).items():
             entry = entries[name]
-            nbytes = data_bytes(entry.dtype, torch.Size(shape).numel())
-            entries[name] = replace(entry, shape=shape, end=entry.begin + nbytes)
+            entries[name] = replace(entry, shape=shape, end=entry.begin + data_bytes(entry.dtype, prod(shape)))
         super().__init__(source.folder, entries, source.files, source.index)
         self._source = source
+        self._part = part
         self._kept = kept
-        self._parts = parts
 
     def read(self, name: str) -> torch.Tensor:
-        tensor = self._source.read(name)
-        for part in self._parts:
-            if name in part.cuts:
-                tensor = part.cuts[name].apply(tensor, self._kept[part.name, part.blocks[name]], part.units)
-        return tensor
+        tensor, part = self._source.read(name), self._part
+        if name not in part.cuts:
+            return tensor
+        return part.cuts[name].apply(tensor, self._kept[part.blocks[name]], part.units)
 
 
 class Widened(Checkpoint):
@@ -63,9 +63,3 @@ class Widened(Checkpoint):
 
     def read_ahead(self, names: Iterator[str]) -> None:
         self._written.read_ahead(names)
-
-
-def narrowed_shape(shape: Sequence[int], part: Part, cut: Cut) -> tuple[int, ...]:
-    return tuple(
-        sum(cut.sections) * part.keep + cut.tail if axis == cut.axis else size for axis, size in enumerate(shape)
-    )

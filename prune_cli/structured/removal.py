@@ -9,7 +9,7 @@ import torch
 from prune_cli.errors import RequestError
 from prune_cli.prepare import Opened
 from prune_cli.stream import Stream
-from prune_cli.structured.coupling import WORDS, Part, PartName, config_with, find_part
+from prune_cli.structured.coupling import WORDS, Part, PartName, config_with, find_part, sized_config
 from prune_cli.structured.narrow import Narrowed
 
 # A wrong guess misses by as much as the units add; rounding in float32 stays far below.
@@ -17,14 +17,15 @@ _TOLERANCE = 1e-3
 _SAMPLES, _LENGTH = 2, 16
 
 
-def proven_part(job: Opened, name: PartName, keep: int) -> Part:
+def proven_part(job: Opened, name: PartName, keep: int, *, sized: bool = False) -> Part:
     """The part whose removal was tried on a batch and made no difference beyond that of zeroing its units.
 
-    Blocks of every kind are tried. Raises RequestError where no reading of the tensors passes.
+    Blocks of every kind are tried; with `sized`, in a model whose shapes are listed one by one. Raises RequestError
+    where no reading of the tensors passes.
     """
     misses: list[float] = []
     for part in find_part(job, name, keep):
-        misses.append(_difference(job, part))
+        misses.append(_difference(job, part, sized=sized))
         if misses[-1] <= _TOLERANCE:
             return part
     raise RequestError(
@@ -35,18 +36,14 @@ def proven_part(job: Opened, name: PartName, keep: int) -> Part:
 
 
 @torch.no_grad()
-def _difference(job: Opened, part: Part) -> float:
+def _difference(job: Opened, part: Part, *, sized: bool) -> float:
     """The largest relative difference over the blocks of every kind, with units taken out here and there."""
     random = torch.Generator().manual_seed(0)
-    kept = {
-        (part.name, block): torch.randperm(part.units, generator=random)[: part.keep].sort().values
-        for block in part.consumers
-    }
+    kept = {block: torch.randperm(part.units, generator=random)[: part.keep].sort().values for block in part.consumers}
     ids = torch.randint(job.model.vocab_size, (_SAMPLES, _LENGTH), generator=random)
     whole = job.with_checkpoint(job.checkpoint, dtype=torch.float32)
-    narrow = job.with_checkpoint(
-        Narrowed(job.checkpoint, [part], kept), config_with(job, part.changes), dtype=torch.float32
-    )
+    config = sized_config(job, [part]) if sized else config_with(job, part.changes)
+    narrow = job.with_checkpoint(Narrowed(job.checkpoint, part, job.model.places, kept), config, dtype=torch.float32)
     worst = 0.0
     with Stream(whole, [ids]) as zeroed, Stream(narrow, [ids]) as without:
         for block in range(_last_new_kind(job) + 1):
@@ -57,7 +54,7 @@ def _difference(job: Opened, part: Part) -> float:
                 weight = tensors[consumer].clone()
                 cut = part.cuts[consumer]
                 gone = torch.ones(weight.shape[cut.axis], dtype=torch.bool)
-                gone[cut.rows(kept[part.name, block], part.units)] = False
+                gone[cut.rows(kept[block], part.units)] = False
                 weight.index_fill_(cut.axis, gone.nonzero().flatten(), 0)
                 whole.set_weight(whole.places[consumer], weight)
             worst = max(worst, _relative(*zeroed.probe(block), without.probe(block)[1]))

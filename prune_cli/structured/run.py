@@ -40,6 +40,7 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
         output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
         before = perplexity_before(request, job, evaluation, output, progress)
         if plan is not None:
+            plan = width.spread(request, job, plan, calibration, output, progress)
             change = width.decide(job, plan)
         else:
             way = experts if request.method == "experts" else depth

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from calibration.tokens import TokenSet
+from methods.structured.sizes import coarse_shares, proportional_sizes
 from methods.structured.width import Options, default_multiple, kept_units
 from prune_cli.architecture import read_config
 from prune_cli.checkpoint import Checkpoint
@@ -26,9 +27,10 @@ from prune_cli.request import PruneRequest
 from prune_cli.stream import Stream
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import text_config
-from prune_cli.structured.coupling import WORDS, Part, PartName, unit_count
+from prune_cli.structured.coupling import WORDS, Part, PartName, sized_entry, unit_count
+from prune_cli.structured.hidden_states import measure_states
 from prune_cli.structured.names import UNUSED
-from prune_cli.structured.narrow import Widened, narrowed_shape
+from prune_cli.structured.narrow import Widened
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.removal import proven_part
 from prune_cli.structured.width_block import BlockNarrower, NarrowedBlock
@@ -48,7 +50,8 @@ def check(request: PruneRequest, job: StructuredJob) -> WidthPlan:
     options: Options = job.options
     names: tuple[PartName, ...] = ("mlp", "heads") if options.parts == "both" else (options.parts,)
     sizes: dict[PartName, tuple[int, int]] = {name: _keep(job, request, name) for name in names}
-    found = [proven_part(job, name, keep) for name, (units, keep) in sizes.items() if keep < units]
+    sized = not options.uniform
+    found = [proven_part(job, name, keep, sized=sized) for name, (units, keep) in sizes.items() if keep < units]
     if not found:
         told = " and ".join(f"{units} {WORDS[name]}" for name, (units, _) in sizes.items())
         raise RequestError(
@@ -88,6 +91,37 @@ def asked(request: PruneRequest, job: StructuredJob) -> str:
     return f"{100 * _share(request):g} % of the {parts[job.options.parts]} of every block"
 
 
+def spread(
+    request: PruneRequest,
+    job: StructuredJob,
+    plan: WidthPlan,
+    calibration: TokenSet | None,
+    output: OutputFolder,
+    progress: Progress,
+) -> WidthPlan:
+    """With -o uniform=false, each block gets a size of its own: CFSP's coarse stage, by how far it turns the states."""
+    if job.options.uniform:
+        return plan
+    if calibration is None:
+        raise RequestError("-o uniform=false looks at hidden states, which needs a text: add --calibration.")
+    angles = output.notes.get("angles")
+    if angles is None:
+        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+        _, distances = measure_states(job, batches, progress)
+        angles = torch.diagonal(distances, 1).tolist()
+        output.note("angles", angles)
+    return WidthPlan([_with_sizes(request, job, part, angles) for part in plan.parts])
+
+
+def _with_sizes(request: PruneRequest, job: StructuredJob, part: Part, angles: Sequence[float]) -> Part:
+    blocks = sorted(part.consumers)
+    multiple = (job.options.multiple or default_multiple(part.units)) if part.name == "mlp" else 1
+    keep = int((1 - _share(request)) * part.units * len(blocks) / multiple + 0.5) * multiple
+    shares = coarse_shares(torch.tensor([angles[block] for block in blocks]))
+    sizes = proportional_sizes(shares, [part.units] * len(blocks), keep, multiple)
+    return replace(part, sizes=dict(zip(blocks, sizes, strict=True)))
+
+
 def decide(job: StructuredJob, plan: WidthPlan) -> Change:
     """Names, shapes and config of the output; which units go is told block by block."""
     tensors = {name: Planned(name) for name, place in job.model.places.items() if place.role != "unused"}
@@ -96,13 +130,13 @@ def decide(job: StructuredJob, plan: WidthPlan) -> Change:
     _, text = text_config(raw, job.model.config)
     shapes: dict[str, tuple[int, ...]] = {}
     for part in plan.parts:
-        text.update(part.changes)
-        for name, cut in part.cuts.items():
-            place = job.model.places[name]
-            shape = narrowed_shape(place.entry.shape, part, cut)
+        if job.options.uniform:
+            text.update(part.changes)
+        for name, shape in part.shapes(job.model.places).items():
             tensors[name] = Planned(name, shape)
-            assert place.parameter is not None
-            shapes[place.parameter] = shape
+            shapes[job.model.places[name].parameter or ""] = shape
+    if not job.options.uniform:
+        raw["quantization_config"] = sized_entry(job, plan.parts)
     for name in _refitted(job, plan):
         tensors[name] = Planned(name, tensors[name].shape or job.model.places[name].entry.shape)
     return Change(
@@ -113,13 +147,18 @@ def decide(job: StructuredJob, plan: WidthPlan) -> Change:
         units=_units(plan),
         told=(),
         shapes=shapes,
-        shares={WORDS[part.name]: 1 - part.keep / part.units for part in plan.parts},
+        shares={WORDS[part.name]: 1 - after / before for part in plan.parts for before, after in [_counts(part)]},
     )
 
 
 def _units(plan: WidthPlan) -> tuple[int, int]:
-    before = sum(part.units * len(part.consumers) for part in plan.parts)
-    return before, sum(part.keep * len(part.consumers) for part in plan.parts)
+    counts = [_counts(part) for part in plan.parts]
+    return sum(before for before, _ in counts), sum(after for _, after in counts)
+
+
+def _counts(part: Part) -> tuple[int, int]:
+    """Units of all blocks before and after."""
+    return part.units * len(part.consumers), sum(part.kept_in(block) for block in part.consumers)
 
 
 def _refitted(job: StructuredJob, plan: WidthPlan) -> list[str]:
@@ -240,6 +279,6 @@ def _told(job: StructuredJob, plan: WidthPlan, block: int, done: Mapping[str, ob
     errors = done["output_errors"]
     assert isinstance(errors, dict)
     scores = {f"output_error_{part.name}": float(errors[part.consumers[block]]) for part in parts if errors}
-    removed = ", ".join(f"{part.units - part.keep} of {part.units} {WORDS[part.name]}" for part in parts)
+    removed = ", ".join(f"{part.units - part.kept_in(block)} of {part.units} {WORDS[part.name]}" for part in parts)
     why = f"the lowest {options.score} scores" if options.score != "obs" else "the others make up for them best"
     return BlockChange(block, block, removed, why if parts else "has none", scores)

@@ -171,7 +171,7 @@ class BlockNarrower:
     ) -> None:
         part = self._parts[name]
         producers = tuple(self._producer(part, each) for each in part.producers(self._block, self._model.places))
-        found = narrow(Units(weight, producers, part.width), bias, statistics, part.keep, self._options)
+        found = narrow(Units(weight, producers, part.width), bias, statistics, part.kept_in(self._block), self._options)
         columns = inputs_of(found.kept, part.width)
         whole = torch.zeros_like(weight)
         whole[:, columns] = found.weight

@@ -1,0 +1,115 @@
+"""-o uniform=false: blocks of their own sizes, by CFSP's coarse rule; they load where prune_cli is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from methods.structured.sizes import coarse_shares, proportional_sizes
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.prepare import open_model
+from prune_cli.request import PruneRequest
+from prune_cli.structured.coupling import PartName
+from prune_cli.structured.removal import proven_part
+from tests.conftest import RunCommand, folder_bytes, token_ids
+from tests.test_resume import _stop_when
+from tests.tiny import save_tiny
+
+LOAD = """
+import sys
+{first}
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+folder, ids, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+ids = load_file(ids)["input_ids"]
+with torch.no_grad():
+    logits = model(ids).logits
+    assert model.generate(ids[:1, :4], max_new_tokens=3, do_sample=False).shape[1] > 4
+    model.save_pretrained(out + ".saved")
+    again = AutoModelForCausalLM.from_pretrained(out + ".saved", dtype=torch.float32).eval()
+    assert torch.equal(again(ids).logits, logits)
+save_file({{"logits": logits.contiguous()}}, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.safetensors"
+    save_file({"input_ids": token_ids(samples=24)}, path)
+    return path
+
+
+def options(text: Path) -> list[object]:
+    return ["-m", "width", "-s", 0.5, "-o", "uniform=false", "-o", "multiple=4", "--calibration", text, "-q"]
+
+
+@pytest.mark.parametrize("kind", ["llama-untied", "gpt2"])
+def test_sizes_follow_the_angles_and_load_with_prune_cli_only(
+    kind: str, tmp_path: Path, text: Path, command: RunCommand
+) -> None:
+    model, out = save_tiny(tmp_path / "model", kind), tmp_path / "out"
+    assert command("prune", model, out, *options(text)).code == 0
+    report = json.loads((out / "prune_report.json").read_text())
+    shapes = json.loads((out / "config.json").read_text())["quantization_config"]["shapes"]
+    reads = "mlp.c_proj.weight" if kind == "gpt2" else "mlp.down_proj.weight"
+    sizes = [shape[0 if kind == "gpt2" else 1] for name, shape in shapes.items() if name.endswith(reads)]
+    assert sum(sizes) == 3 * 32
+    assert len(set(sizes)) > 1
+    assert next(iter(report["structure"]["removed_shares"].values())) == pytest.approx(0.5)
+
+    save_file({"input_ids": token_ids(seed=3, samples=2)}, tmp_path / "ids.safetensors")
+    arguments = [str(out), str(tmp_path / "ids.safetensors"), str(tmp_path / "logits")]
+    root = Path(__file__).parent.parent
+    alone = subprocess.run(
+        [sys.executable, "-P", "-c", LOAD.format(first=""), *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert alone.returncode != 0, "shapes that do not fit must not load"
+    assert "shape" in alone.stderr
+    first = f"sys.path.insert(0, {str(root)!r}); import prune_cli"
+    with_us = subprocess.run(
+        [sys.executable, "-P", "-c", LOAD.format(first=first), *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert with_us.returncode == 0, with_us.stderr
+    evaluated = command("eval", out, "--data", tmp_path / "ids.safetensors", "--json", "-q", "--dtype", "float32")
+    logits = load_file(tmp_path / "logits")["logits"]
+    ids = token_ids(seed=3, samples=2)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert evaluated.json["evaluation"]["loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_the_sizes_do_not_depend_on_the_number_of_tokens() -> None:
+    """Twice the same text has the same angles; the authors' constant would change with it."""
+    angles = torch.tensor([0.2, 0.11, 0.14, 0.3])
+    once = proportional_sizes(coarse_shares(angles), [64] * 4, 128, 1)
+    assert once == proportional_sizes(coarse_shares(angles * 1e3), [64] * 4, 128, 1)
+
+
+def test_a_stopped_run_continues_to_the_same_bytes(
+    llama: Path, tmp_path: Path, text: Path, command: RunCommand
+) -> None:
+    assert command("prune", llama, tmp_path / "expected", *options(text)).code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_when(patch, 1, half_written=False)
+        assert command("prune", llama, tmp_path / "out", *options(text)).code == 1
+    assert command("prune", llama, tmp_path / "out", *options(text), "--resume").code == 0
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "expected")
+    pruned_again = command("prune", tmp_path / "out", tmp_path / "sparse", "-m", "magnitude", "-q")
+    assert pruned_again.code == 0, pruned_again.stderr
+    assert Checkpoint.open(tmp_path / "sparse").entries.keys() == Checkpoint.open(llama).entries.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("phi3", "mlp"), ("opt", "mlp"), ("qwen2", "heads"), ("gemma2", "heads"), ("gpt_neox", "mlp")]
+)
+def test_other_architectures_compute_the_same_with_listed_shapes(kind: str, part: PartName, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", kind, shards=False, tokenizer=False)
+    job = open_model(PruneRequest(model=str(folder), out=tmp_path / "out"), needs_text=False)
+    assert proven_part(job, part, 1 if part == "heads" else 32, sized=True).consumers
