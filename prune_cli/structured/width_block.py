@@ -170,7 +170,8 @@ class BlockNarrower:
         statistics: dict[str, torch.Tensor],
     ) -> None:
         part = self._parts[name]
-        producers = tuple(self._producer(part, each) for each in part.producers(self._block, self._model.places))
+        made_by = part.producers(self._block, self._model.places)
+        producers = tuple(self._producer(part, each).to(weight.device) for each in made_by)
         found = narrow(Units(weight, producers, part.width), bias, statistics, part.kept_in(self._block), self._options)
         columns = inputs_of(found.kept, part.width)
         whole = torch.zeros_like(weight)
