@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prune_cli.card import read_card, warnings_of
-from prune_cli.checkpoint import INDEX_FILE, Checkpoint
+from prune_cli.checkpoint import INDEX_FILE
 from prune_cli.errors import RequestError
 from prune_cli.output_files import CARD, JOURNAL, OTHER_WEIGHTS, SOURCE_CARD, partial_folder
 from prune_cli.page.story import model_name
 from prune_cli.progress import Progress, Silent
 from prune_cli.push_errors import hub_failures
 from prune_cli.saved_report import SavedReport, read_report
+from prune_cli.sparse.stored import StoredTensors
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -93,7 +93,6 @@ def check_output(out: Path, progress: Progress) -> SavedReport:
     if not (out / "config.json").is_file():
         raise RequestError(f"{out / 'config.json'} is missing: the output is incomplete; prune again.")
     _check_weights(out, report.document["output"]["files"], progress)
-    Checkpoint.open(out)
     return report
 
 
@@ -104,11 +103,15 @@ def _check_weights(out: Path, hashes: dict[str, str], progress: Progress) -> Non
         raise RequestError(
             f"{out / unknown[0]} holds weights that the report does not know: remove it, or prune again."
         )
+    missing = next((name for name in hashes if not (out / name).is_file()), None)
+    if missing is not None:
+        raise RequestError(f"{out / missing} is missing though the report names it: prune again.")
+    stored = StoredTensors(out)
     for name, expected in hashes.items():
-        if not (out / name).is_file():
-            raise RequestError(f"{out / name} is missing though the report names it: prune again.")
-        with (out / name).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = stored.sha256(name)
+        if found != expected and name in stored.shards:
+            # A sparse file stands for the dense one that the report describes.
+            found = stored.dense_sha256(name)
         if found != expected:
             raise RequestError(
                 f"{out / name} is not what the report describes (sha256 {found[:12]}…, the report has "

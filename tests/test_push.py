@@ -255,6 +255,18 @@ def test_what_is_not_finished_or_not_what_the_report_says_is_refused(out: Path, 
     assert f"{out} is not finished: {partial_folder(out)}" in refused(command, out, "me/tiny")
 
 
+def test_sparse_files_go_where_they_stand_for_what_was_reported(out: Path, tmp_path: Path, command: RunCommand) -> None:
+    sparse = tmp_path / "sparse"
+    assert command("convert", out, sparse, "-q").code == 0
+    assert command("push", sparse, "me/tiny", "--dry-run", "-q").code == 0
+    shard = sorted(sparse.glob("*.safetensors"))[-1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    outcome = command("push", sparse, "me/tiny", "--dry-run", "-q")
+    assert outcome.code != 0
+    assert outcome.stderr.startswith("Error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
