@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.memory import LARGE_INPUTS, gram_bytes
 from prune_cli.plan import matrix_shape, pruned_parameters
-from prune_cli.prepare import Prepared, prepare
+from prune_cli.prepare import Opened, Prepared, prepare
 from prune_cli.report import gain_of_zeros
 from prune_cli.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest, Target
 
@@ -59,7 +59,7 @@ class DryRun:
 def dry_run(request: PruneRequest) -> DryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
     job = prepare(request)
-    tokens = _tokens(request, job)
+    tokens = calibration_tokens(request, job)
     work = _working_memory(job, tokens, request.target)
     on_cpu = job.device.type == "cpu"
     largest = max(_block_bytes(job, index, stored=True) for index in range(len(job.model.blocks)))
@@ -84,7 +84,7 @@ def dry_run(request: PruneRequest) -> DryRun:
     )
 
 
-def _tokens(request: PruneRequest, job: Prepared) -> int | None:
+def calibration_tokens(request: PruneRequest, job: Opened) -> int | None:
     """Samples x length as far as they can be told without reading the text."""
     if job.calibration is None:
         return None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prune_cli.measure import EvaluationResult
     from prune_cli.push import Push
     from prune_cli.report import Report, StructureReport
+    from prune_cli.structured.estimate import StructuredDryRun
     from prune_cli.tasks import TaskScores
 
 
@@ -113,6 +114,20 @@ def show_dry_run(console: Console, plan: DryRun) -> None:
     if plan.peak_device_bytes is not None:
         table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))
     console.print(table)
+    console.print(plan.gain, highlight=False)
+
+
+def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
+    console.print(
+        f"{plan.model} ({plan.architecture}): {plan.method}, {plan.asked}, on {plan.device} in {plan.compute_dtype}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = _table("What it would become", *SIZES)
+    for row in size_rows(plan.before, plan.after):
+        table.add_row(*row)
+    console.print(table)
+    console.print(plan.how, highlight=False)
     console.print(plan.gain, highlight=False)
 
 

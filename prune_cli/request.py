@@ -55,6 +55,8 @@ class PruneRequest:
     calibrate_by: CalibrateBy = "sublayer"
     target: Target = "pruned"
     eval: str | None = None
+    statistics: str | None = None
+    save_statistics: str | None = None
     resume: bool = False
     overwrite: bool = False
     allow_unsupported: bool = False
@@ -84,6 +86,11 @@ class PruneRequest:
         if pipeline is not None:
             self._check_target(pipeline)
             self._check_allocation()
+            if self.statistics is not None or self.save_statistics is not None:
+                raise RequestError(
+                    "--statistics and --save-statistics are for methods that see the whole model before they decide "
+                    f"({', '.join(structured_names())}), and {self.method} decides map by map: leave them out."
+                )
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed is {self.seed}, but must be between 0 and 2**63 - 1.")
 

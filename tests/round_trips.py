@@ -55,11 +55,13 @@ def logits_without_blocks(folder: Path, removed: Iterable[int], ids: torch.Tenso
     model = load_plain(folder)
     _, blocks = find_blocks(model)
     for index in removed:
-        blocks[index].forward = _handing_on(blocks[index].forward)
+        blocks[index].forward = handing_on(blocks[index].forward)
     return model(input_ids=ids, use_cache=False).logits
 
 
-def _handing_on(original: Any) -> Any:
+def handing_on(original: Any) -> Any:
+    """A block's forward that runs it and returns its input in place of its hidden states."""
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         output = original(hidden.clone(), *args[1:], **kwargs) if args else original(**kwargs)

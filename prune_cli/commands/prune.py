@@ -41,6 +41,8 @@ def prune(
     calibrate_by: its.CalibrateBy = "sublayer",
     target: its.Target = None,
     evaluation: its.Evaluation = None,
+    statistics: its.Statistics = None,
+    save_statistics: its.SaveStatistics = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
@@ -95,8 +97,15 @@ def _request(
 def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
     """Shows the plan; returns the commit of a hub model."""
     from prune_cli.estimate import dry_run
-    from prune_cli.render import show_dry_run
+    from prune_cli.render import show_dry_run, show_structured_dry_run
 
+    if request.is_structured:
+        from prune_cli.structured.estimate import dry_run_structured
+
+        smaller = dry_run_structured(request)
+        shown = smaller.to_json(), lambda console: show_structured_dry_run(console, smaller)
+        options.print_result(shown[0], as_json=as_json, quiet=quiet, show=shown[1])
+        return smaller.revision
     plan = dry_run(request)
     options.print_result(plan.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_dry_run(console, plan))
     return plan.revision

@@ -136,6 +136,18 @@ Evaluation = Annotated[
     str | None,
     typer.Option("--eval", metavar="SOURCE", help="Perplexity on this text, before and after.", rich_help_panel=TEXT),
 ]
+Statistics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Of depth: use what an earlier run with --save-statistics measured, on the same model and text.",
+        rich_help_panel=TEXT,
+    ),
+]
+SaveStatistics = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Keep what is measured on the text for other sparsities.", rich_help_panel=TEXT),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.", rich_help_panel=OUTPUT)
 ]

@@ -84,7 +84,7 @@ def assemble_structured(
             bytes_after=structure.after.bytes,
         ),
         structure=structure,
-        gain=gain_of_structure(structure),
+        gain=gain_of_sizes(structure.before, structure.after),
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
         ],
@@ -137,10 +137,10 @@ def _structure(request: PruneRequest, job: StructuredJob, change: Change, writte
     )
 
 
-def gain_of_structure(structure: StructureReport) -> str:
+def gain_of_sizes(before: Size, after: Size) -> str:
     """What a smaller dense model brings, said plainly."""
-    smaller = 100 * (1 - structure.after.bytes / structure.before.bytes)
-    fewer = 100 * (1 - structure.after.macs_per_token / structure.before.macs_per_token)
+    smaller = 100 * (1 - after.bytes / before.bytes)
+    fewer = 100 * (1 - after.macs_per_token / before.macs_per_token)
     return (
         f"A smaller dense model: {smaller:.1f} % less on disk and in memory and {fewer:.1f} % fewer multiplications "
         "per token, in plain transformers and in every other runtime; nothing special is needed to load it."

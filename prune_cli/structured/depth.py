@@ -16,7 +16,7 @@ from prune_cli.output import OutputFolder
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report import BlockChange
-from prune_cli.request import PruneRequest
+from prune_cli.request import DEFAULT_SAMPLES, PruneRequest
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from, config_without_blocks
 from prune_cli.structured.greedy import Removals
@@ -24,6 +24,7 @@ from prune_cli.structured.hidden_states import measure_states
 from prune_cli.structured.names import without_blocks
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.rebuild import rebuild
+from prune_cli.structured.saved import Statistics, check_paths, identity, read_statistics, write_statistics
 
 DEFAULT_SHARE = 0.25
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
@@ -40,6 +41,10 @@ class Choice:
 
 def check(request: PruneRequest, job: StructuredJob) -> None:
     """Raise RequestError before any work for blocks that do not exist, or cannot be left out of this architecture."""
+    if request.statistics is not None or request.save_statistics is not None:
+        if _options(job).which is not None:
+            raise RequestError("--statistics and --save-statistics have no use with -o which=, which measures nothing.")
+        check_paths(request.statistics, request.save_statistics, replace=request.resume or request.overwrite)
     removed = named_blocks(request, job)
     change_without(job, removed if removed is not None else [len(job.model.blocks) - 1])
 
@@ -85,6 +90,25 @@ def asked_count(request: PruneRequest, job: StructuredJob) -> int:
     if options.remove >= blocks:
         raise RequestError(f"-o remove={options.remove}, but the model has {blocks} blocks: at least one must stay.")
     return options.remove
+
+
+def example(request: PruneRequest, job: StructuredJob) -> Change:
+    """The change that was asked for or, where the blocks are still to be chosen, one that takes the last ones."""
+    named, blocks = named_blocks(request, job), len(job.model.blocks)
+    return change_without(job, named or list(range(blocks - asked_count(request, job), blocks)))
+
+
+def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
+    """How many passes of the calibration text the choice costs, in multiplications."""
+    options, blocks = _options(job), len(job.model.blocks)
+    if options.which is not None:
+        return 0.0
+    if options.score != "greedy":
+        return 1.0
+    samples = request.samples or DEFAULT_SAMPLES
+    share = min(options.windows, samples) / samples
+    # Step n tries blocks - n candidates; each runs what lies behind its own block, half of the rest on average.
+    return share * sum((blocks - n) / 2 for n in range(asked_count(request, job)))
 
 
 def decide(
@@ -158,15 +182,37 @@ def _choose(
     request: PruneRequest, job: StructuredJob, calibration: TokenSet, output: OutputFolder, progress: Progress
 ) -> Choice:
     count, score = asked_count(request, job), _options(job).score
+    measured_with = identity(request.method, job, output, calibration)
+    known = read_statistics(request.statistics, measured_with) if request.statistics is not None else Statistics()
     if score == "greedy":
-        windows = calibration.ids[: _options(job).windows]
-        return _greedy(job, _batches(request, job, windows), count, output, progress)
-    if "states" in output.notes:
-        influence, distances = (torch.tensor(output.notes["states"][name]) for name in ("influence", "distances"))
+        choice, statistics = _greedy(request, job, calibration, count, known, output, progress)
     else:
-        influence, distances = measure_states(job, _batches(request, job, calibration.ids), progress)
-        output.note("states", {"influence": influence.tolist(), "distances": distances.tolist()})
-    return _by_influence(influence, count) if score == "influence" else _by_angle(distances, count)
+        statistics = _states(request, job, calibration, known, output, progress)
+        influence, distances = statistics.tensors["influence"], statistics.tensors["distances"]
+        choice = _by_influence(influence, count) if score == "influence" else _by_angle(distances, count)
+    if request.save_statistics is not None:
+        everything = Statistics({**known.tensors, **statistics.tensors}, {**known.facts, **statistics.facts})
+        write_statistics(request.save_statistics, measured_with, everything)
+    return choice
+
+
+def _states(
+    request: PruneRequest,
+    job: StructuredJob,
+    calibration: TokenSet,
+    known: Statistics,
+    output: OutputFolder,
+    progress: Progress,
+) -> Statistics:
+    """Influence (blocks,) and distances (blocks + 1, blocks + 1) of the hidden states, measured if not known."""
+    if "influence" in known.tensors:
+        return known
+    if "states" in output.notes:
+        found = output.notes["states"]
+        return Statistics({name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()})
+    influence, distances = measure_states(job, _batches(request, job, calibration.ids), progress)
+    output.note("states", {"influence": influence.tolist(), "distances": distances.tolist()})
+    return Statistics({"influence": influence, "distances": distances})
 
 
 def _batches(request: PruneRequest, job: StructuredJob, windows: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -195,11 +241,19 @@ def _by_angle(distances: torch.Tensor, count: int) -> Choice:
 
 
 def _greedy(
-    job: StructuredJob, batches: Sequence[torch.Tensor], count: int, output: OutputFolder, progress: Progress
-) -> Choice:
-    blocks = len(job.model.blocks)
-    removals = Removals(job, batches, progress)
-    steps: list[dict[str, Any]] = list(output.notes.get("greedy", []))
+    request: PruneRequest,
+    job: StructuredJob,
+    calibration: TokenSet,
+    count: int,
+    known: Statistics,
+    output: OutputFolder,
+    progress: Progress,
+) -> tuple[Choice, Statistics]:
+    """The first steps of a longer run are the steps of a shorter one, so known ones are taken over."""
+    blocks, windows = len(job.model.blocks), _options(job).windows
+    steps: list[dict[str, Any]] = list(known.facts.get(f"greedy on {windows} windows", []))
+    steps = max(steps, output.notes.get("greedy", []), key=len)
+    removals = Removals(job, _batches(request, job, calibration.ids[:windows]), progress)
     while len(steps) < count:
         removed = [step["block"] for step in steps]
         # In the first step also the model as it is: the last block's own lane would compute most of it anyway.
@@ -208,11 +262,14 @@ def _greedy(
             f"Trying to remove each block, {len(steps) + 1} of {count}", blocks * removals.passes(len(candidates))
         )
         losses = removals.losses(removed, candidates)
-        dense = losses.pop(blocks) if not steps else steps[0]["loss_before"]
-        before = dense if not steps else steps[-1]["loss"]
+        before = steps[-1]["loss"] if steps else losses.pop(blocks)
         best = cheapest(losses)
-        steps.append({"block": best, "loss": losses[best], "loss_before": before, "losses": list(losses.items())})
+        steps = [*steps, {"block": best, "loss": losses[best], "loss_before": before, "losses": list(losses.items())}]
         output.note("greedy", steps)
+    return _by_loss(steps[:count]), Statistics({}, {f"greedy on {windows} windows": steps})
+
+
+def _by_loss(steps: Sequence[Mapping[str, Any]]) -> Choice:
     why = {
         step["block"]: f"removed as number {number + 1}: the calibration loss went from {step['loss_before']:.4f} to "
         f"{step['loss']:.4f} nats, the least of all"

@@ -1,0 +1,69 @@
+"""What a structured run would do, told by --dry-run before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from prune_cli.errors import RequestError
+from prune_cli.estimate import calibration_tokens
+from prune_cli.layout import changed_layout
+from prune_cli.report import Size
+from prune_cli.request import PruneRequest
+from prune_cli.structured import depth
+from prune_cli.structured.assemble import gain_of_sizes, sizes
+from prune_cli.structured.prepare import prepare_structured
+
+
+@dataclass(frozen=True)
+class StructuredDryRun:
+    """Sizes before and after, and what the choice costs: `forward_passes` of the calibration text."""
+
+    model: str
+    revision: str | None
+    architecture: str
+    method: str
+    asked: str
+    device: str
+    compute_dtype: str
+    before: Size
+    after: Size
+    calibration_tokens: int | None
+    forward_passes: float
+    how: str
+    gain: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
+    """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
+    if request.method != "depth":
+        raise RequestError(f"--dry-run does not tell the sizes of {request.method} yet: leave it out.")
+    job = prepare_structured(request)
+    depth.check(request, job)
+    change = depth.example(request, job)
+    layout = changed_layout(job.checkpoint, change.tensors)
+    before, after = sizes(job, change, layout.entries, layout.nbytes)
+    tokens, passes = calibration_tokens(request, job), depth.forward_passes(request, job)
+    how = "The blocks are named, so nothing is measured."
+    if passes and tokens is not None:
+        how = f"The blocks are chosen first, which costs about {passes:.1f} forward passes of {tokens:,} tokens."
+        if len({tuple(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in change.blocks}) > 1:
+            how += " The sizes are those without the last blocks; others are of another size."
+    return StructuredDryRun(
+        model=request.model,
+        revision=job.source.revision,
+        architecture=type(job.model.model).__name__,
+        method=request.method,
+        asked=depth.asked(request, job),
+        device=str(job.device),
+        compute_dtype=str(job.dtype).removeprefix("torch."),
+        before=before,
+        after=after,
+        calibration_tokens=tokens,
+        forward_passes=passes,
+        how=how,
+        gain=gain_of_sizes(before, after),
+    )

@@ -1,0 +1,91 @@
+"""Statistics of the dense model in a file, so that several runs (as five ratios) need one pass.
+
+A file is safetensors; its metadata holds what identifies the model and the text, and facts that are no tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from calibration.tokens import TokenSet
+from prune_cli.errors import PruneError, RequestError
+from prune_cli.output import OutputFolder
+from prune_cli.prepare import Opened
+
+_KEY = "prune-cli statistics"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one method measured: `tensors` by name, and `facts` that JSON can hold."""
+
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def identity(method: str, job: Opened, output: OutputFolder, calibration: TokenSet | None) -> dict[str, Any]:
+    """What statistics depend on; `output` has begun, so the model's files are hashed."""
+    return {
+        "method": method,
+        "model files": dict(output.input_hashes),
+        "calibration text": calibration.sha256 if calibration else None,
+        "dtype of the forward pass": str(job.dtype),
+    }
+
+
+def check_paths(read: str | None, written: str | None, *, replace: bool) -> None:
+    """Raise RequestError before any work for a file to read that is not there, or one to write that cannot be."""
+    if read is not None and not Path(read).expanduser().is_file():
+        raise RequestError(f"--statistics {read} is not there: make it with --save-statistics.")
+    if written is not None:
+        path = Path(written).expanduser()
+        if path.exists() and not replace:
+            raise RequestError(f"--save-statistics {written} exists already: choose another file, or read it instead.")
+        if not path.parent.is_dir():
+            raise RequestError(f"--save-statistics {written}: there is no folder {path.parent}.")
+
+
+def read_statistics(given: str, expected: Mapping[str, Any]) -> Statistics:
+    """Those of `given`; raises RequestError unless they were measured for the same method, model and text."""
+    path = Path(given).expanduser()
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RequestError(f"--statistics {given} cannot be read ({error}): make it with --save-statistics.") from error
+    if not isinstance(head, dict) or head.get("version") != _VERSION:
+        raise RequestError(f"--statistics {given} was not written by --save-statistics of this version: make it anew.")
+    found = head["identity"]
+    differs = [name for name, value in expected.items() if found.get(name) != value]
+    if differs:
+        raise RequestError(
+            f"--statistics {given} was measured with another {differs[0]}: repeat the options of the run that wrote "
+            "it, or measure again with --save-statistics."
+        )
+    return Statistics(tensors, head["facts"])
+
+
+def write_statistics(given: str, measured_with: Mapping[str, Any], statistics: Statistics) -> None:
+    """Write `given` in one rename. Raises PruneError where it cannot be written."""
+    path = Path(given).expanduser()
+    head = {"version": _VERSION, "identity": dict(measured_with), "facts": dict(statistics.facts)}
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in statistics.tensors.items()},
+            temporary,
+            metadata={_KEY: json.dumps(head)},
+        )
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise PruneError(f"--save-statistics {given} cannot be written ({error}): choose another file.") from error
