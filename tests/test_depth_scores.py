@@ -22,7 +22,7 @@ KINDS = ("llama-tied", "mpt", "gemma3_text")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Models of five blocks; those of MPT return tuples."""
     root = tmp_path_factory.mktemp("models")
-    counts = {kind: {"n_layers" if kind == "mpt" else "num_hidden_layers": 5} for kind in KINDS}
+    counts: dict[str, Any] = {kind: {"n_layers" if kind == "mpt" else "num_hidden_layers": 5} for kind in KINDS}
     return {kind: save_tiny(root / kind, kind, shards=False, **counts[kind]) for kind in KINDS}
 
 
