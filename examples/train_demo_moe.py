@@ -16,6 +16,9 @@ from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from calibration.builtin import builtin_documents
 
+# How much unequal use of the experts of a block costs, in nats for each unit of the measure of Fedus et al.,
+# arXiv:2101.03961, equation 4 (1 if equal).
+BALANCE = 0.1
 # Small, so that a few minutes have many steps.
 BATCH = 8
 TOKENIZER = Path(__file__).parent / "demo-model"
@@ -34,7 +37,6 @@ def new_model(vocabulary: int) -> MixtralForCausalLM:
             num_experts_per_tok=2,
             max_position_embeddings=WINDOW,
             tie_word_embeddings=True,
-            router_aux_loss_coef=0.02,
             bos_token_id=0,
             eos_token_id=0,
         )
@@ -42,8 +44,17 @@ def new_model(vocabulary: int) -> MixtralForCausalLM:
 
 
 def balanced_loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
-    """With the usual term that keeps all experts in use."""
-    return model(input_ids=batch, labels=batch, use_cache=False, output_router_logits=True).loss
+    """With a term that has each block use its experts about equally often, as published models are trained."""
+    output = model(input_ids=batch, labels=batch, use_cache=False, output_router_logits=True)
+    uneven = [unevenness(logits, model.config.num_experts_per_tok) for logits in output.router_logits]
+    return output.loss + BALANCE * sum(uneven) / len(uneven)
+
+
+def unevenness(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Of `logits` (tokens, experts): experts x the sum over them of share of the tokens x mean probability."""
+    probabilities = logits.softmax(-1)
+    chosen = torch.zeros_like(logits).scatter(1, logits.topk(top_k).indices, 1 / top_k)
+    return logits.shape[1] * (chosen.mean(0) * probabilities.mean(0)).sum()
 
 
 def main() -> None:

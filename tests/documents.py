@@ -7,8 +7,8 @@ The convention for pages in `docs/`:
 - Every ```python block is a program of its own, run in that folder and in this process.
 - `<!-- file: recipe.yaml -->` right before a block (of any language) writes the block to that file.
 - `<!-- with: Qwen/Qwen3-0.6B=tiny-model c4=small.txt 128=4 -->` replaces words in all that follows on the page: hub ids
-  by `tiny-model` (a Llama that takes 64 positions; lies there) or `examples/demo-model`, texts of the network by
-  `small.txt` (some kilobytes; lies there), large numbers by small ones.
+  by `tiny-model` (a Llama that takes 64 positions; lies there), `tiny-moe` (a Mixtral) or `examples/demo-model`, texts
+  of the network by `small.txt` (some kilobytes; lies there), large numbers by small ones.
 - `<!-- quick: prune --samples 4 --seq-len 64 -->` adds these options to every `prune-cli prune` that follows and does
   not say them, so that it ends soon. Once per command.
 - ```sh network marks what cannot be run without a network or an account (`pip install`, `git push`); nothing of ours
@@ -131,6 +131,7 @@ def run_step(step: Step, folder: Path, command: RunCommand, settings: dict[str, 
 def scratch(folder: Path) -> Path:
     """An empty folder with the repository's `examples`, a tiny model and a small text, as the pages expect it."""
     save_tiny(folder / "tiny-model", "llama-untied")
+    save_tiny(folder / "tiny-moe", "mixtral")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "small.txt").write_text((ROOT / "LICENSE").read_text(encoding="utf-8")[:_SMALL], encoding="utf-8")
     return folder
