@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.errors import RequestError, one_line
+from prune_cli.sparse.format import QUANT_METHOD
 from prune_cli.structured.sized import is_sized, resize
 
 # Their forward is no single sequence of blocks, so one block in memory at a time is impossible.
@@ -50,6 +51,8 @@ def causal_config(folder: Path, trust_remote_code: bool) -> Any:
     for key in ("quantization_config", "compression_config"):
         if raw.get(key) and not is_sized(raw[key]):
             method = raw[key].get("quant_method", "unknown") if isinstance(raw[key], dict) else "unknown"
+            if method == QUANT_METHOD:
+                raise RequestError(f"{folder} is stored sparse: prune-cli convert it with --format dense first.")
             raise RequestError(
                 f"{folder} is already quantised ({method}): prune the checkpoint it was made from, then quantise."
             )

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.errors import RequestError
 from prune_cli.source import resolve_model
+from prune_cli.sparse.format import is_sparse
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +70,8 @@ def inspect_model(given: str, revision: str | None = None) -> Inspection:
     """Look at every tensor of a checkpoint, one at a time. Raises RequestError for one that cannot be opened."""
     source = resolve_model(given, revision)
     checkpoint = Checkpoint.open(source.folder)
+    if any(is_sparse(source.folder / file) for file in checkpoint.files):
+        raise RequestError(f"{given} is stored sparse: prune-cli convert it with --format dense first.")
     tensors = [_inspect(checkpoint, name) for name in checkpoint.entries]
     parts = ("embeddings", "blocks", "head", "other")
     totals = [_total(part, [t for t in tensors if part_of(t.name) == part]) for part in parts]

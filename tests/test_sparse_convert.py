@@ -154,6 +154,19 @@ def test_what_cannot_be_converted_is_refused(pruned: Path, tmp_path: Path, comma
     assert not partial_folder(tmp_path / "a").exists()
 
 
+def test_commands_that_do_not_decode_say_what_to_do(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    sparse = tmp_path / "sparse"
+    assert command("convert", pruned, sparse, "-q").code == 0
+    for arguments in (
+        ("prune", sparse, tmp_path / "out", "-m", "magnitude"),
+        ("eval", sparse, "--data", "builtin"),
+        ("inspect", sparse),
+    ):
+        refused = command(*arguments)
+        assert refused.code == 2
+        assert "is stored sparse: prune-cli convert it with --format dense first." in refused.stderr
+
+
 @pytest.mark.parametrize("text", ['{"model_type": "llama"}', '{\n  "a": {}\n}\n\n', "{}", '{"b":[1],\r\n"c":2 }'])
 def test_config_comes_back_to_the_byte(text: str) -> None:
     from prune_cli.sparse.config import is_ours, with_entry, without_entry
