@@ -214,3 +214,35 @@ def test_a_run_goes_on_after_a_kill(
     monkeypatch.setattr("prune_cli.structured.experts.measure_experts", None)
     assert command("prune", models[kind], tmp_path / "out", *arguments, "--resume").code == 0
     assert folder_bytes(tmp_path / "out") == folder_bytes(outputs[kind])
+
+
+def test_several_ratios_cost_one_pass(
+    models: dict[str, Path],
+    outputs: dict[str, Path],
+    tokens_file: Path,
+    tmp_path: Path,
+    command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["-m", "experts", "--calibration", tokens_file, "-q"]
+    kept = tmp_path / "sums.safetensors"
+    first = command("prune", models["olmoe"], tmp_path / "a", *arguments, "-s", "0.5", "--save-statistics", kept)
+    assert first.code == 0, first.stderr
+    monkeypatch.setattr("prune_cli.structured.experts.measure_experts", None)
+    again = command("prune", models["olmoe"], tmp_path / "b", *arguments, "-s", "0.25", "--statistics", kept)
+    assert again.code == 0, again.stderr
+    assert folder_bytes(tmp_path / "b") == folder_bytes(outputs["olmoe"])
+    monkeypatch.undo()
+    other = command("prune", models["mixtral"], tmp_path / "c", *arguments, "--statistics", kept)
+    assert other.code == 2
+    assert "was measured with another model files" in " ".join(other.stderr.split())
+
+
+def test_a_dry_run_tells_the_sizes(
+    models: dict[str, Path], outputs: dict[str, Path], tokens_file: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    arguments = ["-m", "experts", "--calibration", tokens_file, "--dry-run", "--json"]
+    told = command("prune", models["gpt_oss"], tmp_path / "out", *arguments).json
+    structure = report_of(outputs["gpt_oss"])["structure"]
+    assert told["after"] == structure["after"]
+    assert told["forward_passes"] == 1.0

@@ -140,7 +140,7 @@ Statistics = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Of depth: use what an earlier run with --save-statistics measured, on the same model and text.",
+        help="Of depth or experts: use what a run with --save-statistics measured, on the same model and text.",
         rich_help_panel=TEXT,
     ),
 ]

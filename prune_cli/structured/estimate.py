@@ -10,7 +10,7 @@ from prune_cli.estimate import calibration_tokens
 from prune_cli.layout import changed_layout
 from prune_cli.report import Size
 from prune_cli.request import PruneRequest
-from prune_cli.structured import depth
+from prune_cli.structured import depth, experts
 from prune_cli.structured.assemble import gain_of_sizes, sizes
 from prune_cli.structured.prepare import prepare_structured
 
@@ -39,17 +39,19 @@ class StructuredDryRun:
 
 def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
-    if request.method != "depth":
+    if request.method == "width":
         raise RequestError(f"--dry-run does not tell the sizes of {request.method} yet: leave it out.")
     job = prepare_structured(request)
-    depth.check(request, job)
-    change = depth.example(request, job)
+    way = experts if request.method == "experts" else depth
+    way.check(request, job)
+    change = way.example(request, job)
     layout = changed_layout(job.checkpoint, change.tensors)
     before, after = sizes(job, change, layout.entries, layout.nbytes)
-    tokens, passes = calibration_tokens(request, job), depth.forward_passes(request, job)
-    how = "The blocks are named, so nothing is measured."
+    tokens, passes = calibration_tokens(request, job), way.forward_passes(request, job)
+    how = f"The {job.method.unit} are named or drawn, so nothing is measured."
     if passes and tokens is not None:
-        how = f"The blocks are chosen first, which costs about {passes:.1f} forward passes of {tokens:,} tokens."
+        cost = f"about {passes:.1f} forward passes of {tokens:,} tokens"
+        how = f"The {job.method.unit} are chosen first, which costs {cost}."
         if len({tuple(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in change.blocks}) > 1:
             how += " The sizes are those without the last blocks; others are of another size."
     return StructuredDryRun(
@@ -57,7 +59,7 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         revision=job.source.revision,
         architecture=type(job.model.model).__name__,
         method=request.method,
-        asked=depth.asked(request, job),
+        asked=way.asked(request, job),
         device=str(job.device),
         compute_dtype=str(job.dtype).removeprefix("torch."),
         before=before,

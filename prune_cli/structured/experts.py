@@ -31,6 +31,7 @@ from prune_cli.structured.mixtures import (
 )
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.rebuild import rebuild
+from prune_cli.structured.saved import Statistics, check_paths, identity, read_statistics, write_statistics
 
 DEFAULT_SHARE = 0.25
 # Plain attributes of mixtures and routers that count the experts.
@@ -47,11 +48,24 @@ class Choice:
 
 def check(request: PruneRequest, job: StructuredJob) -> None:
     """Raise RequestError before any work for a number of experts that cannot stay, or an architecture unknown here."""
+    if request.statistics is not None or request.save_statistics is not None:
+        if _options(job).score == "random":
+            raise RequestError("--statistics and --save-statistics have no use with -o score=random: leave them out.")
+        check_paths(request.statistics, request.save_statistics, replace=request.resume or request.overwrite)
+    example(request, job)
+
+
+def example(request: PruneRequest, job: StructuredJob) -> Change:
+    """A change of the size that was asked for, which keeps the first experts; all are of one size."""
     mixtures = find_mixtures(job.model)
-    keep = asked_count(request, job, mixtures)
     values = torch.arange(mixtures[0].experts, 0, -1)
-    kept = {mixture.block: choose(values, keep, mixture.groups) for mixture in mixtures}
-    _change(job, mixtures, Choice(kept, {}))
+    keep = asked_count(request, job, mixtures)
+    return _change(job, mixtures, Choice({each.block: choose(values, keep, each.groups) for each in mixtures}, {}))
+
+
+def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
+    """How many passes of the calibration text the choice costs."""
+    return 0.0 if _options(job).score == "random" else 1.0
 
 
 def asked_count(request: PruneRequest, job: StructuredJob, mixtures: Sequence[Mixture]) -> int:
@@ -128,13 +142,24 @@ def _sums(
 ) -> dict[int, dict[str, list[float]]]:
     if _options(job).score == "random":
         return {mixture.block: {"tokens": [0.0] * mixture.experts} for mixture in mixtures}
-    if "experts" in output.notes:
-        return {int(block): each for block, each in output.notes["experts"].items()}
-    assert calibration is not None
-    batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
-    sums = measure_experts(job, mixtures, batches, progress)
-    output.note("experts", {str(block): each for block, each in sums.items()})
+    measured_with = identity(request.method, job, output, calibration)
+    if request.statistics is not None:
+        sums = _by_number(read_statistics(request.statistics, measured_with).facts["experts"])
+    elif "experts" in output.notes:
+        sums = _by_number(output.notes["experts"])
+    else:
+        assert calibration is not None
+        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+        sums = measure_experts(job, mixtures, batches, progress)
+        output.note("experts", sums)
+    if request.save_statistics is not None:
+        write_statistics(request.save_statistics, measured_with, Statistics(facts={"experts": sums}))
     return sums
+
+
+def _by_number(sums: Mapping[str, dict[str, list[float]]]) -> dict[int, dict[str, list[float]]]:
+    """JSON has no numbers for keys."""
+    return {int(block): each for block, each in sums.items()}
 
 
 def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> Change:
