@@ -90,10 +90,11 @@ SPECIAL = [
     PruneRequest("m", Path("o"), pattern="2:4", refine="swaps", options={"swaps.rounds": "8"}),
     PruneRequest("m", Path("o"), method="sparsegpt", options={"damping": "0.02"}, calibrate_by="block"),
     PruneRequest("m", Path("o"), method="wanda", preset="best", target="pruned"),
+    PruneRequest("m", Path("o"), method="depth", statistics="a b.safetensors", save_statistics="-c"),
 ]
 
 
-@pytest.mark.parametrize("request_", SPECIAL, ids=lambda request: request.method)
+@pytest.mark.parametrize("request_", SPECIAL, ids=["swaps", "sparsegpt", "preset", "depth"])
 def test_options_and_what_overrides_a_preset_come_back(request_: PruneRequest) -> None:
     assert parsed(command_of(request_)) == request_
 
