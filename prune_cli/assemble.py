@@ -30,11 +30,13 @@ from prune_cli.report import (
     Report,
     TensorReport,
     Totals,
+    gain_of_sparse_files,
     gain_of_zeros,
     now,
     text_report,
 )
 from prune_cli.request import PruneRequest
+from prune_cli.sparse.estimate import saved_bytes
 
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"
 
@@ -50,6 +52,7 @@ def fingerprint(
         "pattern": str(job.pattern),
         "allocate": [request.allocate, asdict(request.allocation_options()), job.allocation_file],
         "seed": request.seed,
+        "format": request.format,
         "calibrate_by": request.calibrate_by,
         "target": request.target,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
@@ -112,7 +115,7 @@ def assemble_report(
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=sketch_rows(calibration.ids.numel()) if calibration else None,
         evaluation=measured(evaluation, before, after),
-        totals=_totals(decisions, zeros, written, job.checkpoint.nbytes),
+        totals=_totals(tensors, decisions, zeros, written, job.checkpoint.nbytes),
         structure=None,
         gain=gain_of_zeros(str(job.pattern)),
         blocks=[
@@ -227,7 +230,11 @@ def _tensor_report(
 
 
 def _totals(
-    decisions: Sequence[Decision], zeros: dict[str, int | None], written: Checkpoint, bytes_before: int
+    tensors: Sequence[TensorReport],
+    decisions: Sequence[Decision],
+    zeros: dict[str, int | None],
+    written: Checkpoint,
+    bytes_before: int,
 ) -> Totals:
     pruned = [decision.place.entry for decision in decisions if decision.prune]
     parameters = sum(entry.count for entry in written.entries.values())
@@ -241,4 +248,17 @@ def _totals(
         sparsity_of_model=sum(count or 0 for count in zeros.values()) / parameters,
         bytes_before=bytes_before,
         bytes_after=written.nbytes,
+        bytes_as_sparse=written.nbytes
+        - sum(saved_bytes(written.entries[t.name], zeros[t.name], t.pattern) for t in tensors),
+    )
+
+
+def of_sparse_files(report: Report, job: Prepared, output: OutputFolder, nbytes: int) -> Report:
+    """The report of dense files once they were encoded to `nbytes` in all."""
+    dense = report.totals.bytes_after
+    return replace(
+        report,
+        output={**report.output, "files": output.hashes(), "dense_files": report.output["files"]},
+        totals=replace(report.totals, bytes_after=nbytes, bytes_as_sparse=None),
+        gain=gain_of_sparse_files(str(job.pattern), dense, nbytes),
     )

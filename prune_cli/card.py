@@ -67,7 +67,7 @@ def card_of(report: Mapping[str, Any], source: SourceCard) -> str:
         _title(report),
         *(f"> **Warning:** {warning}" for warning in warnings_of(source, model_name(report))),
         _measured(report),
-        _loading(),
+        for_format(_loading(), "sparse" if "dense_files" in report["output"] else "dense"),
         _method(report),
         _repeat(report),
         _limits(report),

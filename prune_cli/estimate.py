@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from prune_cli.memory import LARGE_INPUTS, gram_bytes
 from prune_cli.plan import matrix_shape, pruned_parameters
 from prune_cli.prepare import Opened, Prepared, prepare
-from prune_cli.report import gain_of_zeros
+from prune_cli.report import gain_of_sparse_files, gain_of_zeros
 from prune_cli.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest, Target
+from prune_cli.sparse.estimate import saved_bytes
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
 _LIBRARIES = 400 << 20
@@ -62,6 +63,8 @@ def dry_run(request: PruneRequest) -> DryRun:
     tokens = calibration_tokens(request, job)
     work = _working_memory(job, tokens, request.target)
     on_cpu = job.device.type == "cpu"
+    zeros = {name: pruned_parameters(job.decisions[name].place, job.pattern) for name in job.pruned_names()}
+    sparse = _sparse_bytes(request, job, zeros)
     largest = max(_block_bytes(job, index, stored=True) for index in range(len(job.model.blocks)))
     return DryRun(
         model=request.model,
@@ -74,13 +77,27 @@ def dry_run(request: PruneRequest) -> DryRun:
         classes=_classes(job),
         parameters=sum(entry.count for entry in job.checkpoint.entries.values()),
         pruned_parameters=sum(job.checkpoint.entries[name].count for name in job.pruned_names()),
-        zeros=sum(pruned_parameters(job.decisions[name].place, job.pattern) for name in job.pruned_names()),
+        zeros=sum(zeros.values()),
         bytes_read=job.checkpoint.nbytes * 2,
-        bytes_written=job.checkpoint.nbytes + sum(job.checkpoint.entries[n].nbytes for n in job.pruned_names()),
+        bytes_written=job.checkpoint.nbytes
+        + sum(job.checkpoint.entries[n].nbytes for n in job.pruned_names())
+        + (sparse or 0),
         calibration_tokens=tokens,
         peak_host_bytes=_LIBRARIES + largest + (work if on_cpu else 0),
         peak_device_bytes=None if on_cpu else work,
-        gain=gain_of_zeros(str(job.pattern)),
+        gain=gain_of_zeros(str(job.pattern))
+        if sparse is None
+        else "Estimated: " + gain_of_sparse_files(str(job.pattern), job.checkpoint.nbytes, sparse),
+    )
+
+
+def _sparse_bytes(request: PruneRequest, job: Prepared, zeros: Mapping[str, int]) -> int | None:
+    """About what the sparse files will take; None where dense ones are asked for."""
+    if request.format != "sparse":
+        return None
+    pattern = str(job.pattern)
+    return job.checkpoint.nbytes - sum(
+        saved_bytes(job.checkpoint.entries[name], count, pattern) for name, count in zeros.items()
     )
 
 

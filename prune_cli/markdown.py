@@ -44,12 +44,14 @@ def _summary(report: Report) -> str:
 
 def _zeros(report: Report) -> list[tuple[str, str]]:
     totals = report.totals
+    sparse = totals.bytes_as_sparse
     return [
         ("allocation", _allocation(report)),
         ("parameters", f"{totals.parameters:,}, of which {totals.pruned_parameters:,} in pruned tensors"),
         ("zeros in the pruned tensors", f"{totals.zeros_in_pruned:,} ({percent(totals.sparsity_of_pruned)})"),
         ("zeros in the whole model", percent(totals.sparsity_of_model)),
         ("weights on disk", f"{totals.bytes_before:,} bytes before, {totals.bytes_after:,} bytes after"),
+        *([] if sparse is None else [("with `--format sparse`", f"about {sparse:,} bytes")]),
     ]
 
 

@@ -289,6 +289,12 @@ class OutputFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 
+    def release(self) -> None:
+        """The shards are whole and their files let go, so that others can take their places."""
+        self.wait()
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
     def hashes(self) -> dict[str, str]:
         """sha256 of every shard as it now lies on the disk."""
         self.wait()

@@ -29,6 +29,7 @@ from prune_cli.request import (
     PruneRequest,
 )
 from prune_cli.source import Source, resolve_model
+from prune_cli.sparse.in_place import sparse_config
 
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
 # Enough tokens a batch to keep the device busy; more only costs memory.
@@ -67,12 +68,16 @@ class Opened:
 
 @dataclass(frozen=True)
 class Prepared(Opened):
-    """What a request for sparse weights means tensor by tensor; `pattern` is the one asked for, of the whole."""
+    """What a request for sparse weights means tensor by tensor; `pattern` is the one asked for, of the whole.
+
+    `config` is the text of the output's config.json, None for the input's.
+    """
 
     decisions: dict[str, Decision]
     pipeline: Pipeline
     pattern: Pattern
     allocation_file: dict[str, float] | None
+    config: str | None
 
     def pruned_names(self, group: int | None = None) -> list[str]:
         """The tensors to prune: of one block, of what lies outside (group = number of blocks), or all of them."""
@@ -112,8 +117,9 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
     pipeline = request.pipeline()
     needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
     opened = open_model(request, needs_text=needs_text, writes=writes)
+    config = sparse_config(opened.checkpoint) if request.format == "sparse" else None
     if writes:
-        check_space(request.out, opened.checkpoint.nbytes)
+        check_space(request.out, opened.checkpoint.nbytes + (_largest_file(opened.checkpoint) if config else 0))
     decisions = plan_tensors(opened.model, request, pipeline)
     allocation_file = _allocation_file(request, decisions)
     return Prepared(
@@ -122,7 +128,13 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
         pipeline=pipeline,
         pattern=pattern_of(request) if allocation_file is None else _mean_pattern(allocation_file, opened.checkpoint),
         allocation_file=allocation_file,
+        config=config,
     )
+
+
+def _largest_file(checkpoint: Checkpoint) -> int:
+    """While a file is encoded, it is there twice."""
+    return max((checkpoint.folder / file).stat().st_size for file in checkpoint.files)
 
 
 def _allocation_needs_text(request: PruneRequest) -> bool:

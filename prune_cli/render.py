@@ -71,6 +71,8 @@ def _show_zeros(console: Console, report: Report, *, verbose: bool) -> None:
     table.add_row("zeros in the pruned tensors", "", percent(totals.sparsity_of_pruned))
     table.add_row("zeros in the whole model", "", percent(totals.sparsity_of_model))
     table.add_row("weights on disk", size(totals.bytes_before), size(totals.bytes_after))
+    if totals.bytes_as_sparse is not None:
+        table.add_row("with --format sparse, about", "", size(totals.bytes_as_sparse))
     if report.evaluation is not None:
         before, after = report.evaluation.before, report.evaluation.after
         table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}")

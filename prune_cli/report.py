@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from calibration.tokens import TokenSet
 from prune_cli.evaluate import Evaluation
+from prune_cli.page.figures import change_of, size
 from prune_cli.report_schema import SCHEMA_VERSION as SCHEMA_VERSION
 from prune_cli.report_schema import report_schema as report_schema
 
@@ -67,7 +68,10 @@ class EvaluationReport:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts of weights; `sparsity` is the share of zeros among the pruned tensors and among all."""
+    """Counts of weights; `sparsity` is the share of zeros among the pruned tensors and among all.
+
+    Bytes are those of the files; `bytes_as_sparse` is about what those of a dense output would take stored sparse.
+    """
 
     parameters: int
     pruned_parameters: int
@@ -76,6 +80,7 @@ class Totals:
     sparsity_of_model: float
     bytes_before: int
     bytes_after: int
+    bytes_as_sparse: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,18 @@ def text_report(tokens: TokenSet) -> TextReport:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def gain_of_sparse_files(pattern: str, dense: int, sparse: int) -> str:
+    """What sparse files of `sparse` bytes bring beside dense ones."""
+    change = change_of(dense, sparse)
+    kernels = (
+        " Runtimes with kernels for this pattern (2:4 on recent NVIDIA GPUs) can use it." if ":" in pattern else ""
+    )
+    return (
+        f"The sparse files take {size(sparse)} where dense ones take {size(dense)} ({change}); loaded with "
+        f"import prune_cli they give the dense model, which is in memory no smaller and no faster.{kernels}"
+    )
 
 
 def gain_of_zeros(pattern: str) -> str:

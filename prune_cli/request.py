@@ -27,6 +27,7 @@ _PATTERN = re.compile(r"(\d{1,6}):(\d{1,6})")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CalibrateBy = Literal["sublayer", "block"]
 Target = Literal["pruned", "dense"]
+Format = Literal["dense", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class PruneRequest:
     eval: str | None = None
     statistics: str | None = None
     save_statistics: str | None = None
+    format: Format = "dense"
     resume: bool = False
     overwrite: bool = False
     allow_unsupported: bool = False
@@ -83,6 +85,7 @@ class PruneRequest:
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
         if self.calibrate_by not in typing.get_args(CalibrateBy):
             raise RequestError(f"--calibrate-by is {self.calibrate_by!r}: choose sublayer or block.")
+        check_format(self.format)
         if pipeline is not None:
             self._check_target(pipeline)
             self._check_allocation()
@@ -156,6 +159,11 @@ def check_counts(samples: int | None, seq_len: int | None, batch_size: int | Lit
             raise RequestError(f"{option} is {value}, but must be at least {least}.")
         if isinstance(value, int) and value > _MOST:
             raise RequestError(f"{option} is {value}, but must be at most {_MOST}.")
+
+
+def check_format(name: str) -> None:
+    if name not in typing.get_args(Format):
+        raise RequestError(f"--format is {name!r}: choose dense or sparse.")
 
 
 def check_device(device: str) -> None:

@@ -13,7 +13,7 @@ from calibration.tokens import TokenSet
 from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.allocate import allocate
 from prune_cli.allocation import Allocation
-from prune_cli.assemble import assemble_report, fingerprint
+from prune_cli.assemble import assemble_report, fingerprint, of_sparse_files
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.layout import same_layout
 from prune_cli.memory import PeakMemory
@@ -28,6 +28,7 @@ from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.report import Report
 from prune_cli.report_files import report_files
 from prune_cli.request import PruneRequest
+from prune_cli.sparse.in_place import decode_shards, encode_shards
 from prune_cli.stream import Stream
 from prune_cli.structured.run import prune_structured
 
@@ -51,6 +52,8 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         output.begin(
             fingerprint(request, job, calibration, evaluation), same_layout(job.checkpoint), resume=request.resume
         )
+        if request.format == "sparse":
+            decode_shards(output.partial, output.layout.files)
         before = perplexity_before(request, job, evaluation, output, progress)
         allocation = _allocation(request, job, calibration, output, progress)
         settings = Settings(job.pipeline, _patterns(job, allocation), request.seed, job.device)
@@ -65,8 +68,18 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         report = assemble_report(
             request, job, allocation, output, calibration, evaluation, before, after, memory, seconds
         )
-        output.commit(report_files(report, job.source.folder))
+        if request.format == "sparse":
+            report = _encode(job, report, output, progress)
+        output.commit(report_files(report, job.source.folder), job.config)
     return report
+
+
+def _encode(job: Prepared, report: Report, output: OutputFolder, progress: Progress) -> Report:
+    """Make the files sparse, last of all; a run stopped here decodes them again when it is resumed."""
+    progress.stage(f"Encoding {len(output.layout.files)} file(s)", len(report.tensors))
+    output.release()
+    nbytes = encode_shards(output.partial, output.layout.files, progress)
+    return of_sparse_files(report, job, output, nbytes)
 
 
 def _allocation(

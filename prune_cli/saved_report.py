@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ def read_report(given: str | Path) -> SavedReport:
         raise RequestError(f"{path} is no JSON ({error}): give the prune_report.json of a pruned model.") from error
     _check(path, document)
     return SavedReport(path, document)
+
+
+def file_hashes(report: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """The sha256 that each weight file may have: as it was written or, where that is sparse, of its dense form."""
+    output = report["output"]
+    dense = output.get("dense_files", {})
+    return {name: frozenset({sha256, dense.get(name, sha256)}) for name, sha256 in output["files"].items()}
 
 
 def report_file(given: str | Path) -> Path:

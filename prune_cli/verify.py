@@ -15,7 +15,7 @@ from prune_cli.errors import PruneError, RequestError
 from prune_cli.pipeline import make_pipeline
 from prune_cli.progress import Progress, Silent
 from prune_cli.report_schema import REPORT_JSON
-from prune_cli.saved_report import read_report
+from prune_cli.saved_report import file_hashes, read_report
 from prune_cli.source import resolve_model
 from prune_cli.sparse.config import is_ours
 from prune_cli.sparse.stored import Stored, StoredTensors
@@ -98,7 +98,7 @@ class _Verifier:
         self._told = {t["name"]: t for t in report["tensors"] if t["action"] in _WRITTEN} if report else {}
         self._reshaped = report is not None and report["structure"] is not None
         self._new_values = _new_values(report)
-        self.hashed: Mapping[str, str] = report["output"]["files"] if report else {}
+        self.hashed = file_hashes(report) if report else {}
 
     def checked(self) -> Iterator[str]:
         yield f"headers and index of {len(self._stored.checkpoint.files)} file(s)"
@@ -152,7 +152,7 @@ class _Verifier:
         if file not in self._stored.checkpoint.files:
             yield Problem(file, f"{file} is in {REPORT_JSON}, but not there.")
             return
-        expected = {self.hashed[file], (self._report or {}).get("output", {}).get("dense_files", {}).get(file)}
+        expected = self.hashed[file]
         if self._stored.sha256(file) in expected:
             return
         if file not in self._stored.shards or self._stored.dense_sha256(file) not in expected:

@@ -66,6 +66,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "calibrate_by": st.just("sublayer"),
     "target": st.sampled_from(["pruned", "dense"]),
     "eval": st.none() | _WORDS,
+    "format": st.sampled_from(["dense", "sparse"]),
     "resume": st.booleans(),
     "overwrite": st.booleans(),
     "allow_unsupported": st.booleans(),

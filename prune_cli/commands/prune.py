@@ -46,6 +46,7 @@ def prune(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    into: its.Into = "dense",
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
     resume: its.Resume = False,

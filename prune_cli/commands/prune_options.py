@@ -148,6 +148,15 @@ SaveStatistics = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Keep what is measured on the text for other sparsities.", rich_help_panel=TEXT),
 ]
+Into = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="dense, or sparse: files without the zeros, exact, which load after import prune_cli "
+        "(docs/sparse-safetensors.md).",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.", rich_help_panel=OUTPUT)
 ]

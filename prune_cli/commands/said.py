@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prune_cli.recipes.reading import Recipe
 
 # Parameters of the command that are named or typed otherwise than the fields.
-_FIELDS = {"option": "options", "evaluation": "eval"}
+_FIELDS = {"option": "options", "evaluation": "eval", "into": "format"}
 _READ = {"options": key_values, "batch_size": batch_size_of, "include": tuple, "exclude": tuple, "out": Path}
 
 

@@ -18,7 +18,7 @@ from prune_cli.gate.request import GateRequest
 from prune_cli.inspection import inspect_model, part_of
 from prune_cli.progress import Progress
 from prune_cli.report_schema import REPORT_JSON
-from prune_cli.saved_report import read_report
+from prune_cli.saved_report import file_hashes, read_report
 from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.convert import ConvertRequest, convert
 from prune_cli.sparse.format import is_sparse
@@ -61,7 +61,7 @@ def measure_figures(request: GateRequest, progress: Progress) -> Measured:
         figures["load_failure"] = load_failure(source.folder, trust_remote_code=request.trust_remote_code)
     with _decoded(source.folder, progress) as weights:
         if report is not None:
-            hashes = report["output"]["files"]
+            hashes = file_hashes(report)
             figures["changed_files"] = _changed_files((source.folder, weights), hashes, progress)
         if "sparsity" in needs:
             figures |= _sparsity(weights, report)
@@ -103,12 +103,12 @@ def _dense(request: GateRequest, against: str, report: Mapping[str, Any] | None)
         ) from error
 
 
-def _changed_files(folders: Collection[Path], hashes: Mapping[str, str], progress: Progress) -> list[str]:
+def _changed_files(folders: Collection[Path], hashes: Mapping[str, Collection[str]], progress: Progress) -> list[str]:
     """The files that in none of `folders` (the model's, and its decoded copy) are what the report describes."""
     progress.stage(f"Comparing {len(hashes)} file(s) with the report", len(hashes))
     changed = []
     for name, expected in hashes.items():
-        if not any((each / name).is_file() and _sha256(each / name) == expected for each in folders):
+        if not any((each / name).is_file() and _sha256(each / name) in expected for each in folders):
             changed.append(name)
         progress.advance()
     return changed

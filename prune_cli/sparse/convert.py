@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any
 
 from prune_cli.card import for_format
 from prune_cli.checkpoint import INDEX_FILE, Checkpoint
@@ -18,12 +18,12 @@ from prune_cli.errors import RequestError
 from prune_cli.output import check_output, check_space, partial_folder
 from prune_cli.output_files import CARD
 from prune_cli.progress import Progress, Silent
+from prune_cli.request import Format, check_format
 from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.config import with_entry, without_entry
 from prune_cli.sparse.format import VERSION, is_sparse, open_shard
 from prune_cli.sparse.shards import Written, make_dense, make_sparse
 
-Format = Literal["dense", "sparse"]
 JOURNAL = ".convert-journal.jsonl"
 _CONFIG = "config.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -70,11 +70,6 @@ class Conversion:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-
-def check_format(name: str) -> None:
-    if name not in get_args(Format):
-        raise RequestError(f"--format is {name!r}: choose dense or sparse.")
 
 
 def convert(request: ConvertRequest, progress: Progress | None = None) -> Conversion:

@@ -23,6 +23,7 @@ def check_structured(request: PruneRequest) -> None:
         "--include": bool(request.include),
         "--exclude": bool(request.exclude),
         "--preset": request.preset is not None,
+        "--format sparse": request.format == "sparse",
     }
     for option, given in said.items():
         if given:
