@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def to_markdown(report: Report) -> str:
     structure = report.structure
     what = [_pruned(report)] if structure is None else [_sizes(structure), _blocks(structure)]
-    tensors = [_by_reason(report, action) for action in ("kept", "narrowed", "removed")]
+    tensors = [_by_reason(report, action) for action in ("kept", "narrowed", "refitted", "removed")]
     parts = [_summary(report), _gain(report), _evaluation(report), _how(report), *what, *tensors]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -27,7 +27,7 @@ class TensorReport:
     block: int | None
     shape: tuple[int, ...]
     dtype: str
-    action: Literal["pruned", "kept", "narrowed", "removed"]
+    action: Literal["pruned", "kept", "narrowed", "refitted", "removed"]
     reason: str
     pattern: str | None
     asked_sparsity: float | None

@@ -22,7 +22,7 @@ from prune_cli.sparse.stored import Stored, StoredTensors
 
 _MOST_THREADS = 8
 _CONFIG = "config.json"
-_WRITTEN = ("pruned", "kept", "narrowed")
+_WRITTEN = ("pruned", "kept", "narrowed", "refitted")
 
 
 @dataclass(frozen=True)

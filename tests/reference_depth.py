@@ -87,3 +87,25 @@ def greedy(model: Any, ids: torch.Tensor, count: int) -> tuple[list[int], list[f
         removed.append(best)
         losses.append(tried[best])
     return removed, losses
+
+
+@torch.no_grad()
+def refitted_output_map(dense: Any, pruned: Any, ids: torch.Tensor, alpha: float, damping: float) -> torch.Tensor:
+    """The o_proj of block 0 of a Llama that has lost its block 0, given all that comes before it in `pruned`.
+
+    The W' that minimises ||alpha (X W^T + R) + (1 - alpha) X' W^T - X' W'^T||^2 + damping ||(W' - W) D||^2, where R is
+    the difference of the residual streams before the two blocks, and D^2 holds the squared norms of the columns of X'.
+    """
+    inputs: list[torch.Tensor] = []
+    maps = [dense.model.layers[1].self_attn.o_proj, pruned.model.layers[0].self_attn.o_proj]
+    for each, model in zip(maps, (dense, pruned), strict=True):
+        hook = each.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1).double()))
+        model(input_ids=ids, use_cache=False)
+        hook.remove()
+    weight = maps[0].weight.double()
+    x, own = inputs
+    lost = states(dense, ids)[1] - states(pruned, ids)[0]
+    target = alpha * (x @ weight.T + lost) + (1 - alpha) * own @ weight.T
+    gram = own.T @ own
+    pull = damping * torch.diag(gram.diagonal())
+    return ((target.T @ own + weight @ pull) @ torch.linalg.inv(gram + pull)).float()

@@ -27,6 +27,24 @@ class Options:
         default=None, metadata={"help": "the blocks to remove, counted from 0, as 20-27 or 3,5,7-9"}
     )
     windows: int = field(default=16, metadata={"help": "calibration windows that greedy takes losses on", "least": 1})
+    refit: Literal["all", "none"] = field(
+        default="all",
+        metadata={
+            "help": "what makes up for the blocks: the maps of the blocks behind the first that goes are fitted by "
+            "least squares to the dense model"
+        },
+    )
+    alpha: float = field(
+        default=0.75, metadata={"help": "how far the fits follow the dense model", "least": 0, "most": 1}
+    )
+    damping: float = field(
+        default=0.01, metadata={"help": "pull towards the dense weights, as a share of each input's square", "least": 0}
+    )
+
+    @property
+    def fits(self) -> bool:
+        """Whether maps are fitted."""
+        return self.refit == "all"
 
 
 def block_count(sparsity: float, blocks: int) -> int:
@@ -63,7 +81,7 @@ def cheapest(losses: Mapping[int, float]) -> int:
 
 
 def _needs_text(options: Options) -> bool:
-    return options.which is None
+    return options.which is None or options.fits
 
 
 METHOD = StructuredMethod(
@@ -71,7 +89,8 @@ METHOD = StructuredMethod(
     paper="Men et al., ShortGPT, arXiv:2403.03853 (influence); Gromov et al., The Unreasonable Ineffectiveness of the "
     "Deeper Layers, arXiv:2403.17887 (angular)",
     cost="influence and angular: one forward pass of the calibration text. greedy: per removed block as much computing "
-    "as about blocks/2 passes of its windows (-o windows=16), with one read of the weights or a few",
+    "as about blocks/2 passes of its windows (-o windows=16), with one read of the weights or a few. refit: one pass "
+    "of two streams of hidden states, and Gram matrices of the inputs of the maps that are fitted",
     needs=("hidden states between the blocks, or the loss without each",),
     unit="blocks",
     options=Options,

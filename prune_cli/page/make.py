@@ -48,7 +48,7 @@ def page_of(reports: Sequence[Mapping[str, Any]]) -> str:
         remarks=remarks_on(reports),
         measured=[*_scores(reports, labels), *_of_sparse_maps(reports, labels)],
         rows=rows,
-        actions=[action for action in ("narrowed", "removed") if any(action in row.action for row in rows)],
+        actions=[action for action in ("narrowed", "refitted", "removed") if any(action in row.action for row in rows)],
         safe=Markup,
     )
 

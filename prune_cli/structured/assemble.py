@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from calibration.tokens import TokenSet
@@ -88,7 +88,7 @@ def assemble_structured(
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
         ],
-        tensors=_tensors(job, change, written, zeros),
+        tensors=_tensors(job, change, written, zeros, output.done.values()),
         seconds=seconds,
         peak_host_bytes=memory.host_bytes,
         peak_device_bytes=memory.device_bytes,
@@ -148,25 +148,42 @@ def gain_of_sizes(before: Size, after: Size) -> str:
 
 
 def _tensors(
-    job: StructuredJob, change: Change, written: Checkpoint, zeros: Mapping[str, int | None]
+    job: StructuredJob,
+    change: Change,
+    written: Checkpoint,
+    zeros: Mapping[str, int | None],
+    done: Iterable[Mapping[str, Any]],
 ) -> list[TensorReport]:
+    errors = {name: error for line in done for name, error in line.get("output_errors", {}).items()}
+    notes = {name: tuple(texts) for line in done for name, texts in line.get("notes", {}).items()}
     number: dict[Any, int] = {old: new for new, old in enumerate(change.blocks)}
     reports = []
     for name, entry in written.entries.items():
         place = job.model.places[change.tensors[name].source]
-        narrowed = change.tensors[name].shape is not None
-        reason = f"narrowed from {list(place.entry.shape)}" if narrowed else "as it was"
+        action, reason = _became(change.tensors[name].shape, place.entry.shape)
         if change.tensors[name].source != name:
             reason += f" ({change.tensors[name].source})"
         block = None if place.block is None else number[place.block]
-        reports.append(_report(entry, place.role, block, "narrowed" if narrowed else "kept", reason, zeros[name]))
+        report = _report(entry, place.role, block, action, reason, zeros[name])
+        reports.append(replace(report, output_error=errors.get(name), notes=notes.get(name, ())))
     for name, reason in change.dropped.items():
         place = job.model.places[name]
         reports.append(_report(place.entry, place.role, place.block, "removed", reason, None))
     return reports
 
 
-def _report(entry: TensorEntry, role: str, block: int | None, action: Any, reason: str, zeros: int | None) -> Any:
+def _became(shape: tuple[int, ...] | None, before: tuple[int, ...]) -> tuple[str, str]:
+    """Action and reason."""
+    if shape is None:
+        return "kept", "as it was"
+    return (
+        ("refitted", "fitted to the dense model") if shape == before else ("narrowed", f"narrowed from {list(before)}")
+    )
+
+
+def _report(
+    entry: TensorEntry, role: str, block: int | None, action: Any, reason: str, zeros: int | None
+) -> TensorReport:
     return TensorReport(
         name=entry.name,
         role=role,

@@ -24,6 +24,7 @@ from prune_cli.structured.hidden_states import measure_states
 from prune_cli.structured.names import without_blocks
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.rebuild import rebuild
+from prune_cli.structured.refit import fitted_tensors
 from prune_cli.structured.saved import Statistics, check_paths, identity, read_statistics, write_statistics
 
 DEFAULT_SHARE = 0.25
@@ -45,6 +46,8 @@ def check(request: PruneRequest, job: StructuredJob) -> None:
         if _options(job).which is not None:
             raise RequestError("--statistics and --save-statistics have no use with -o which=, which measures nothing.")
         check_paths(request.statistics, request.save_statistics, replace=request.resume or request.overwrite)
+    if _options(job).fits and not _options(job).alpha:
+        raise RequestError("-o alpha=0 follows the dense model not at all, so nothing is fitted: use -o refit=none.")
     removed = named_blocks(request, job)
     change_without(job, removed if removed is not None else [len(job.model.blocks) - 1])
 
@@ -111,6 +114,13 @@ def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
     return share * sum((blocks - n) / 2 for n in range(asked_count(request, job)))
 
 
+def refit_passes(request: PruneRequest, job: StructuredJob) -> float:
+    """The passes of both streams that the refit costs, in multiplications."""
+    if not _options(job).fits:
+        return 0.0
+    return 1 + len(example(request, job).blocks) / len(job.model.blocks)
+
+
 def decide(
     request: PruneRequest,
     job: StructuredJob,
@@ -134,6 +144,8 @@ def change_without(job: StructuredJob, removed: Sequence[int], choice: Choice | 
     kept = [block for block in range(blocks) if block not in removed]
     config = config_without_blocks(job.source, job.model, kept)
     tensors, dropped = without_blocks(job.model, kept)
+    if _options(job).fits:
+        tensors |= fitted_tensors(job, tensors, removed)
     new = {block: number for number, block in enumerate(kept)}
     choice = choice or Choice(tuple(removed), {}, {})
     told = [

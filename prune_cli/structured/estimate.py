@@ -17,7 +17,7 @@ from prune_cli.structured.prepare import prepare_structured
 
 @dataclass(frozen=True)
 class StructuredDryRun:
-    """Sizes before and after, and what the choice costs: `forward_passes` of the calibration text."""
+    """Sizes before and after, and what choice and refit cost: `forward_passes` of the calibration text."""
 
     model: str
     revision: str | None
@@ -54,6 +54,9 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         how = f"The {job.method.unit} are chosen first, which costs {cost}."
         if len({tuple(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in change.blocks}) > 1:
             how += " The sizes are those without the last blocks; others are of another size."
+    refit = depth.refit_passes(request, job) if request.method == "depth" else 0.0
+    if refit and tokens is not None:
+        how += f" Refitting what is left costs about {refit:.1f} forward passes, and Gram matrices of the maps' inputs."
     return StructuredDryRun(
         model=request.model,
         revision=job.source.revision,
@@ -65,7 +68,7 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         before=before,
         after=after,
         calibration_tokens=tokens,
-        forward_passes=passes,
+        forward_passes=passes + refit,
         how=how,
         gain=gain_of_sizes(before, after),
     )

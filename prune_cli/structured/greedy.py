@@ -14,7 +14,8 @@ from prune_cli.lockstep import Instead, tensors_in
 from prune_cli.prepare import Opened
 from prune_cli.progress import Progress
 from prune_cli.stream import Stream
-from prune_cli.structured.hidden_states import hidden_states, refuse_changed_input
+from prune_cli.structured.hidden_states import refuse_changed_input
+from prune_cli.structured.skipping import Skipping
 
 # Hidden states of all candidates on their way together; more candidates mean another pass over the weights.
 _GROUP_BYTES = 4 << 30
@@ -28,7 +29,7 @@ class Removals:
         self._job = job
         self._batches = batches
         self._progress = progress
-        self._returned: dict[int, Callable[[torch.Tensor], Any]] = {}
+        self._skipping = Skipping()
 
     def losses(self, removed: Collection[int], candidates: Sequence[int]) -> dict[int, float]:
         """The loss without `removed` and each of `candidates`; the number of blocks stands for no other block.
@@ -66,7 +67,7 @@ class Removals:
         batches = [self._batches[number] for number, _ in lanes]
         with Stream(self._job.model, batches) as stream:
             for block in range(len(self._job.model.blocks)):
-                if block not in removed or block not in self._returned:
+                if block not in removed or not self._skipping.knows(block):
                     stream.load(block)
                 stream.through(block, self._passing(block, removed, lanes, stream))
                 stream.unload(block)
@@ -85,34 +86,16 @@ class Removals:
         def passing(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             number, candidate = lanes[stream.current()]
             if block in removed or block == candidate:
-                return self._skip(block, original, args, kwargs)
+                return self._skipping.skip(block, original, args, kwargs)
             if block < candidate and number in shared:
                 return shared[number]
             before = tensors_in(args, kwargs)[0]
             version = before._version
             output = original(*args, **kwargs)
             refuse_changed_input(before, version)
-            self._remember(block, output)
+            self._skipping.remember(block, output)
             if block < candidate:
                 shared[number] = output
             return output
 
         return passing
-
-    def _skip(self, block: int, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = tensors_in(args, kwargs)[0]
-        if block not in self._returned:
-            output = original(*args, **kwargs)
-            if hidden_states(output).shape != hidden.shape:
-                raise PruneError(f"Block {block} changes the shape of the hidden states, so it cannot be left out.")
-            self._remember(block, output)
-            return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
-        return self._returned[block](hidden)
-
-    def _remember(self, block: int, output: Any) -> None:
-        """What a block returns beside hidden states, where that is nothing: then it need not run to be left out."""
-        if isinstance(output, torch.Tensor):
-            self._returned[block] = lambda hidden: hidden
-        elif all(item is None for item in output[1:]):
-            nothing = output[1:]
-            self._returned[block] = lambda hidden: (hidden, *nothing)

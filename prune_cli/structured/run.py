@@ -24,6 +24,7 @@ from prune_cli.structured.assemble import assemble_structured
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cuts import write_cuts
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
+from prune_cli.structured.refit import refit
 
 
 @torch.no_grad()
@@ -52,6 +53,8 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
         write_cuts(job, change, output, progress)
         if plan is not None:
             change = width.write(request, job, plan, change, calibration, output, progress, memory)
+        elif request.method == "depth" and job.options.fits and calibration is not None:
+            change = refit(request, job, change, calibration, output, progress, memory)
         memory.look()
         config = config_from(change.config, job.model)
         after = perplexity(request, job, evaluation, output.checkpoint(), "Perplexity after", progress, config)

@@ -33,7 +33,7 @@ from prune_cli.structured.names import UNUSED
 from prune_cli.structured.narrow import Widened
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.removal import proven_part
-from prune_cli.structured.width_block import BlockNarrower, NarrowedBlock
+from prune_cli.structured.width_block import BlockNarrower, NarrowedBlock, maps_and_biases
 
 DEFAULT_SHARE = 0.25
 
@@ -166,16 +166,12 @@ def _refitted(job: StructuredJob, plan: WidthPlan) -> list[str]:
     options: Options = job.options
     if options.refit == "none":
         return []
-    names = []
+    names: list[str] = []
     for block in {block for part in plan.parts for block in part.consumers}:
         maps = [part.consumers[block] for part in plan.parts if block in part.consumers]
         if options.refit == "all" and options.follows_dense:
             maps = job.model.linear_maps(block)
-        modules = {job.model.places[name].module_name for name in maps}
-        for name in job.model.block_names(block):
-            place = job.model.places[name]
-            if place.parameter and place.module_name in modules and place.role in ("linear map", "bias"):
-                names.append(name)
+        names += maps_and_biases(job.model, block, maps)
     return names
 
 

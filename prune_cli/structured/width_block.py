@@ -24,12 +24,27 @@ from prune_cli.structured.coupling import Part
 
 @dataclass
 class NarrowedBlock:
-    """`tensors`: what changed, as stored in the output; `kept`: part -> the units that stay; errors by tensor."""
+    """`tensors`: what changed, as stored in the output; `kept`: part -> the units that stay; errors by tensor.
+
+    `makes_up`: whether maps of the block also make up for what the residual stream has lost before it.
+    """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    makes_up: bool = False
+
+
+def maps_and_biases(model: Skeleton, block: int, maps: Sequence[str]) -> list[str]:
+    """The tensors of `block` that change when `maps` are fitted."""
+    modules = {model.places[name].module_name for name in maps}
+    return [
+        name
+        for name in model.block_names(block)
+        for place in [model.places[name]]
+        if place.parameter and place.module_name in modules and place.role in ("linear map", "bias")
+    ]
 
 
 class MapInputs:
@@ -93,6 +108,7 @@ class BlockNarrower:
             drift, stops = None, [stream.stops(self._block, names)]
             if dense is not None:
                 factors = residual_factors(dense, self._block, dense.model.linear_maps(self._block))
+                self.result.makes_up = bool(factors)
                 drift = stack.enter_context(residual_drift(stream, dense, factors))
                 stops.append(dense.stops(self._block, names))
             for arrived in zip(*stops, strict=True):
@@ -144,7 +160,7 @@ class BlockNarrower:
             else:
                 self._fit(name, weight, bias, bias_name, statistics)
         except ValueError as error:
-            raise PruneError(f"{name} cannot be narrowed: {error}") from error
+            raise PruneError(f"{name} cannot be fitted: {error}") from error
 
     def _matrix(self, place: Place) -> torch.Tensor:
         return as_matrix(place, self._tensors[place.entry.name]).to(self._model.device, torch.float32)

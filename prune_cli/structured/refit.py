@@ -1,0 +1,163 @@
+"""What is left takes over for blocks that are gone: one pass of two streams, the dense model's and the pruned one's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from calibration.tokens import TokenSet
+from methods.structured import width
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.layout import Planned
+from prune_cli.memory import PeakMemory
+from prune_cli.output import OutputFolder
+from prune_cli.parking import Parking
+from prune_cli.prepare import pick_batch_size
+from prune_cli.progress import Progress
+from prune_cli.request import PruneRequest
+from prune_cli.stream import Stream
+from prune_cli.structured.change import Change
+from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.skipping import Skipping
+from prune_cli.structured.width_block import BlockNarrower, maps_and_biases
+
+
+def fitted_tensors(job: StructuredJob, tensors: Mapping[str, Planned], removed: Collection[int]) -> dict[str, Planned]:
+    """Those of the output's `tensors` that get new values: linear maps behind the first removed block, and biases."""
+    wanted = {
+        name
+        for block in range(min(removed), len(job.model.blocks))
+        if block not in removed
+        for name in maps_and_biases(job.model, block, job.model.linear_maps(block))
+    }
+    return {
+        new: Planned(old.source, job.model.places[old.source].entry.shape)
+        for new, old in tensors.items()
+        if old.source in wanted
+    }
+
+
+def refit(
+    request: PruneRequest,
+    job: StructuredJob,
+    change: Change,
+    calibration: TokenSet,
+    output: OutputFolder,
+    progress: Progress,
+    memory: PeakMemory,
+) -> Change:
+    """Write every block that `change` says is fitted, in order; returns the change with its notes.
+
+    At each linear map the least squares also make up for what the pruned stream has lost so far, where the map adds to
+    it: that is where the work of removed blocks is taken over. Raises PruneError naming a tensor that cannot be fitted.
+    """
+    names: dict[int, dict[str, str]] = {}
+    for new, planned in change.tensors.items():
+        block = job.model.places[planned.source].block
+        if planned.shape is not None and block is not None:
+            names.setdefault(block, {})[planned.source] = new
+    refitter = _Refitter(job, change, names, output)
+    if any(refitter.number[block] not in output.done for block in names):
+        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+        progress.stage(f"Refitting {len(names)} blocks", max(names) + 1)
+        for _ in refitter.pass_blocks(batches):
+            memory.look()
+            progress.advance()
+    output.wait()
+    return replace(change, notes=(*change.notes, *_notes(refitter, output)))
+
+
+@dataclass
+class _Refitter:
+    """`names`: of every block to fit, the tensors that change, by their old names -> their new ones."""
+
+    job: StructuredJob
+    change: Change
+    names: Mapping[int, Mapping[str, str]]
+    output: OutputFolder
+
+    @property
+    def number(self) -> dict[int, int]:
+        """The output's number of every kept block."""
+        return {old: new for new, old in enumerate(self.change.blocks)}
+
+    def pass_blocks(self, batches: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Up to the last block to fit; a pair of blocks is in memory at a time."""
+        skipping = Skipping()
+        with ExitStack() as stack:
+            parking = self.output.partial
+            stream = stack.enter_context(Stream(self.job.model, batches, Parking(parking)))
+            beside = self.job.with_checkpoint(self.job.checkpoint)
+            dense = stack.enter_context(Stream(beside, batches, Parking(parking)))
+            for block in range(max(self.names) + 1):
+                dense.load(block)
+                if block in self.number:
+                    self._keep(block, stream, dense)
+                else:
+                    self._leave_out(block, stream, dense, skipping)
+                stream.unload(block)
+                dense.unload(block)
+                yield
+
+    def _leave_out(self, block: int, stream: Stream, dense: Stream, skipping: Skipping) -> None:
+        dense.through(block, skipping.watching(block))
+        if not skipping.knows(block):
+            stream.load(block)
+        stream.through(block, lambda original, args, kwargs: skipping.skip(block, original, args, kwargs))
+
+    def _keep(self, block: int, stream: Stream, dense: Stream) -> None:
+        begun, new = time.monotonic(), self.number[block]
+        if block not in self.names or new in self.output.done:
+            stream.load(block, self._as_left(block) if block in self.names else None)
+            dense.through(block)
+            stream.through(block)
+            return
+        tensors = stream.load(block)
+        options = self.job.options
+        fits = width.Options(refit="all", alpha=options.alpha, damping=options.damping)
+        result = BlockNarrower(self.job.model, block, tensors, (), fits).run(stream, dense)
+        names = self.names[block]
+        record: dict[str, Any] = {
+            "seconds": time.monotonic() - begun,
+            "output_errors": {names[name]: error for name, error in result.errors.items()},
+            "notes": {names[name]: notes for name, notes in result.notes.items()},
+            "makes_up": result.makes_up,
+        }
+        # A map that no batch called stays as it was.
+        changed = {new: result.tensors.get(name, tensors[name]) for name, new in names.items()}
+        self.output.write_block(new, changed, record)
+
+    def _as_left(self, block: int) -> Checkpoint:
+        old = {planned.source: name for name, planned in self.change.tensors.items()}
+        return _Renumbered(self.job.checkpoint, self.output.checkpoint(), old)
+
+
+class _Renumbered(Checkpoint):
+    """The tensors of `written`, an output with fewer blocks, under their names in `source` (old -> new in `names`)."""
+
+    def __init__(self, source: Checkpoint, written: Checkpoint, names: Mapping[str, str]) -> None:
+        super().__init__(source.folder, source.entries, source.files, source.index)
+        self._written = written
+        self._names = names
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._written.read(self._names[name])
+
+
+def _notes(refitter: _Refitter, output: OutputFolder) -> list[str]:
+    """What the report says of the refit as a whole."""
+    if not refitter.names:
+        return ["Nothing was refitted: no kept block with linear maps stands behind the removed ones."]
+    numbers = [new for old, new in refitter.number.items() if old in refitter.names]
+    alone = [str(new) for new in numbers if not output.done[new]["makes_up"]]
+    if not alone:
+        return []
+    return [
+        f"In the output's blocks {', '.join(alone)} no maps add to the residual stream by themselves (experts, norms "
+        "on outputs): their maps follow the dense ones' own outputs, and do not make up for removed blocks."
+    ]
