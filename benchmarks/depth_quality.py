@@ -1,4 +1,4 @@
-"""`--method depth` on one model: the tables of docs/structured.md.
+"""`--method depth` on one model: the tables of docs/depth.md.
 
     python benchmarks/depth_quality.py examples/demo-model --out demo-depth.json
     python benchmarks/depth_quality.py MODEL --data calibration.safetensors --data-eval evaluation.safetensors
@@ -24,9 +24,10 @@ from prune_cli.measure import EvaluationRequest, measure
 
 # Table -> what is asked for -> row -> options.
 DEPTH_SCORES = {
-    "greedy": ["-o", "score=greedy"],
-    "influence (ShortGPT)": ["-o", "score=influence"],
-    "angular": ["-o", "score=angular"],
+    "greedy and refit": ["-o", "score=greedy"],
+    "greedy": ["-o", "score=greedy", "-o", "refit=none"],
+    "influence (ShortGPT)": ["-o", "score=influence", "-o", "refit=none"],
+    "angular": ["-o", "score=angular", "-o", "refit=none"],
 }
 TABLES: dict[str, dict[str, dict[str, list[str]]]] = {
     "depth": {
