@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,10 @@ from prune_cli.cli import app
 from tests.tiny import VOCABULARY, save_tiny
 
 SAMPLES, LENGTH = 6, 24
+
+# pytest-xdist runs a worker per core: more threads in each would only wait for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
