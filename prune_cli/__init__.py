@@ -9,10 +9,13 @@ from prune_cli.errors import PruneError, RequestError
 from prune_cli.sparse.register import register_with_transformers
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from prune_cli.report import Report
+    from prune_cli.sparse.semi_structured import SemiStructured
 
 __version__ = "0.1.0"
-__all__ = ["PruneError", "RequestError", "__version__", "prune"]
+__all__ = ["PruneError", "RequestError", "__version__", "prune", "to_semi_structured"]
 
 
 # With this, from_pretrained of transformers loads sparse checkpoints.
@@ -30,3 +33,14 @@ def prune(model: str | Path, out: str | Path, **options: Any) -> Report:
     from prune_cli.run import prune as run
 
     return run(PruneRequest(model=str(model), out=Path(out), **with_preset(options)))
+
+
+def to_semi_structured(model: nn.Module) -> SemiStructured:
+    """Turn the 2:4 layers of a model on an NVIDIA GPU into PyTorch's semi-structured tensors, in place, for inference.
+
+    Returns which layers were converted and why others were not. Raises PruneError where the model is on no GPU of
+    compute capability 8.0 or newer.
+    """
+    from prune_cli.sparse.semi_structured import to_semi_structured as convert
+
+    return convert(model)
