@@ -1,63 +1,28 @@
-"""The model without its weights, and which checkpoint tensor belongs where. The only importer of transformers.
+"""The model without its weights, which come and go block by block.
 
-The calls into `transformers.core_model_loading` are undocumented: they stay in this file, and a block is checked after
-each load (nothing may be left on meta).
+The calls into `transformers.core_model_loading` are undocumented: they stay in this file and in `places.py`, and a
+block is checked after each load (nothing may be left on meta).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
-from prune_cli.checkpoint import Checkpoint, TensorEntry
-from prune_cli.errors import PruneError, RequestError
-from prune_cli.experts import ExpertPart, expert_part
-from prune_cli.roles import Role, role_of
-
-
-@dataclass(frozen=True)
-class Place:
-    """What one checkpoint tensor is in the model: `block` is None outside the blocks, `parameter` None if unused.
-
-    `expert` is there for matrices of experts that can be pruned.
-    """
-
-    entry: TensorEntry
-    role: Role
-    block: int | None
-    parameter: str | None
-    transposed: bool
-    reason: str
-    expert: ExpertPart | None = None
-
-    @property
-    def slices(self) -> int:
-        """How many matrices the tensor holds: one, or that of each expert."""
-        return self.expert.experts if self.expert is not None and self.expert.index is None else 1
-
-    @property
-    def module_name(self) -> str:
-        assert self.parameter is not None
-        return self.parameter.rpartition(".")[0]
+from prune_cli.checkpoint import Checkpoint
+from prune_cli.errors import PruneError
+from prune_cli.places import Place, PlaceFinder
 
 
 class Skeleton:
@@ -95,64 +60,14 @@ class Skeleton:
             weight_mapping=mapping,  # pyright: ignore[reportArgumentType]
         )
         self._tied = dict(self.model.all_tied_weights_keys)
-        self.places = self._find_places(mapping)
+        finder = PlaceFinder(self.model, self.blocks_name, self._expected, self._tied)
+        self.places = finder.find(checkpoint, mapping)
         self._untie_what_differs()
-        self._check_nothing_missing()
+        finder.check_nothing_missing(self.places)
         self._fill_buffers()
         self._on_demand = self._prepare_on_demand()
 
     # --- what belongs where -------------------------------------------------------------------------------------
-
-    def _find_places(self, mapping: list[Any]) -> dict[str, Place]:
-        renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
-        converters = [item for item in mapping if isinstance(item, WeightConverter)]
-        prefix = self.model.base_model_prefix
-        ignored = _ignored_by_architecture(self.model)
-        places: dict[str, Place] = {}
-        for name, entry in self.checkpoint.entries.items():
-            target, pattern = rename_source_key(name, renamings, converters, prefix, self._expected)
-            if target not in self._expected and name in self._expected:
-                target, pattern = name, None
-            if target not in self._expected:
-                known = ignored is not None and ignored.search(target) is not None
-                role: Role = "unused" if known else "unknown"
-                reason = "the architecture does not use it" if known else "nothing in the model has this name"
-                places[name] = Place(entry, role, None, None, False, reason)
-                continue
-            converter = next((each for each in converters if pattern in each.source_patterns), None)
-            places[name] = self._place(entry, target, converter, pattern)
-        return places
-
-    def _place(self, entry: TensorEntry, parameter: str, converter: Any | None, pattern: str | None) -> Place:
-        expected, one_to_one = self._expected[parameter], converter is None
-        if one_to_one and tuple(expected.shape) != entry.shape:
-            raise RequestError(
-                f"{entry.name} has shape {list(entry.shape)} but config.json describes {list(expected.shape)}: "
-                "the weights and the config do not belong together."
-            )
-        block = self._block_of(parameter)
-        role, reason = role_of(self.model, parameter, expected.ndim, in_block=block is not None)
-        if role == "linear map" and not one_to_one:
-            role, reason = "other", "stored in another layout than the model computes with"
-        if role == "linear map" and self._shared_between_blocks(parameter):
-            role, reason = "other", "shared between blocks"
-        path, _, leaf = parameter.rpartition(".")
-        owner = self.model.get_submodule(path)
-        transposed = isinstance(owner, transformers.pytorch_utils.Conv1D) and expected.ndim == 2
-        part = expert_part(owner, leaf, entry, converter, pattern) if role == "expert" and block is not None else None
-        if part is not None:
-            reason, transposed = "", part.transposed
-        return Place(entry, role, block, parameter, transposed, reason, part)
-
-    def _block_of(self, parameter: str) -> int | None:
-        if not parameter.startswith(self.blocks_name + "."):
-            return None
-        return int(parameter[len(self.blocks_name) + 1 :].split(".", 1)[0])
-
-    def _shared_between_blocks(self, parameter: str) -> bool:
-        partners = {alias for alias, source in self._tied.items() if source == parameter}
-        partners |= {self._tied[parameter]} if parameter in self._tied else set()
-        return any(self._block_of(partner) != self._block_of(parameter) for partner in partners)
 
     def _untie_what_differs(self) -> None:
         """Like transformers: a tied pair whose two stored tensors differ is not tied."""
@@ -174,25 +89,6 @@ class Skeleton:
             for other, place in self.places.items()
             if other != name and place.parameter and self._tied.get(place.parameter, place.parameter) == root
         )
-
-    def _check_nothing_missing(self) -> None:
-        found = {place.parameter for place in self.places.values() if place.parameter}
-        converted = {
-            place.block for place in self.places.values() if place.parameter and place.entry.shape != self._shape(place)
-        }
-        found |= {alias for alias, source in self._tied.items() if source in found}
-        found |= {source for alias, source in self._tied.items() if alias in found}
-        ignored = "|".join(f"({pattern})" for pattern in self.model._keys_to_ignore_on_load_missing or ())
-        for parameter in self._expected:
-            skip = self._block_of(parameter) in converted or (ignored and re.search(ignored, parameter))
-            if parameter not in found and not skip:
-                raise RequestError(
-                    f"{parameter} is not in the checkpoint though config.json describes it: "
-                    "the weights and the config do not belong together, or a shard was lost."
-                )
-
-    def _shape(self, place: Place) -> tuple[int, ...]:
-        return self.shape_of(place.parameter or "")
 
     def shape_of(self, parameter: str) -> tuple[int, ...]:
         return tuple(self._expected[parameter].shape)
@@ -351,12 +247,6 @@ class Skeleton:
     def forward(self, input_ids: torch.Tensor) -> Any:
         """The model's own forward on (batch, length) token ids, without cache."""
         return self.model(input_ids=input_ids.to(self.device), use_cache=False)
-
-
-def _ignored_by_architecture(model: PreTrainedModel) -> re.Pattern[str] | None:
-    patterns = set(model._keys_to_ignore_on_load_unexpected or ())
-    patterns |= {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"}
-    return re.compile("|".join(f"({pattern})" for pattern in sorted(patterns)))
 
 
 @contextmanager

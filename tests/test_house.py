@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Only these may name transformers; everything else meets it through them.
-_MAY_IMPORT_TRANSFORMERS = {"architecture.py", "model.py", "roles.py", "whole_model.py", "quantizer.py", "converter.py"}
+_MAY_IMPORT_TRANSFORMERS = {
+    "architecture.py",
+    "model.py",
+    "places.py",
+    "roles.py",
+    "whole_model.py",
+    "quantizer.py",
+    "converter.py",
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -48,7 +56,7 @@ def test_transformers_stays_at_the_border(path: Path) -> None:
 @pytest.mark.parametrize("folder", ["prune_cli", "methods", "calibration"])
 def test_files_are_one_idea(folder: str) -> None:
     too_long = {path.name: len(path.read_text().splitlines()) for path in sources(folder)}
-    assert {name: lines for name, lines in too_long.items() if lines > 400} == {}
+    assert {name: lines for name, lines in too_long.items() if lines > 350} == {}
 
 
 @pytest.mark.parametrize(

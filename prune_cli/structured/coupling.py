@@ -16,7 +16,7 @@ import torch
 
 from prune_cli.architecture import model_on_meta
 from prune_cli.errors import RequestError
-from prune_cli.model import Place
+from prune_cli.places import Place
 from prune_cli.prepare import Opened
 from prune_cli.structured.sized import sizes_entry
 

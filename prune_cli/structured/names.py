@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from prune_cli.errors import RequestError
 from prune_cli.layout import Planned
-from prune_cli.model import Place, Skeleton
+from prune_cli.model import Skeleton
+from prune_cli.places import Place
 
 UNUSED = "the architecture does not use it"
 

@@ -1,0 +1,135 @@
+"""Which checkpoint tensor belongs where in the model, told from all names at once. With `model.py` the border to
+transformers' undocumented `core_model_loading`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from prune_cli.checkpoint import Checkpoint, TensorEntry
+from prune_cli.errors import RequestError
+from prune_cli.experts import ExpertPart, expert_part
+from prune_cli.roles import Role, role_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one checkpoint tensor is in the model: `block` is None outside the blocks, `parameter` None if unused.
+
+    `expert` is there for matrices of experts that can be pruned.
+    """
+
+    entry: TensorEntry
+    role: Role
+    block: int | None
+    parameter: str | None
+    transposed: bool
+    reason: str
+    expert: ExpertPart | None = None
+
+    @property
+    def slices(self) -> int:
+        """How many matrices the tensor holds: one, or that of each expert."""
+        return self.expert.experts if self.expert is not None and self.expert.index is None else 1
+
+    @property
+    def module_name(self) -> str:
+        assert self.parameter is not None
+        return self.parameter.rpartition(".")[0]
+
+
+class PlaceFinder:
+    """Finds places in `model` (on meta): `expected` are its parameters and buffers, `tied` maps aliases to sources."""
+
+    def __init__(
+        self, model: PreTrainedModel, blocks_name: str, expected: dict[str, torch.Tensor], tied: Mapping[str, str]
+    ) -> None:
+        self._model = model
+        self._blocks_name = blocks_name
+        self._expected = expected
+        self._tied = tied
+
+    def find(self, checkpoint: Checkpoint, mapping: list[Any]) -> dict[str, Place]:
+        """A place for every tensor; raises RequestError where one's shape is not that of the config."""
+        renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
+        converters = [item for item in mapping if isinstance(item, WeightConverter)]
+        prefix = self._model.base_model_prefix
+        ignored = _ignored_by_architecture(self._model)
+        places: dict[str, Place] = {}
+        for name, entry in checkpoint.entries.items():
+            target, pattern = rename_source_key(name, renamings, converters, prefix, self._expected)
+            if target not in self._expected and name in self._expected:
+                target, pattern = name, None
+            if target not in self._expected:
+                known = ignored is not None and ignored.search(target) is not None
+                role: Role = "unused" if known else "unknown"
+                reason = "the architecture does not use it" if known else "nothing in the model has this name"
+                places[name] = Place(entry, role, None, None, False, reason)
+                continue
+            converter = next((each for each in converters if pattern in each.source_patterns), None)
+            places[name] = self._place(entry, target, converter, pattern)
+        return places
+
+    def _place(self, entry: TensorEntry, parameter: str, converter: Any | None, pattern: str | None) -> Place:
+        expected, one_to_one = self._expected[parameter], converter is None
+        if one_to_one and tuple(expected.shape) != entry.shape:
+            raise RequestError(
+                f"{entry.name} has shape {list(entry.shape)} but config.json describes {list(expected.shape)}: "
+                "the weights and the config do not belong together."
+            )
+        block = self._block_of(parameter)
+        role, reason = role_of(self._model, parameter, expected.ndim, in_block=block is not None)
+        if role == "linear map" and not one_to_one:
+            role, reason = "other", "stored in another layout than the model computes with"
+        if role == "linear map" and self._shared_between_blocks(parameter):
+            role, reason = "other", "shared between blocks"
+        path, _, leaf = parameter.rpartition(".")
+        owner = self._model.get_submodule(path)
+        transposed = isinstance(owner, Conv1D) and expected.ndim == 2
+        part = expert_part(owner, leaf, entry, converter, pattern) if role == "expert" and block is not None else None
+        if part is not None:
+            reason, transposed = "", part.transposed
+        return Place(entry, role, block, parameter, transposed, reason, part)
+
+    def _block_of(self, parameter: str) -> int | None:
+        if not parameter.startswith(self._blocks_name + "."):
+            return None
+        return int(parameter[len(self._blocks_name) + 1 :].split(".", 1)[0])
+
+    def _shared_between_blocks(self, parameter: str) -> bool:
+        partners = {alias for alias, source in self._tied.items() if source == parameter}
+        partners |= {self._tied[parameter]} if parameter in self._tied else set()
+        return any(self._block_of(partner) != self._block_of(parameter) for partner in partners)
+
+    def check_nothing_missing(self, places: Mapping[str, Place]) -> None:
+        """Raises RequestError where a parameter has no tensor and is tied to none."""
+        found = {place.parameter for place in places.values() if place.parameter}
+        converted = {
+            place.block
+            for place in places.values()
+            if place.parameter and place.entry.shape != tuple(self._expected[place.parameter].shape)
+        }
+        found |= {alias for alias, source in self._tied.items() if source in found}
+        found |= {source for alias, source in self._tied.items() if alias in found}
+        ignored = "|".join(f"({pattern})" for pattern in self._model._keys_to_ignore_on_load_missing or ())
+        for parameter in self._expected:
+            skip = self._block_of(parameter) in converted or (ignored and re.search(ignored, parameter))
+            if parameter not in found and not skip:
+                raise RequestError(
+                    f"{parameter} is not in the checkpoint though config.json describes it: "
+                    "the weights and the config do not belong together, or a shard was lost."
+                )
+
+
+def _ignored_by_architecture(model: PreTrainedModel) -> re.Pattern[str] | None:
+    patterns = set(model._keys_to_ignore_on_load_unexpected or ())
+    patterns |= {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"}
+    return re.compile("|".join(f"({pattern})" for pattern in sorted(patterns)))
