@@ -17,7 +17,7 @@ from examples.read_sparse import kept_elements, read_file
 from prune_cli.sparse import coding
 from prune_cli.sparse.coding import BITMASK, DENSE, decode, encode, mask_bytes, plan
 from prune_cli.sparse.format import open_shard
-from prune_cli.sparse.groups import CodingError, GroupCode
+from prune_cli.sparse.groups import CodingError, GroupCode, fullest, group_numbers
 from prune_cli.sparse.reading import decoded
 from tests.sparse_files import dense_file, sparse_file
 
@@ -79,6 +79,19 @@ def test_words_are_those_with_the_fewest_bits(keep: int, of: int) -> None:
     assert states**groups <= 256**size < states ** (groups + 1)
     others = [(k, w) for w in (1, 2, 4) for k in range(1, 33) if states**k <= 256**w]
     assert size / groups == min(w / k for k, w in others)
+
+
+@pytest.mark.parametrize("of", range(2, 17))
+def test_group_numbers_and_the_fullest_group(of: int) -> None:
+    numbers = np.random.default_rng(of)
+    for groups in (0, 1, 3, 200):
+        for share in (0.0, 0.1, 0.7, 1.0):
+            kept = numbers.random(groups * of) < share
+            rows = kept.reshape(-1, of).tolist()
+            assert group_numbers(kept, of).tolist() == [
+                sum(1 << place for place in range(of) if row[place]) for row in rows
+            ]
+            assert fullest(kept, of) == max((sum(row) for row in rows), default=0)
 
 
 def test_the_smallest_encoding_is_chosen() -> None:

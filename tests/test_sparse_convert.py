@@ -6,18 +6,24 @@ import json
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from os import close, pwrite
 from pathlib import Path
 
 import pytest
 import torch
 
 from examples.read_sparse import read_file
+from prune_cli.errors import PruneError
 from prune_cli.output import partial_folder
+from prune_cli.sparse import shards
 from prune_cli.sparse.convert import JOURNAL
 from prune_cli.sparse.format import open_shard
+from prune_cli.sparse.shards import make_dense
 from tests.broken import INDEX, change_config
 from tests.conftest import RunCommand, folder_bytes, in_new_process
-from tests.sparse_files import zeroed
+from tests.sparse_files import sparse_file, zeroed
 from tests.tiny import save_tiny
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo-model"
@@ -51,6 +57,33 @@ def test_sparse_and_back_gives_the_same_files(pruned: Path, tmp_path: Path, comm
     assert "22 of 29 tensors decoded" in back.stdout
     assert folder_bytes(dense) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "sparse"]
+
+
+def test_files_sent_to_the_disk_while_they_are_written(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    assert command("convert", pruned, tmp_path / "expected", "-q").code == 0
+    synced: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_SYNC_BYTES", 1)
+        patch.setattr("os.fdatasync", synced.append)
+        assert command("convert", pruned, tmp_path / "sparse", "-q").code == 0
+    assert len(synced) == 29 + len(list(pruned.glob("*.safetensors")))
+    assert folder_bytes(tmp_path / "sparse") == folder_bytes(tmp_path / "expected")
+
+
+def test_after_an_error_no_thread_writes_on(pruned: Path, tmp_path: Path) -> None:
+    """The file's descriptor is closed and its number may stand for another file."""
+    source = min(pruned.glob("*.safetensors"), key=lambda path: -path.stat().st_size)
+    shard = open_shard(sparse_file(source, tmp_path / "sparse.safetensors"))
+    first = max(shard.dense_entries.values(), key=lambda entry: entry.nbytes)
+    tensors = dict(shard.tensors) | {first.name: replace(shard.tensors[first.name], crc32=0)}
+    written: list[str] = []
+    with ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.close", lambda descriptor: (written.append("closed"), close(descriptor)))
+        patch.setattr("os.pwrite", lambda *given: (written.append("piece"), pwrite(*given))[1])
+        with pytest.raises(PruneError, match=f"{first.name} in .* is damaged: its checksum"):
+            make_dense(replace(shard, tensors=tensors), tmp_path / "dense.safetensors", pool, lambda: None)
+    assert written.count("closed") == 1
+    assert written[-1] == "closed"
 
 
 def test_the_numpy_reader_reads_what_convert_writes(pruned: Path, tmp_path: Path, command: RunCommand) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prune_cli.sparse.groups import LARGEST_GROUP, CodingError, GroupCode
+from prune_cli.sparse.groups import LARGEST_GROUP, CodingError, GroupCode, fullest
 
 DENSE, BITMASK = "dense", "bitmask"
 # Elements worked on at a time: what a step makes of them stays in the processor's cache.
@@ -61,8 +61,8 @@ def plan(bits: np.ndarray, row: int) -> Plan:
     for candidate in sorted(_candidates(bits, row), key=total):
         if total(candidate) >= total(best):
             break
-        code = GroupCode.named(candidate.encoding)
-        if all(_fullest(chunk, code.of) <= code.keep for chunk in _chunks(bits, chunk_elements(candidate.encoding))):
+        code, size_of_chunk = GroupCode.named(candidate.encoding), chunk_elements(candidate.encoding)
+        if all(fullest(chunk != 0, code.of) <= code.keep for chunk in _chunks(bits, size_of_chunk)):
             best = candidate
             break
     return best if total(best) + _ENTRY_BYTES < count * size else Plan(DENSE, count, 0)
@@ -73,19 +73,10 @@ def _candidates(bits: np.ndarray, row: int) -> Iterator[Plan]:
     for of in range(2, LARGEST_GROUP + 1):
         if row % of or not len(bits):
             continue
-        keep = max(_fullest(bits[: _SAMPLE // of * of], of), 1)
+        keep = max(fullest(bits[: _SAMPLE // of * of] != 0, of), 1)
         if keep < of:
             encoding = f"{keep}:{of}"
             yield Plan(encoding, len(bits) // of * keep, mask_bytes(encoding, len(bits)))
-
-
-def _fullest(bits: np.ndarray, of: int) -> int:
-    """The most elements that a group of `of` keeps."""
-    kept = (bits != 0).view(np.uint8)
-    counts = kept[0::of].copy()
-    for place in range(1, of):
-        counts += kept[place::of]
-    return int(counts.max()) if len(counts) else 0
 
 
 def _chunks(bits: np.ndarray, size: int) -> Iterator[np.ndarray]:

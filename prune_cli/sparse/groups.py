@@ -72,18 +72,15 @@ class GroupCode:
 
         A group with fewer is filled up with its first other elements.
         """
-        numbers = kept[0 :: self.of].astype(np.uint16)
-        for place in range(1, self.of):
-            numbers |= kept[place :: self.of].astype(np.uint16) << place
-        ranks = self._rank_of_number.take(numbers)
-        padded = np.zeros(-(-len(ranks) // self.groups_per_word) * self.groups_per_word, np.uint32)
+        ranks = self._rank_of_number.take(group_numbers(kept, self.of))
+        padded = np.zeros(-(-len(ranks) // self.groups_per_word) * self.groups_per_word, f"<u{self.word_bytes}")
         padded[: len(ranks)] = ranks
         words = padded[0 :: self.groups_per_word].copy()
         for place in range(1, self.groups_per_word):
-            words += padded[place :: self.groups_per_word] * np.uint32(self.states**place)
+            words += padded[place :: self.groups_per_word] * words.dtype.type(self.states**place)
         full = np.count_nonzero(kept) == len(ranks) * self.keep
         exact = kept if full else self._table.take(ranks, axis=0).reshape(-1)
-        return words.astype(f"<u{self.word_bytes}").view(np.uint8), exact
+        return words.view(np.uint8), exact
 
     def unpack(self, data: np.ndarray, count: int) -> np.ndarray:
         """The bytes of `pack` back to `count` booleans. Raises CodingError for words that it never writes."""
@@ -119,7 +116,7 @@ class GroupCode:
         filled = np.arange(1 << self.of, dtype=np.uint32)
         for _ in range(self.keep):
             filled = np.where(_ones(filled) < self.keep, filled | (filled + 1), filled)
-        return np.searchsorted(self._numbers, filled).astype(np.uint16)
+        return np.searchsorted(self._numbers, filled).astype(np.uint8 if self.states <= 256 else np.uint16)
 
     @cached_property
     def _table_of_words(self) -> np.ndarray:
@@ -127,6 +124,42 @@ class GroupCode:
         words = np.arange(self.states**self.groups_per_word, dtype=np.uint32)
         groups = [self._table[words // self.states**place % self.states] for place in range(self.groups_per_word)]
         return np.concatenate(groups, axis=1)
+
+
+def group_numbers(kept: np.ndarray, of: int) -> np.ndarray:
+    """Booleans of whole groups to the number of each: bit i stands for element i."""
+    if 16 % of:
+        numbers = kept[0::of].astype(np.uint16)
+        for place in range(1, of):
+            numbers |= kept[place::of].astype(np.uint16) << place
+        return numbers
+    packed = np.packbits(kept, bitorder="little")
+    if of >= 8:
+        return packed.view(f"<u{of // 8}")
+    numbers = np.empty((len(packed), 8 // of), np.uint8)
+    for place in range(8 // of):
+        np.right_shift(packed, place * of, out=numbers[:, place])
+    numbers &= (1 << of) - 1
+    return numbers.reshape(-1)[: len(kept) // of]
+
+
+def fullest(kept: np.ndarray, of: int) -> int:
+    """The most elements that a group of `of` keeps, of booleans of whole groups."""
+    if 16 % of == 0:
+        packed = np.packbits(kept, bitorder="little").view(f"<u{max(of // 8, 1)}")
+        return int(_fullest_in(of).take(packed).max(initial=0))
+    counts = kept[0::of].astype(np.uint8)
+    for place in range(1, of):
+        counts += kept[place::of]
+    return int(counts.max(initial=0))
+
+
+@cache
+def _fullest_in(of: int) -> np.ndarray:
+    """For every byte (16 bits for groups of 16) how many ones its fullest group has."""
+    numbers = np.arange(1 << max(of, 8), dtype=np.uint32)
+    groups = [_ones(numbers >> begin & (1 << of) - 1) for begin in range(0, max(of, 8), of)]
+    return np.max(groups, axis=0).astype(np.uint8)
 
 
 @cache

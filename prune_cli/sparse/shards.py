@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from prune_cli.sparse.format import (
 from prune_cli.sparse.reading import decoded, elements, mapped, split
 
 _ALIGNMENT = 8
+# Dense bytes of finished tensors after which they are sent to the disk, while others are still worked on.
+_SYNC_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,9 @@ def make_sparse(source: Path, target: Path, pool: Executor, done: Callable[[], N
     text = _header(tensors.values(), metadata, header)
     tensors = {name: _moved(t, 8 + len(text)) for name, t in tensors.items()}
     end = max([8 + len(text), *(part.end for t in tensors.values() for part in _parts(t))])
-    with _file(target, end) as write:
-        write(0, len(text).to_bytes(8, "little") + text)
-        ordered = _largest_first(entries)
-        for job in [pool.submit(_write_sparse, data, entry, tensors[entry.name], write) for entry in ordered]:
-            job.result()
-            done()
+    with _file(target, end) as file:
+        file.write(0, len(text).to_bytes(8, "little") + text)
+        _for_each(entries, lambda entry: _write_sparse(data, entry, tensors[entry.name], file.write), pool, file, done)
     return _written(end, tensors.values())
 
 
@@ -68,18 +67,16 @@ def make_dense(shard: SparseShard, target: Path, pool: Executor, done: Callable[
     """Write the dense shard that `shard` was made from. Raises PruneError, naming the tensor, for what is damaged."""
     end = max([8 + len(shard.dense_header), *(entry.end for entry in shard.dense_entries.values())])
     data = mapped(shard.path)
-    with _file(target, end) as write:
-        write(0, len(shard.dense_header).to_bytes(8, "little") + shard.dense_header)
+    with _file(target, end) as file:
+        file.write(0, len(shard.dense_header).to_bytes(8, "little") + shard.dense_header)
 
         def restore(entry: TensorEntry) -> None:
             position = entry.begin
             for piece in decoded(shard, shard.tensors[entry.name], data):
-                write(position, piece)
+                file.write(position, piece)
                 position += piece.nbytes
 
-        for job in [pool.submit(restore, entry) for entry in _largest_first(list(shard.dense_entries.values()))]:
-            job.result()
-            done()
+        _for_each(list(shard.dense_entries.values()), restore, pool, file, done)
     return _written(end, shard.tensors.values())
 
 
@@ -165,20 +162,55 @@ def _largest_first(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
 Write = Callable[[int, Any], None]
 
 
-@contextmanager
-def _file(path: Path, size: int) -> Iterator[Write]:
-    """A new file of `size` bytes; yields write(position, bytes). It is on the disk when the context ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+def _for_each(
+    entries: Sequence[TensorEntry],
+    work: Callable[[TensorEntry], None],
+    pool: Executor,
+    file: _File,
+    done: Callable[[], None],
+) -> None:
+    """Write all tensors in the pool's threads, while this one sends to the disk what is there already."""
+    jobs = {pool.submit(work, entry): entry.nbytes for entry in _largest_first(entries)}
+    try:
+        waiting = 0
+        for job in as_completed(jobs):
+            job.result()
+            done()
+            waiting += jobs[job]
+            if waiting >= _SYNC_BYTES:
+                file.sync()
+                waiting = 0
+    finally:
+        # After an error none may be left that writes to the file, which is closed then.
+        for job in jobs:
+            job.cancel()
+        wait(jobs)
 
-    def write(position: int, data: Any) -> None:
+
+@dataclass(frozen=True)
+class _File:
+    descriptor: int
+
+    def write(self, position: int, data: Any) -> None:
         view = memoryview(data).cast("B") if len(data) else memoryview(b"")
         while view:
-            written = os.pwrite(descriptor, view, position)
+            written = os.pwrite(self.descriptor, view, position)
             view, position = view[written:], position + written
 
+    def sync(self) -> None:
+        os.fdatasync(self.descriptor)
+
+
+@contextmanager
+def _file(path: Path, size: int) -> Iterator[_File]:
+    """A new file of `size` bytes, to be written at any place. It is on the disk when the context ends."""
+    file = _File(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
     try:
-        os.truncate(descriptor, size)
-        yield write
-        os.fdatasync(descriptor)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.descriptor, 0, size)
+        else:
+            os.truncate(file.descriptor, size)
+        yield file
+        file.sync()
     finally:
-        os.close(descriptor)
+        os.close(file.descriptor)
