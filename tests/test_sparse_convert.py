@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from os import close, pwrite
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,9 +78,15 @@ def test_after_an_error_no_thread_writes_on(pruned: Path, tmp_path: Path) -> Non
     first = max(shard.dense_entries.values(), key=lambda entry: entry.nbytes)
     tensors = dict(shard.tensors) | {first.name: replace(shard.tensors[first.name], crc32=0)}
     written: list[str] = []
+
+    def write(*given: Any) -> int:
+        time.sleep(0.005)
+        written.append("piece")
+        return pwrite(*given)
+
     with ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.close", lambda descriptor: (written.append("closed"), close(descriptor)))
-        patch.setattr("os.pwrite", lambda *given: (written.append("piece"), pwrite(*given))[1])
+        patch.setattr("os.pwrite", write)
         with pytest.raises(PruneError, match=f"{first.name} in .* is damaged: its checksum"):
             make_dense(replace(shard, tensors=tensors), tmp_path / "dense.safetensors", pool, lambda: None)
     assert written.count("closed") == 1
