@@ -21,6 +21,13 @@ def convert(
             "--format", help="sparse: each tensor as dense, bitmask or N:M, whatever is smallest; dense: back again."
         ),
     ] = "sparse",
+    self_contained: Annotated[
+        bool,
+        typer.Option(
+            "--self-contained",
+            help="Put a loader beside the sparse files: trust_remote_code=True then loads them without this package.",
+        ),
+    ] = False,
     revision: options.Revision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an interrupted run.")] = False,
@@ -38,7 +45,7 @@ def convert(
         from prune_cli.sparse.convert import ConvertRequest
         from prune_cli.sparse.convert import convert as run
 
-        request = ConvertRequest(model, out, options.checked_later(into), resume, overwrite, revision)
+        request = ConvertRequest(model, out, options.checked_later(into), resume, overwrite, revision, self_contained)
         request.check()
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             done = run(request, progress)

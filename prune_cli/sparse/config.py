@@ -9,12 +9,25 @@ from typing import Any
 from prune_cli.errors import RequestError
 from prune_cli.sparse.format import QUANT_METHOD, VERSION
 
+LOADER = "sparse_loader.py"
 _KEY = "quantization_config"
+_CODE_KEY = "auto_map"
+_AUTO_CLASSES = (
+    "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
+    "AutoModelForImageTextToText",
+)  # fmt: skip
+# Names the class in LOADER for each of them.
+CODE = {name: f"{LOADER.removesuffix('.py')}.SparseLoader" for name in _AUTO_CLASSES}
 
 
-def with_entry(text: str, path: Path) -> str:
-    """The text of a dense config.json with our entry at its end; all else stays as it is, to the byte."""
+def with_entry(text: str, path: Path, *, self_contained: bool = False) -> str:
+    """The text of a dense config.json with our entry at its end; all else stays as it is, to the byte.
+
+    With `self_contained` also one that names the loader for trust_remote_code.
+    """
     config = _parsed(text, path)
+    if self_contained and _CODE_KEY in config:
+        raise RequestError(f"{path} has an {_CODE_KEY} for code of its own already: leave out --self-contained.")
     for where in (config, *(value for value in config.values() if isinstance(value, dict))):
         if where.get(_KEY):
             method = where[_KEY].get("quant_method") if isinstance(where[_KEY], dict) else None
@@ -22,23 +35,35 @@ def with_entry(text: str, path: Path) -> str:
                 f"{path} has a {_KEY} ({method}) already and transformers takes one: convert the checkpoint without it."
             )
     body = text.rstrip().removesuffix("}").rstrip()
-    return body + (_block() if config else _block().removeprefix(",")) + text[len(body) :]
+    block = _block() + (_code_block() if self_contained else "")
+    return body + (block if config else block.removeprefix(",")) + text[len(body) :]
 
 
 def without_entry(text: str, path: Path) -> str:
     """The inverse of `with_entry`; a config.json that was written anew since loses the entry alone."""
-    for block in (_block(), _block().removeprefix(",")):
+    for block in (_block() + _code_block(), _block(), _block().removeprefix(",")):
         if block in text and _KEY not in json.loads(text.replace(block, "")):
             return text.replace(block, "")
     config = _parsed(text, path)
     if is_ours(config):
         del config[_KEY]
+    if config.get(_CODE_KEY) == CODE:
+        del config[_CODE_KEY]
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
 def is_ours(config: dict[str, Any]) -> bool:
     entry = config.get(_KEY)
     return isinstance(entry, dict) and entry.get("quant_method") == QUANT_METHOD
+
+
+def is_self_contained(config: dict[str, Any]) -> bool:
+    return is_ours(config) and config.get(_CODE_KEY) == CODE
+
+
+def _code_block() -> str:
+    code = json.dumps(CODE, indent=2).replace("\n", "\n  ")
+    return f',\n  "{_CODE_KEY}": {code}'
 
 
 def _block() -> str:

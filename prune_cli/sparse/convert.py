@@ -20,7 +20,7 @@ from prune_cli.output_files import CARD
 from prune_cli.progress import Progress, Silent
 from prune_cli.request import Format, check_format
 from prune_cli.source import Source, resolve_model
-from prune_cli.sparse.config import with_entry, without_entry
+from prune_cli.sparse.config import LOADER, is_self_contained, with_entry, without_entry
 from prune_cli.sparse.format import VERSION, is_sparse, open_shard
 from prune_cli.sparse.shards import Written, make_dense, make_sparse
 
@@ -40,9 +40,12 @@ class ConvertRequest:
     resume: bool = False
     overwrite: bool = False
     revision: str | None = None
+    self_contained: bool = False
 
     def check(self) -> None:
         check_format(self.format)
+        if self.self_contained and self.format != "sparse":
+            raise RequestError("--self-contained is for --format sparse: dense files need no loader.")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     check_space(request.out, _dense_bytes(request, checkpoint))
     config = _config(request, source)
+    if request.self_contained and (config is None or (source.folder / LOADER).exists()):
+        raise RequestError(f"{source.folder} has no config.json, or a {LOADER}: leave out --self-contained.")
     partial = partial_folder(request.out)
     partial.mkdir(parents=True, exist_ok=True)
     with (partial / JOURNAL).open("a+", encoding="utf-8") as journal:
@@ -92,6 +97,8 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
         progress.stage(f"Writing {len(checkpoint.files)} {request.format} file(s)", len(checkpoint.entries))
         files = convert_files(checkpoint, partial, request.format, done, progress, journal)
         not_copied = _copy_side_files(checkpoint, partial)
+        if request.self_contained:
+            shutil.copyfile(Path(__file__).with_name(LOADER), partial / LOADER)
         _tell_in_card(partial / CARD, request.format)
         if config is not None:
             (partial / _CONFIG).write_text(config, encoding="utf-8")
@@ -158,8 +165,10 @@ def _config(request: ConvertRequest, source: Source) -> str | None:
     path = source.folder / _CONFIG
     if not path.is_file():
         return None
-    change = with_entry if request.format == "sparse" else without_entry
-    return change(path.read_text(encoding="utf-8"), path)
+    text = path.read_text(encoding="utf-8")
+    if request.format == "sparse":
+        return with_entry(text, path, self_contained=request.self_contained)
+    return without_entry(text, path)
 
 
 def _begin(request: ConvertRequest, checkpoint: Checkpoint, partial: Path, journal: IO[str]) -> dict[str, Written]:
@@ -172,6 +181,7 @@ def _begin(request: ConvertRequest, checkpoint: Checkpoint, partial: Path, journ
     now = {
         "format": request.format,
         "version": VERSION,
+        "self_contained": request.self_contained,
         "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
     }
     journal.seek(0)
@@ -198,11 +208,13 @@ def _append(journal: IO[str], line: Mapping[str, Any]) -> None:
 
 def _copy_side_files(checkpoint: Checkpoint, partial: Path) -> tuple[str, ...]:
     """Everything but weights; the index too, as masks lie beside their values. Returns the weights left behind."""
+    config = checkpoint.folder / _CONFIG
+    ours = (LOADER,) if config.is_file() and is_self_contained(json.loads(config.read_text(encoding="utf-8"))) else ()
     left = []
     for path in sorted(checkpoint.folder.rglob("*")):
         name = str(path.relative_to(checkpoint.folder))
         hidden = any(part.startswith(".") for part in path.relative_to(checkpoint.folder).parts)
-        if not path.is_file() or hidden or name in (*checkpoint.files, _CONFIG):
+        if not path.is_file() or hidden or name in (*checkpoint.files, _CONFIG, *ours):
             continue
         if name.endswith(_OTHER_WEIGHTS) or (name.endswith(".index.json") and name != INDEX_FILE):
             left.append(name)

@@ -15,6 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prune_cli.errors import RequestError
+from prune_cli.sparse.config import CODE
 from prune_cli.sparse.format import MASK_SUFFIX, QUANT_METHOD, VERSION, is_sparse
 
 
@@ -91,6 +92,8 @@ class SparseQuantizer(HfQuantizer):
                     "that config.json describes."
                 )
         model._keys_to_ignore_on_load_unexpected = self._ignored
+        if getattr(model.config, "auto_map", None) == CODE:
+            del model.config.auto_map
         originals = {id(ours): theirs for ours, theirs in self._originals}
         used = [originals.get(id(conversion), conversion) for conversion in model._weight_conversions or ()]
         model._weight_conversions = [conversion for conversion in used if conversion is not None]
