@@ -38,7 +38,7 @@ class Options:
         default=0.75, metadata={"help": "how far the fits follow the dense model", "least": 0, "most": 1}
     )
     damping: float = field(
-        default=0.01, metadata={"help": "pull towards the dense weights, as a share of each input's square", "least": 0}
+        default=0.1, metadata={"help": "pull towards the dense weights, as a share of each input's square", "least": 0}
     )
 
     @property
