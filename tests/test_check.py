@@ -142,6 +142,13 @@ def test_what_does_not_load_in_a_fresh_process_is_told(pruned: Path, tmp_path: P
     assert "missing keys: model.layers.3." in verdicts(outcome)["--require-loadable"]["measured"]
 
 
+def test_a_sparse_model_is_told_to_need_this_package(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    assert command("convert", pruned, tmp_path / "sparse", "-q").code == 0
+    outcome = command("check", tmp_path / "sparse", "--require-loadable", "--json")
+    assert outcome.code == 1
+    assert "needs import prune_cli" in verdicts(outcome)["--require-loadable"]["measured"]
+
+
 UNDECIDED = [
     ([], "There is no rule, and"),
     (["--max-perplexity", "5"], "--max-perplexity cannot be decided: no text to measure on: add --data SOURCE."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -36,5 +37,15 @@ def load_failure(folder: Path, *, trust_remote_code: bool) -> str:
         )
     if done.returncode == 0:
         return ""
+    if _needs_this_package(folder):
+        return (
+            "does not load by itself: it needs import prune_cli first (prune-cli convert --format dense makes it plain)"
+        )
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return f"does not load: {lines[-1] if lines else f'the process ended with {done.returncode}'}"
+
+
+def _needs_this_package(folder: Path) -> bool:
+    """Whether config.json names a way of storing weights that is ours."""
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    return str(stored.get("quant_method", "")).startswith("prune-cli")
