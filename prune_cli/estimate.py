@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.memory import LARGE_INPUTS, gram_bytes
 from prune_cli.plan import matrix_shape, pruned_parameters
-from prune_cli.prepare import Opened, Prepared, prepare
+from prune_cli.prepare import Opened, Prepared, prepare, read_tokens
 from prune_cli.report import gain_of_sparse_files, gain_of_zeros
 from prune_cli.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest, Target
 from prune_cli.sparse.estimate import saved_bytes
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
 _LIBRARIES = 400 << 20
-# Paused forward passes keep a residual and a normed copy; queries, keys and values in attention, or the widest input.
-_STATES_BESIDE_WIDEST, _STATES_IN_ATTENTION = 2.0, 4.5
+# Paused forward passes keep the embeddings, the block's input and the residual between; in attention, instead of the
+# last, queries, keys and values.
+_STATES_BESIDE_WIDEST, _STATES_IN_ATTENTION = 3, 5
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,12 @@ def _sparse_bytes(request: PruneRequest, job: Prepared, zeros: Mapping[str, int]
 
 
 def calibration_tokens(request: PruneRequest, job: Opened) -> int | None:
-    """Samples x length as far as they can be told without reading the text."""
+    """Samples x length, of a text as far as they can be told without reading it; stored tokens are counted."""
     if job.calibration is None:
         return None
+    if job.calibration.kind == "tokens":
+        stored = job.calibration, job.model, None, "calibration"
+        return read_tokens(*stored, request.samples, request.seq_len, request.seed).ids.numel()
     seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, job.model.position_limit or DEFAULT_SEQ_LEN)
     return (request.samples or DEFAULT_SAMPLES) * seq_len
 
@@ -134,11 +138,11 @@ def _working_memory(job: Prepared, tokens: int | None, target: Target) -> int:
     block = max(_block_bytes(job, index, stored=False) for index in range(len(job.model.blocks)))
     outside = sum(_outside(job)) * itemsize
     widest = max((matrix_shape(job.decisions[name].place)[1] for name in job.pruned_names()), default=0)
-    inputs = tokens * widest * itemsize
-    waiting = min(inputs, LARGE_INPUTS) if job.device.type == "cpu" else inputs  # the others wait in files
+    one, inputs = (tokens * width * itemsize for width in (job.model.hidden_size, widest))
+    limit = LARGE_INPUTS if job.device.type == "cpu" else inputs + one  # the others wait in files
     states = max(
-        int(_STATES_BESIDE_WIDEST * tokens * job.model.hidden_size) * itemsize + waiting,
-        int(_STATES_IN_ATTENTION * tokens * job.model.hidden_size) * itemsize,
+        _STATES_BESIDE_WIDEST * one + min(inputs, limit),
+        _STATES_IN_ATTENTION * one + 2 * min(one, limit),
     )
     gram = gram_bytes(widest, streams) if "gram" in job.pipeline.needs else 0
     copies = (4 if gram == 0 else 8) * 4 * largest_map

@@ -8,7 +8,7 @@ batches before its weight is decided. Nothing is assumed about the code between 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -119,6 +119,10 @@ class Lockstep:
     def _advance(self, lanes: Sequence[_Lane]) -> None:
         if self._parking is not None:
             self._parking.next_map()
+        self._go_on(lanes)
+
+    @staticmethod
+    def _go_on(lanes: Iterable[_Lane]) -> None:
         for lane in lanes:
             lane.coroutine.switch()
 
@@ -147,31 +151,40 @@ class Lockstep:
     def stops(self, index: int, maps: Mapping[nn.Module, str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Run every batch through block `index`; yields each of `maps` (module -> name) when the batches wait there.
 
-        With the name come the inputs, one per batch that waits; they go on when the next stop is asked for. A map that
-        no batch reaches is not yielded. The iterator must be run to its end.
+        With the name come the inputs, one per batch that waits, in a list that is emptied when they go on: when the
+        next stop is asked for. Maps that read the same tensor are yielded while all batches but the first wait at the
+        first of them. A map that no batch reaches is not yielded. The iterator must be run to its end.
         """
-        waiting = list(maps)
+        waiting = set(maps)
         hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in maps}
         try:
             self._advance(self._lanes)
-            while here := self._first_stop(waiting):
-                module = here[0].place
-                assert isinstance(module, nn.Module)
-                hooks.pop(module).remove()
-                waiting.remove(module)
+            while here := self._first_stop(maps, waiting):
+                first, *others = here
+                inputs = [lane.input for lane in here if lane.input is not None]
+                brought = {lane.coroutine: SameInputs(lane.arguments) for lane in here}
                 self._here = here
-                yield maps[module], [lane.input for lane in here if lane.input is not None]
+                while first.place in waiting and brought[first.coroutine].repeated(first.arguments):
+                    module = first.place
+                    assert isinstance(module, nn.Module)
+                    waiting.remove(module)
+                    hooks.pop(module).remove()
+                    if any(lane.place is not module for lane in others):  # they have yet to come by
+                        hooks[module] = module.register_forward_pre_hook(_same_as(brought), with_kwargs=True)
+                    yield maps[module], inputs
+                    self._advance([first])
                 self._here = []
-                self._advance(here)
+                inputs.clear()
+                self._go_on(others)
         finally:
             for hook in hooks.values():
                 hook.remove()
         self._all_wait_at(index + 1)
 
-    def _first_stop(self, waiting: Sequence[nn.Module]) -> list[_Lane]:
+    def _first_stop(self, maps: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[_Lane]:
         """The lanes at the earliest map that any lane waits at; empty when all have left the block."""
-        for module in waiting:
-            if here := [lane for lane in self._lanes if lane.place is module]:
+        for module in maps:
+            if module in waiting and (here := [lane for lane in self._lanes if lane.place is module]):
                 return here
         return []
 
@@ -256,11 +269,26 @@ def _copied(values: Iterable[Any]) -> list[Any]:
     return [value.clone() if isinstance(value, torch.Tensor) else value for value in values]
 
 
+def _same_as(brought: Mapping[greenlet, SameInputs]) -> Callable[..., None]:
+    """A hook of a map that was dealt with while a batch still waited at an earlier one that reads the same tensor."""
+    left = dict(brought)
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        before = left.pop(getcurrent(), None)
+        if before is not None and not before.repeated(tensors_in(args, kwargs)):
+            raise PruneError(
+                "The batches do not take the same way through a block of this architecture, so its maps cannot be "
+                "pruned one after the other; please report it."
+            )
+
+    return check
+
+
 class SameInputs:
     """Tells whether the batches bring the very tensors that they brought to the previous map (q/k/v, gate/up)."""
 
-    def __init__(self) -> None:
-        self._last: list[tuple[weakref.ref[torch.Tensor], int]] = []
+    def __init__(self, inputs: Sequence[torch.Tensor] = ()) -> None:
+        self._last = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
 
     def repeated(self, inputs: Sequence[torch.Tensor]) -> bool:
         """True if `inputs` are the tensors of the previous call, unchanged since."""

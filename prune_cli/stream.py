@@ -11,6 +11,7 @@ from torch import nn
 
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.lockstep import Instead, Lockstep, Observe
+from prune_cli.memory import LARGE_INPUTS, keep_no_holes
 from prune_cli.model import Skeleton
 from prune_cli.parking import Parking
 
@@ -25,8 +26,11 @@ class Stream:
     def __init__(self, model: Skeleton, batches: Sequence[torch.Tensor], parking: Parking | None = None) -> None:
         self.model = model
         self._lockstep = Lockstep(model.forward, model.blocks, batches, parking)
+        self._state_bytes = sum(batch.numel() for batch in batches) * model.hidden_size * model.dtype.itemsize
 
     def __enter__(self) -> Stream:
+        if self.model.device.type == "cpu" and self._state_bytes > LARGE_INPUTS:
+            keep_no_holes()
         self.model.load_outside()
         self._lockstep.__enter__()
         self._lockstep.start()

@@ -16,7 +16,7 @@ from methods import load_method, method_names
 from methods.structured import structured_names
 from prune_cli.report import report_schema
 from tests import reference
-from tests.conftest import RunCommand, folder_bytes, in_new_process, token_ids
+from tests.conftest import LENGTH, SAMPLES, RunCommand, folder_bytes, in_new_process, token_ids
 from tests.tiny import load_plain, save_tiny
 
 
@@ -178,6 +178,7 @@ def test_dry_run_writes_nothing_and_says_what_would_happen(
     assert dry.json["zeros"] == totals["zeros_in_pruned"]
     assert dry.json["pruned_parameters"] == totals["pruned_parameters"]
     assert dry.json["parameters"] == totals["parameters"]
+    assert dry.json["calibration_tokens"] == SAMPLES * LENGTH
     assert {(c["role"], c["action"], c["tensors"]) for c in dry.json["classes"]} == {
         ("linear map", "prune", 21),
         ("norm", "keep", 7),
