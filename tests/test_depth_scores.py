@@ -104,7 +104,7 @@ def test_saved_statistics_serve_other_sparsities(
         _run(command, model, tmp_path / f"expected-{remove}", *options, "-o", f"remove={remove}")
     _run(command, model, tmp_path / "first", *options, "-o", "remove=2", "--save-statistics", saved)
     monkeypatch.setattr("prune_cli.structured.depth.Removals.losses", None)
-    monkeypatch.setattr("prune_cli.structured.depth.measure_states", None)
+    monkeypatch.setattr("prune_cli.structured.hidden_states.measure_states", None)
     for remove in (1, 2):
         out = tmp_path / f"out-{remove}"
         _run(command, model, out, *options, "-o", f"remove={remove}", "--statistics", saved)

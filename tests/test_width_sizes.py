@@ -47,8 +47,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def options(text: Path) -> list[object]:
-    return ["-m", "width", "-s", 0.5, "-o", "uniform=false", "-o", "multiple=4", "--calibration", text, "-q"]
+def options(text: Path, sparsity: float = 0.5) -> list[object]:
+    return ["-m", "width", "-s", sparsity, "-o", "uniform=false", "-o", "multiple=4", "--calibration", text, "-q"]
 
 
 @pytest.mark.parametrize("kind", ["llama-untied", "gpt2"])
@@ -104,6 +104,44 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     pruned_again = command("prune", tmp_path / "out", tmp_path / "sparse", "-m", "magnitude", "-q")
     assert pruned_again.code == 0, pruned_again.stderr
     assert Checkpoint.open(tmp_path / "sparse").entries.keys() == Checkpoint.open(llama).entries.keys()
+
+
+def test_saved_angles_serve_other_shares(llama: Path, tmp_path: Path, text: Path, command: RunCommand) -> None:
+    saved, statistics = tmp_path / "angles.safetensors", ("--statistics", tmp_path / "angles.safetensors")
+    assert command("prune", llama, tmp_path / "a", *options(text), "--save-statistics", saved).code == 0
+    half = options(text, 0.25)
+    assert command("prune", llama, tmp_path / "expected", *half).code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prune_cli.structured.hidden_states.measure_states", None)
+        again = command("prune", llama, tmp_path / "b", *half, *statistics)
+    assert again.code == 0, again.stderr
+    assert folder_bytes(tmp_path / "b") == folder_bytes(tmp_path / "expected")
+
+    save_file({"input_ids": token_ids(seed=7, samples=24)}, tmp_path / "other.safetensors")
+    refusals = (
+        (options(tmp_path / "other.safetensors"), "was measured with another calibration text"),
+        ([*options(text), "--dtype", "bfloat16"], "was measured with another dtype of the forward pass"),
+        (["-m", "width", "--calibration", text], "have no use with -o uniform=true"),
+        (["-m", "depth", "-o", "score=angular", "--calibration", text], "was measured with another method"),
+    )
+    for number, (arguments, told) in enumerate(refusals):
+        refused = command("prune", llama, tmp_path / f"refused-{number}", *arguments, *statistics)
+        assert refused.code == 2
+        assert told in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_dry_run_tells_the_sizes(uniform: bool, llama: Path, tmp_path: Path, text: Path, command: RunCommand) -> None:
+    asked = [*options(text), "-o", f"uniform={str(uniform).lower()}", "-o", "parts=both"]
+    plan = command("prune", llama, tmp_path / "out", *asked, "--dry-run", "--json").json
+    assert not (tmp_path / "out").exists()
+    assert command("prune", llama, tmp_path / "out", *asked).code == 0
+    structure = json.loads((tmp_path / "out" / "prune_report.json").read_text())["structure"]
+    assert plan["before"] == structure["before"]
+    assert plan["forward_passes"] == 2.0 + (not uniform)
+    if not uniform:
+        assert plan["after"].pop("bytes") == pytest.approx(structure["after"].pop("bytes"), abs=64)
+    assert plan["after"] == structure["after"]
 
 
 @pytest.mark.parametrize(

@@ -140,13 +140,14 @@ Statistics = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Of depth or experts: use what a run with --save-statistics measured, on the same model and text.",
+        help="Of depth, experts or width -o uniform=false: use what a run with --save-statistics measured on the same "
+        "model and text. The text is still read: by what fits, and to see that it is the same.",
         rich_help_panel=TEXT,
     ),
 ]
 SaveStatistics = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Keep what is measured on the text for other sparsities.", rich_help_panel=TEXT),
+    typer.Option(metavar="FILE", help="Keep what the choice measures, for other sparsities.", rich_help_panel=TEXT),
 ]
 Into = Annotated[
     str,

@@ -31,7 +31,3 @@ def check_structured(request: PruneRequest) -> None:
                 f"{option} is for methods that make weights sparse, and {method} removes whole units: leave it out "
                 f"(prune-cli methods {method} lists what {method} takes)."
             )
-    if method == "width" and (request.statistics is not None or request.save_statistics is not None):
-        raise RequestError(
-            f"--statistics and --save-statistics are read by depth and experts, not by {method}: leave them out."
-        )

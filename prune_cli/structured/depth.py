@@ -20,14 +20,14 @@ from prune_cli.request import DEFAULT_SAMPLES, PruneRequest
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from, config_without_blocks
 from prune_cli.structured.greedy import Removals
-from prune_cli.structured.hidden_states import measure_states
+from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.names import without_blocks
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.rebuild import rebuild
 from prune_cli.structured.refit import fitted_tensors
-from prune_cli.structured.saved import Statistics, check_paths, identity, read_statistics, write_statistics
+from prune_cli.structured.saved import Statistics, check_statistics, measured
+from prune_cli.structured.share import asked_share, refuse_both
 
-DEFAULT_SHARE = 0.25
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
@@ -42,11 +42,9 @@ class Choice:
 
 def check(request: PruneRequest, job: StructuredJob) -> None:
     """Raise RequestError before any work for blocks that do not exist, or cannot be left out of this architecture."""
-    if request.statistics is not None or request.save_statistics is not None:
-        if _options(job).which is not None:
-            raise RequestError("--statistics and --save-statistics have no use with -o which=, which measures nothing.")
-        check_paths(request.statistics, request.save_statistics, replace=request.resume or request.overwrite)
-    if _options(job).fits and not _options(job).alpha:
+    options: Options = job.options
+    check_statistics(request, "-o which=, which measures nothing" if options.which is not None else None)
+    if options.fits and not options.alpha:
         raise RequestError("-o alpha=0 follows the dense model not at all, so nothing is fitted: use -o refit=none.")
     removed = named_blocks(request, job)
     change_without(job, removed if removed is not None else [len(job.model.blocks) - 1])
@@ -54,7 +52,7 @@ def check(request: PruneRequest, job: StructuredJob) -> None:
 
 def named_blocks(request: PruneRequest, job: StructuredJob) -> list[int] | None:
     """The blocks of -o which=, None where they are to be chosen."""
-    options, blocks = _options(job), len(job.model.blocks)
+    options, blocks = job.options, len(job.model.blocks)
     if options.which is None:
         asked_count(request, job)
         return None
@@ -80,16 +78,13 @@ def named_blocks(request: PruneRequest, job: StructuredJob) -> list[int] | None:
 
 def asked_count(request: PruneRequest, job: StructuredJob) -> int:
     """How many blocks go. Raises RequestError where none would stay."""
-    options, blocks = _options(job), len(job.model.blocks)
+    options, blocks = job.options, len(job.model.blocks)
+    refuse_both(request, "remove", options.remove)
     if options.remove is None:
-        share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
-        if not share:
-            raise RequestError("--sparsity 0 removes no block: give a share of the blocks above 0.")
+        share = asked_share(request, "block")
         if blocks == 1:
             raise RequestError("The model has a single block, which must stay: use another method.")
         return block_count(share, blocks)
-    if request.sparsity is not None:
-        raise RequestError("--sparsity and -o remove= exclude each other: both say how many blocks go.")
     if options.remove >= blocks:
         raise RequestError(f"-o remove={options.remove}, but the model has {blocks} blocks: at least one must stay.")
     return options.remove
@@ -103,7 +98,7 @@ def example(request: PruneRequest, job: StructuredJob) -> Change:
 
 def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
     """How many passes of the calibration text the choice costs, in multiplications."""
-    options, blocks = _options(job), len(job.model.blocks)
+    options, blocks = job.options, len(job.model.blocks)
     if options.which is not None:
         return 0.0
     if options.score != "greedy":
@@ -116,7 +111,7 @@ def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
 
 def refit_passes(request: PruneRequest, job: StructuredJob) -> float:
     """The passes of both streams that the refit costs, in multiplications."""
-    if not _options(job).fits:
+    if not job.options.fits:
         return 0.0
     return 1 + len(example(request, job).blocks) / len(job.model.blocks)
 
@@ -144,7 +139,7 @@ def change_without(job: StructuredJob, removed: Sequence[int], choice: Choice | 
     kept = [block for block in range(blocks) if block not in removed]
     config = config_without_blocks(job.source, job.model, kept)
     tensors, dropped = without_blocks(job.model, kept)
-    if _options(job).fits:
+    if job.options.fits:
         tensors |= fitted_tensors(job, tensors, removed)
     new = {block: number for number, block in enumerate(kept)}
     choice = choice or Choice(tuple(removed), {}, {})
@@ -175,56 +170,32 @@ def bytes_at_most(request: PruneRequest, job: StructuredJob) -> int:
 
 def asked(request: PruneRequest, job: StructuredJob) -> str:
     """What was asked for, in words."""
-    options = _options(job)
+    options = job.options
     if options.which is not None:
         return f"the blocks {options.which}"
     count = asked_count(request, job)
     if options.remove is not None:
         return f"{count} of the {len(job.model.blocks)} blocks"
-    share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
-    return f"{100 * share:g} % of the {len(job.model.blocks)} blocks, which is {count} after rounding"
-
-
-def _options(job: StructuredJob) -> Options:
-    assert isinstance(job.options, Options)
-    return job.options
+    share = 100 * asked_share(request, "block")
+    return f"{share:g} % of the {len(job.model.blocks)} blocks, which is {count} after rounding"
 
 
 def _choose(
     request: PruneRequest, job: StructuredJob, calibration: TokenSet, output: OutputFolder, progress: Progress
 ) -> Choice:
-    count, score = asked_count(request, job), _options(job).score
-    measured_with = identity(request.method, job, output, calibration)
-    known = read_statistics(request.statistics, measured_with) if request.statistics is not None else Statistics()
+    count, score = asked_count(request, job), job.options.score
+
+    def measure(known: Statistics) -> Statistics:
+        if score == "greedy":
+            return _greedy(request, job, calibration, count, known, output, progress)
+        return known_states(job, _batches(request, job, calibration.ids), known, output, progress)
+
+    statistics = measured(request, job, output, calibration, measure)
     if score == "greedy":
-        choice, statistics = _greedy(request, job, calibration, count, known, output, progress)
-    else:
-        statistics = _states(request, job, calibration, known, output, progress)
-        influence, distances = statistics.tensors["influence"], statistics.tensors["distances"]
-        choice = _by_influence(influence, count) if score == "influence" else _by_angle(distances, count)
-    if request.save_statistics is not None:
-        everything = Statistics({**known.tensors, **statistics.tensors}, {**known.facts, **statistics.facts})
-        write_statistics(request.save_statistics, measured_with, everything)
-    return choice
-
-
-def _states(
-    request: PruneRequest,
-    job: StructuredJob,
-    calibration: TokenSet,
-    known: Statistics,
-    output: OutputFolder,
-    progress: Progress,
-) -> Statistics:
-    """Influence (blocks,) and distances (blocks + 1, blocks + 1) of the hidden states, measured if not known."""
-    if "influence" in known.tensors:
-        return known
-    if "states" in output.notes:
-        found = output.notes["states"]
-        return Statistics({name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()})
-    influence, distances = measure_states(job, _batches(request, job, calibration.ids), progress)
-    output.note("states", {"influence": influence.tolist(), "distances": distances.tolist()})
-    return Statistics({"influence": influence, "distances": distances})
+        return _by_loss(statistics.facts[_greedy_key(job)][:count])
+    if score == "influence":
+        return _by_influence(statistics.tensors["influence"], count)
+    return _by_angle(statistics.tensors["distances"], count)
 
 
 def _batches(request: PruneRequest, job: StructuredJob, windows: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -260,10 +231,10 @@ def _greedy(
     known: Statistics,
     output: OutputFolder,
     progress: Progress,
-) -> tuple[Choice, Statistics]:
+) -> Statistics:
     """The first steps of a longer run are the steps of a shorter one, so known ones are taken over."""
-    blocks, windows = len(job.model.blocks), _options(job).windows
-    steps: list[dict[str, Any]] = list(known.facts.get(f"greedy on {windows} windows", []))
+    blocks, windows = len(job.model.blocks), job.options.windows
+    steps: list[dict[str, Any]] = list(known.facts.get(_greedy_key(job), []))
     steps = max(steps, output.notes.get("greedy", []), key=len)
     removals = Removals(job, _batches(request, job, calibration.ids[:windows]), progress)
     while len(steps) < count:
@@ -278,7 +249,12 @@ def _greedy(
         best = cheapest(losses)
         steps = [*steps, {"block": best, "loss": losses[best], "loss_before": before, "losses": list(losses.items())}]
         output.note("greedy", steps)
-    return _by_loss(steps[:count]), Statistics({}, {f"greedy on {windows} windows": steps})
+    return Statistics({}, {_greedy_key(job): steps})
+
+
+def _greedy_key(job: StructuredJob) -> str:
+    """Of the steps among the facts of a file of statistics."""
+    return f"greedy on {job.options.windows} windows"
 
 
 def _by_loss(steps: Sequence[Mapping[str, Any]]) -> Choice:

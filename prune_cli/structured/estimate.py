@@ -1,18 +1,18 @@
-"""What a structured run would do, told by --dry-run before any weight is read."""
+"""What a structured run would do, told by --dry-run."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 
-from prune_cli.errors import RequestError
 from prune_cli.estimate import calibration_tokens
 from prune_cli.layout import changed_layout
 from prune_cli.report import Size
 from prune_cli.request import PruneRequest
-from prune_cli.structured import depth, experts
+from prune_cli.structured import depth, experts, width
 from prune_cli.structured.assemble import gain_of_sizes, sizes
-from prune_cli.structured.prepare import prepare_structured
+from prune_cli.structured.change import Change
+from prune_cli.structured.prepare import StructuredJob, prepare_structured
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,14 @@ class StructuredDryRun:
 
 def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
-    if request.method == "width":
-        raise RequestError(f"--dry-run does not tell the sizes of {request.method} yet: leave it out.")
     job = prepare_structured(request)
-    way = experts if request.method == "experts" else depth
-    way.check(request, job)
-    change = way.example(request, job)
+    way = {"width": width, "experts": experts}.get(request.method, depth)
+    change = _example(request, job)
     layout = changed_layout(job.checkpoint, change.tensors)
     before, after = sizes(job, change, layout.entries, layout.nbytes)
-    tokens, passes = calibration_tokens(request, job), way.forward_passes(request, job)
-    how = f"The {job.method.unit} are named or drawn, so nothing is measured."
-    if passes and tokens is not None:
-        cost = f"about {passes:.1f} forward passes of {tokens:,} tokens"
-        how = f"The {job.method.unit} are chosen first, which costs {cost}."
-        if len({tuple(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in change.blocks}) > 1:
-            how += " The sizes are those without the last blocks; others are of another size."
-    refit = depth.refit_passes(request, job) if request.method == "depth" else 0.0
-    if refit and tokens is not None:
-        how += f" Refitting what is left costs about {refit:.1f} forward passes, and Gram matrices of the maps' inputs."
+    tokens, (choice, fit) = calibration_tokens(request, job), _passes(request, job)
+    how = _how_width if request.method == "width" else _how
+    text = "" if tokens is None else f" of {tokens:,} tokens"
     return StructuredDryRun(
         model=request.model,
         revision=job.source.revision,
@@ -68,7 +58,71 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         before=before,
         after=after,
         calibration_tokens=tokens,
-        forward_passes=passes + refit,
-        how=how,
+        forward_passes=choice + fit,
+        how=how(request, job, text, choice, fit),
         gain=gain_of_sizes(before, after),
     )
+
+
+def _example(request: PruneRequest, job: StructuredJob) -> Change:
+    """A change of the size that was asked for, after all checks."""
+    if request.method == "width":
+        return width.example(request, job)
+    way = experts if request.method == "experts" else depth
+    way.check(request, job)
+    return way.example(request, job)
+
+
+def _passes(request: PruneRequest, job: StructuredJob) -> tuple[float, float]:
+    """How many passes of the calibration text the choice costs, and the fit."""
+    if request.method == "width":
+        return width.passes(job)
+    if request.method == "experts":
+        return experts.forward_passes(request, job), 0.0
+    return depth.forward_passes(request, job), depth.refit_passes(request, job)
+
+
+def _how(request: PruneRequest, job: StructuredJob, text: str, choice: float, fit: float) -> str:
+    """What is chosen when, and at what cost."""
+    if not choice:
+        told = [f"The {job.method.unit} are named or drawn, so nothing is measured."]
+    else:
+        told = [f"The {job.method.unit} are chosen first, which costs about {choice:.1f} forward passes{text}."]
+        if request.method == "depth" and _blocks_differ(job):
+            told.append("The sizes are those without the last blocks; others are of another size.")
+        told += _saved(request)
+    if fit:
+        told.append(
+            f"Refitting what is left costs about {fit:.1f} forward passes, and Gram matrices of the maps' inputs."
+        )
+    return " ".join(told)
+
+
+def _how_width(request: PruneRequest, job: StructuredJob, text: str, sizes_first: float, fit: float) -> str:
+    told: list[str] = []
+    if sizes_first:
+        told.append(
+            f"How many {job.method.unit} each block keeps costs one forward pass{text}; their sum is known before, so "
+            "that the sizes told here change by no more than a few bytes of file headers."
+        )
+        told += _saved(request)
+    if fit:
+        told.append(
+            f"Choosing those that go and fitting what is left costs about {fit:.1f} forward passes{text}, and "
+            "statistics of the maps' inputs."
+        )
+    else:
+        told.append("Those that go are chosen by the weights alone.")
+    return " ".join(told)
+
+
+def _saved(request: PruneRequest) -> list[str]:
+    return [] if request.statistics is None else ["What --statistics holds is not measured again."]
+
+
+def _blocks_differ(job: StructuredJob) -> bool:
+    kinds = {
+        tuple(job.checkpoint.entries[name].nbytes for name in job.model.block_names(block))
+        for block in range(len(job.model.blocks))
+    }
+    return len(kinds) > 1

@@ -31,9 +31,9 @@ from prune_cli.structured.mixtures import (
 )
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.rebuild import rebuild
-from prune_cli.structured.saved import Statistics, check_paths, identity, read_statistics, write_statistics
+from prune_cli.structured.saved import Statistics, check_statistics, measured
+from prune_cli.structured.share import asked_share, refuse_both
 
-DEFAULT_SHARE = 0.25
 # Plain attributes of mixtures and routers that count the experts.
 _COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes", "out_features"})
 
@@ -48,10 +48,8 @@ class Choice:
 
 def check(request: PruneRequest, job: StructuredJob) -> None:
     """Raise RequestError before any work for a number of experts that cannot stay, or an architecture unknown here."""
-    if request.statistics is not None or request.save_statistics is not None:
-        if _options(job).score == "random":
-            raise RequestError("--statistics and --save-statistics have no use with -o score=random: leave them out.")
-        check_paths(request.statistics, request.save_statistics, replace=request.resume or request.overwrite)
+    drawn = job.options.score == "random"
+    check_statistics(request, "-o score=random, which measures nothing" if drawn else None)
     example(request, job)
 
 
@@ -65,15 +63,15 @@ def example(request: PruneRequest, job: StructuredJob) -> Change:
 
 def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
     """How many passes of the calibration text the choice costs."""
-    return 0.0 if _options(job).score == "random" else 1.0
+    return 0.0 if job.options.score == "random" else 1.0
 
 
 def asked_count(request: PruneRequest, job: StructuredJob, mixtures: Sequence[Mixture]) -> int:
     """How many experts each mixture keeps; raises RequestError where that is impossible."""
-    options, mixture = _options(job), max(mixtures, key=Mixture.fewest)
+    options: Options = job.options
+    mixture = max(mixtures, key=Mixture.fewest)
     experts, groups = mixture.experts, mixture.groups
-    if options.keep is not None and request.sparsity is not None:
-        raise RequestError("--sparsity and -o keep= exclude each other: both say how many experts stay.")
+    refuse_both(request, "keep", options.keep)
     if options.keep is not None:
         keep, said = options.keep, f"-o keep={options.keep}"
         if keep >= experts:
@@ -84,9 +82,7 @@ def asked_count(request: PruneRequest, job: StructuredJob, mixtures: Sequence[Mi
                 "stay of one size."
             )
     else:
-        share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
-        if not share:
-            raise RequestError("--sparsity 0 removes no expert: give a share of the experts above 0.")
+        share = asked_share(request, "expert")
         keep, said = keep_count(share, experts, groups) if experts > groups else 0, f"--sparsity {share:g}"
     if keep < mixture.fewest():
         where = f" in {groups} groups" if groups > 1 else ""
@@ -106,7 +102,7 @@ def decide(
 ) -> Change:
     """Choose the experts, by what was measured (once, also when the run is resumed)."""
     mixtures = find_mixtures(job.model)
-    keep, score = asked_count(request, job, mixtures), _options(job).score
+    keep, score = asked_count(request, job, mixtures), job.options.score
     sums = _sums(request, job, mixtures, calibration, output, progress)
     values: dict[int, torch.Tensor] = {}
     for mixture in mixtures:
@@ -121,15 +117,10 @@ def asked(request: PruneRequest, job: StructuredJob) -> str:
     """What was asked for, in words."""
     mixtures = find_mixtures(job.model)
     keep, experts = asked_count(request, job, mixtures), mixtures[0].experts
-    if _options(job).keep is not None:
+    if job.options.keep is not None:
         return f"{keep} of the {experts} experts of every mixture stay"
-    share = DEFAULT_SHARE if request.sparsity is None else request.sparsity
-    return f"{100 * share:g} % of the {experts} experts of every mixture, which leaves {keep} after rounding"
-
-
-def _options(job: StructuredJob) -> Options:
-    assert isinstance(job.options, Options)
-    return job.options
+    share = 100 * asked_share(request, "expert")
+    return f"{share:g} % of the {experts} experts of every mixture, which leaves {keep} after rounding"
 
 
 def _sums(
@@ -140,26 +131,22 @@ def _sums(
     output: OutputFolder,
     progress: Progress,
 ) -> dict[int, dict[str, list[float]]]:
-    if _options(job).score == "random":
+    if job.options.score == "random":
         return {mixture.block: {"tokens": [0.0] * mixture.experts} for mixture in mixtures}
-    measured_with = identity(request.method, job, output, calibration)
-    if request.statistics is not None:
-        sums = _by_number(read_statistics(request.statistics, measured_with).facts["experts"])
-    elif "experts" in output.notes:
-        sums = _by_number(output.notes["experts"])
-    else:
+
+    def measure(known: Statistics) -> Statistics:
+        if "experts" in known.facts:
+            return known
+        if "experts" in output.notes:
+            return Statistics(facts={"experts": output.notes["experts"]})
         assert calibration is not None
         batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
         sums = measure_experts(job, mixtures, batches, progress)
         output.note("experts", sums)
-    if request.save_statistics is not None:
-        write_statistics(request.save_statistics, measured_with, Statistics(facts={"experts": sums}))
-    return sums
+        return Statistics(facts={"experts": sums})
 
-
-def _by_number(sums: Mapping[str, dict[str, list[float]]]) -> dict[int, dict[str, list[float]]]:
-    """JSON has no numbers for keys."""
-    return {int(block): each for block, each in sums.items()}
+    sums = measured(request, job, output, calibration, measure).facts["experts"]
+    return {int(block): each for block, each in sums.items()}  # JSON has no numbers for keys
 
 
 def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> Change:
@@ -193,6 +180,6 @@ def _told(job: StructuredJob, block: int, experts: int, choice: Choice) -> Block
         return BlockChange(block, block, "", "it has no experts", {})
     gone = [str(expert) for expert in range(experts) if expert not in kept]
     values: dict[str, Any] = {f"expert {at}": value for at, value in enumerate(choice.scores.get(block, ()))}
-    score = _options(job).score
+    score = job.options.score
     why = "drawn by lot" if score == "random" else f"the lowest {score} of its {experts} experts"
     return BlockChange(block, block, f"experts {', '.join(gone)}", why, values)

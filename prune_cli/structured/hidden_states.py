@@ -10,12 +10,28 @@ import torch
 from methods.structured.depth import angular_distances, cosines
 from prune_cli.errors import PruneError
 from prune_cli.lockstep import tensors_in
+from prune_cli.output import OutputFolder
 from prune_cli.prepare import Opened
 from prune_cli.progress import Progress
 from prune_cli.stream import Stream
+from prune_cli.structured.saved import Statistics
 
 # Distances between all boundaries need the states of all of them at once: of so many tokens, evenly spaced.
 _TOKENS = 512
+
+
+def known_states(
+    job: Opened, batches: Sequence[torch.Tensor], known: Statistics, output: OutputFolder, progress: Progress
+) -> Statistics:
+    """`influence` and `distances`, as `measure_states` returns them; measured if neither `known` nor this run has."""
+    if "influence" in known.tensors:
+        return known
+    if "states" in output.notes:
+        found = output.notes["states"]
+        return Statistics({name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()})
+    influence, distances = measure_states(job, batches, progress)
+    output.note("states", {"influence": influence.tolist(), "distances": distances.tolist()})
+    return Statistics({"influence": influence, "distances": distances})
 
 
 def measure_states(

@@ -6,7 +6,7 @@ A file is safetensors; its metadata holds what identifies the model and the text
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from calibration.tokens import TokenSet
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.output import OutputFolder
 from prune_cli.prepare import Opened
+from prune_cli.request import PruneRequest
 
 _KEY = "prune-cli statistics"
 _VERSION = 1
@@ -42,7 +43,33 @@ def identity(method: str, job: Opened, output: OutputFolder, calibration: TokenS
     }
 
 
-def check_paths(read: str | None, written: str | None, *, replace: bool) -> None:
+def check_statistics(request: PruneRequest, useless: str | None) -> None:
+    """Raise RequestError before any work for files that cannot be used, or any with what `useless` says."""
+    if request.statistics is None and request.save_statistics is None:
+        return
+    if useless is not None:
+        raise RequestError(f"--statistics and --save-statistics have no use with {useless}: leave them out.")
+    _check_paths(request.statistics, request.save_statistics, replace=request.resume or request.overwrite)
+
+
+def measured(
+    request: PruneRequest,
+    job: Opened,
+    output: OutputFolder,
+    calibration: TokenSet | None,
+    measure: Callable[[Statistics], Statistics],
+) -> Statistics:
+    """What `measure` makes of the statistics in --statistics; both are kept in --save-statistics."""
+    measured_with = identity(request.method, job, output, calibration)
+    known = read_statistics(request.statistics, measured_with) if request.statistics is not None else Statistics()
+    found = measure(known)
+    if request.save_statistics is not None:
+        everything = Statistics({**known.tensors, **found.tensors}, {**known.facts, **found.facts})
+        write_statistics(request.save_statistics, measured_with, everything)
+    return found
+
+
+def _check_paths(read: str | None, written: str | None, *, replace: bool) -> None:
     """Raise RequestError before any work for a file to read that is not there, or one to write that cannot be."""
     if read is not None and not Path(read).expanduser().is_file():
         raise RequestError(f"--statistics {read} is not there: make it with --save-statistics.")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from calibration.tokens import TokenSet
-from methods.structured.sizes import coarse_shares, proportional_sizes
 from methods.structured.width import Options, default_multiple, kept_units
 from prune_cli.architecture import read_config
 from prune_cli.checkpoint import Checkpoint
@@ -28,14 +27,14 @@ from prune_cli.stream import Stream
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import text_config
 from prune_cli.structured.coupling import WORDS, Part, PartName, sized_entry, unit_count
-from prune_cli.structured.hidden_states import measure_states
 from prune_cli.structured.names import UNUSED
 from prune_cli.structured.narrow import Widened
+from prune_cli.structured.own_sizes import angles_of_blocks, with_sizes
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.removal import proven_part
+from prune_cli.structured.saved import check_statistics
+from prune_cli.structured.share import asked_share
 from prune_cli.structured.width_block import BlockNarrower, NarrowedBlock, maps_and_biases
-
-DEFAULT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,13 @@ def check(request: PruneRequest, job: StructuredJob) -> WidthPlan:
     names: tuple[PartName, ...] = ("mlp", "heads") if options.parts == "both" else (options.parts,)
     sizes: dict[PartName, tuple[int, int]] = {name: _keep(job, request, name) for name in names}
     sized = not options.uniform
+    every_block = "-o uniform=true, where no block has to wait for the others (only the sizes of -o uniform=false do)"
+    check_statistics(request, None if sized else every_block)
     found = [proven_part(job, name, keep, sized=sized) for name, (units, keep) in sizes.items() if keep < units]
     if not found:
         told = " and ".join(f"{units} {WORDS[name]}" for name, (units, _) in sizes.items())
         raise RequestError(
-            f"--sparsity {_share(request):g} of {told} a block rounds to none: ask for more"
+            f"--sparsity {asked_share(request, 'unit'):g} of {told} a block rounds to none: ask for more"
             + (", or give a smaller -o multiple=." if "mlp" in sizes else ".")
         )
     _check_biases(job, found)
@@ -72,23 +73,19 @@ def _check_biases(job: StructuredJob, parts: Sequence[Part]) -> None:
         )
 
 
-def _share(request: PruneRequest) -> float:
-    return DEFAULT_SHARE if request.sparsity is None else request.sparsity
-
-
 def _keep(job: StructuredJob, request: PruneRequest, part: PartName) -> tuple[int, int]:
     """How many units a block has, and how many it keeps."""
     units = unit_count(job, part)
     multiple = (job.options.multiple or default_multiple(units)) if part == "mlp" else 1
     if multiple > units:
         raise RequestError(f"-o multiple={multiple} is more than the {units} {WORDS[part]} of a block: give a smaller.")
-    return units, kept_units(units, _share(request), multiple)
+    return units, kept_units(units, asked_share(request, "unit"), multiple)
 
 
 def asked(request: PruneRequest, job: StructuredJob) -> str:
     """What the request says, for the report."""
     parts = {"mlp": "MLP channels", "heads": "attention heads", "both": "MLP channels and attention heads"}
-    return f"{100 * _share(request):g} % of the {parts[job.options.parts]} of every block"
+    return f"{100 * asked_share(request, 'unit'):g} % of the {parts[job.options.parts]} of every block"
 
 
 def spread(
@@ -102,24 +99,24 @@ def spread(
     """With -o uniform=false, each block gets a size of its own: CFSP's coarse stage, by how far it turns the states."""
     if job.options.uniform:
         return plan
-    if calibration is None:
-        raise RequestError("-o uniform=false looks at hidden states, which needs a text: add --calibration.")
-    angles = output.notes.get("angles")
-    if angles is None:
-        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
-        _, distances = measure_states(job, batches, progress)
-        angles = torch.diagonal(distances, 1).tolist()
-        output.note("angles", angles)
-    return WidthPlan([_with_sizes(request, job, part, angles) for part in plan.parts])
+    assert calibration is not None
+    angles = angles_of_blocks(request, job, calibration, output, progress)
+    return WidthPlan([with_sizes(request, job, part, angles) for part in plan.parts])
 
 
-def _with_sizes(request: PruneRequest, job: StructuredJob, part: Part, angles: Sequence[float]) -> Part:
-    blocks = sorted(part.consumers)
-    multiple = (job.options.multiple or default_multiple(part.units)) if part.name == "mlp" else 1
-    keep = int((1 - _share(request)) * part.units * len(blocks) / multiple + 0.5) * multiple
-    shares = coarse_shares(torch.tensor([angles[block] for block in blocks]))
-    sizes = proportional_sizes(shares, [part.units] * len(blocks), keep, multiple)
-    return replace(part, sizes=dict(zip(blocks, sizes, strict=True)))
+def example(request: PruneRequest, job: StructuredJob) -> Change:
+    """The change that was asked for; with -o uniform=false one of the same size, spread evenly."""
+    plan = check(request, job)
+    if not job.options.uniform:
+        even = [1.0] * len(job.model.blocks)
+        plan = WidthPlan([with_sizes(request, job, part, even) for part in plan.parts])
+    return decide(job, plan)
+
+
+def passes(job: StructuredJob) -> tuple[float, float]:
+    """Passes of the calibration text that the sizes cost, and the narrowing with its second stream."""
+    options: Options = job.options
+    return float(not options.uniform), float(job.method.needs_text(options)) * (1 + options.follows_dense)
 
 
 def decide(job: StructuredJob, plan: WidthPlan) -> Change:
