@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,7 +99,7 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(
     moments = random.Random(time.time_ns())
     for blocks_done in (-1, 0, 3, 6, 9):
         process = in_new_process("prune", model, out, *arguments, "--resume")
-        _wait_until_done(out, blocks_done, process)
+        wait_until_done(out, blocks_done, lambda process=process: process.poll() is None)
         time.sleep(moments.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -108,10 +108,10 @@ def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(
     assert not partial_folder(out).exists()
 
 
-def _wait_until_done(out: Path, blocks: int, process: subprocess.Popen[str]) -> None:
-    """Until the journal counts `blocks` blocks, or exists at all for -1, or the process has ended."""
+def wait_until_done(out: Path, blocks: int, runs: Callable[[], bool]) -> None:
+    """Until the journal counts `blocks` blocks, or exists at all for -1, or nothing `runs` any more."""
     journal = partial_folder(out) / JOURNAL
-    while process.poll() is None:
+    while runs():
         text = journal.read_text() if journal.exists() else None
         if text is not None and (blocks < 0 or ("fingerprint" in text and text.count('"block":') >= blocks)):
             return

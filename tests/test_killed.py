@@ -1,0 +1,61 @@
+"""Runs of the structured methods, killed at random moments by SIGKILL, resume to the bytes of a run that was not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from prune_cli.cli import app
+from tests.conftest import RunCommand, folder_bytes, token_ids
+from tests.test_output import wait_until_done
+from tests.tiny import save_tiny
+
+RUNS: dict[str, list[str]] = {
+    "depth": ["-m", "depth", "-o", "remove=2", "-o", "windows=4"],
+    "width": ["-m", "width", "-o", "parts=both", "-s", "0.5"],
+    "width of own sizes": ["-m", "width", "-s", "0.5", "-o", "uniform=false", "-o", "multiple=4"],
+    "experts": ["-m", "experts", "-s", "0.5"],
+}
+# Entries for blocks in the journal before a kill; -1: as soon as there is a journal.
+KILLS = (-1, 1, 3)
+
+
+def _prune(arguments: list[str]) -> None:
+    app(arguments)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.safetensors"
+    save_file({"input_ids": token_ids(samples=8)}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_runs_resume_to_the_same_bytes(name: str, tmp_path: Path, text: Path, command: RunCommand) -> None:
+    kind = "gpt_oss" if name == "experts" else "llama-untied"
+    model = save_tiny(tmp_path / "model", kind, num_hidden_layers=6)
+    arguments = [*RUNS[name], "--calibration", str(text), "--batch-size", "1", "-q"]
+    assert command("prune", model, tmp_path / "expected", *arguments).code == 0
+    # A fork of a process that has imported everything: a run starts at once.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__, "prune_cli.structured.run"])
+    out, moments, killed = tmp_path / "out", random.Random(time.time_ns()), 0
+    for blocks in KILLS:
+        run = processes.Process(target=_prune, args=(["prune", str(model), str(out), *arguments, "--resume"],))
+        run.start()
+        wait_until_done(out, blocks, lambda run=run: run.exitcode is None)
+        time.sleep(moments.uniform(0, 0.02))
+        run.kill()
+        run.join()
+        killed += run.exitcode == -signal.SIGKILL
+    assert killed
+    again = command("prune", model, out, *arguments, "--resume", *(["--overwrite"] if out.exists() else []))
+    assert again.code == 0, again.stderr
+    assert folder_bytes(out) == folder_bytes(tmp_path / "expected")
