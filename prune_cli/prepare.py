@@ -30,6 +30,7 @@ from prune_cli.request import (
 )
 from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.in_place import sparse_config
+from prune_cli.sparse.side_by_side import FILES_AT_A_TIME
 
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
 # Enough tokens a batch to keep the device busy; more only costs memory.
@@ -119,7 +120,7 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
     opened = open_model(request, needs_text=needs_text, writes=writes)
     config = sparse_config(opened.checkpoint) if request.format == "sparse" else None
     if writes:
-        check_space(request.out, opened.checkpoint.nbytes + (_largest_file(opened.checkpoint) if config else 0))
+        check_space(request.out, opened.checkpoint.nbytes + (_largest_files(opened.checkpoint) if config else 0))
     decisions = plan_tensors(opened.model, request, pipeline)
     allocation_file = _allocation_file(request, decisions)
     return Prepared(
@@ -132,9 +133,10 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
     )
 
 
-def _largest_file(checkpoint: Checkpoint) -> int:
-    """While a file is encoded, it is there twice."""
-    return max((checkpoint.folder / file).stat().st_size for file in checkpoint.files)
+def _largest_files(checkpoint: Checkpoint) -> int:
+    """While files are encoded, they are there twice."""
+    sizes = sorted((checkpoint.folder / file).stat().st_size for file in checkpoint.files)
+    return sum(sizes[-FILES_AT_A_TIME:])
 
 
 def _allocation_needs_text(request: PruneRequest) -> bool:

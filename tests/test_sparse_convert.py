@@ -6,7 +6,8 @@ import json
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from os import close, pwrite
 from pathlib import Path
@@ -18,10 +19,13 @@ import torch
 from examples.read_sparse import read_file
 from prune_cli.errors import PruneError
 from prune_cli.output import partial_folder
+from prune_cli.progress import Silent
+from prune_cli.sparse import convert as sparse_convert
 from prune_cli.sparse import shards
 from prune_cli.sparse.convert import JOURNAL
 from prune_cli.sparse.format import open_shard
-from prune_cli.sparse.shards import make_dense
+from prune_cli.sparse.shards import Written, make_dense
+from prune_cli.sparse.side_by_side import each_file
 from tests.broken import INDEX, change_config
 from tests.conftest import RunCommand, folder_bytes, in_new_process
 from tests.sparse_files import sparse_file, zeroed
@@ -148,11 +152,19 @@ def test_done_files_are_not_written_again(pruned: Path, tmp_path: Path, command:
     assert command("convert", pruned, tmp_path / "expected", "-q").code == 0
     out = tmp_path / "out"
     arguments = ("convert", pruned, out, "-q")
-    broken = shutil.copytree(pruned, tmp_path / "broken")
-    last = sorted(broken.glob("*.safetensors"))[-1]
-    # A run that stops at the last shard leaves the others done.
+    files = sorted(pruned.glob("*.safetensors"))
+    last = files[-1]
+    journal, original = partial_folder(out) / JOURNAL, sparse_convert.make_sparse
+
+    def stops_at_the_last(source: Path, *rest: Any) -> Written:
+        if source.name == last.name:
+            while journal.read_text().count('"file":') < len(files) - 1:
+                time.sleep(0.001)
+            raise OSError(28, "No space left on device")
+        return original(source, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fdatasync", _stops_at(len(list(broken.glob("*.safetensors")))))
+        patch.setattr(sparse_convert, "make_sparse", stops_at_the_last)
         assert command(*arguments).code == 1
     written = {path.name: path.stat().st_mtime_ns for path in partial_folder(out).glob("*.safetensors")}
     assert command(*arguments, "--resume").code == 0
@@ -161,14 +173,21 @@ def test_done_files_are_not_written_again(pruned: Path, tmp_path: Path, command:
     assert folder_bytes(out) == folder_bytes(tmp_path / "expected")
 
 
-def _stops_at(call: int):
-    calls = iter(range(1, call + 1))
+def test_an_error_in_one_file_stops_the_other_at_its_next_tensor() -> None:
+    begun: list[str] = []
 
-    def sync(_: int) -> None:
-        if next(calls) == call:
-            raise OSError(28, "No space left on device")
+    def work(file: str, pool: Executor, done: Callable[[], None]) -> Written:
+        begun.append(file)
+        if file == "bad":
+            raise PruneError("no")
+        for _ in range(10_000):
+            time.sleep(0.001)
+            done()
+        raise AssertionError
 
-    return sync
+    with pytest.raises(PruneError, match="no"):
+        list(each_file(["good", "bad", "other", "never"], work, Silent()))
+    assert "never" not in begun
 
 
 def test_what_cannot_be_converted_is_refused(pruned: Path, tmp_path: Path, command: RunCommand) -> None:

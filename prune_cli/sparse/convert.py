@@ -6,8 +6,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,11 +23,11 @@ from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.config import LOADER, is_self_contained, with_entry, without_entry
 from prune_cli.sparse.format import VERSION, is_sparse, open_shard
 from prune_cli.sparse.shards import Written, make_dense, make_sparse
+from prune_cli.sparse.side_by_side import each_file
 
 JOURNAL = ".convert-journal.jsonl"
 _CONFIG = "config.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
-_MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -125,21 +125,21 @@ def convert_files(
     journal: IO[str],
 ) -> tuple[ConvertedFile, ...]:
     """Write every shard of `checkpoint` into the folder `target`, but for those `done`; a journal line follows each."""
-    files = []
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
-        for file in checkpoint.files:
-            path = checkpoint.folder / file
-            if file not in done:
-                written = (
-                    make_sparse(path, target / file, pool, progress.advance)
-                    if into == "sparse"
-                    else make_dense(open_shard(path), target / file, pool, progress.advance)
-                )
-                _append(journal, {"file": file, "written": asdict(written)})
-            else:
-                written = done[file]
-            files.append(ConvertedFile(file, path.stat().st_size, written.nbytes, written.tensors, written.encoded))
-    return tuple(files)
+
+    def write(file: str, pool: Executor, advance: Callable[[], None]) -> Written:
+        path = checkpoint.folder / file
+        if into == "sparse":
+            return make_sparse(path, target / file, pool, advance)
+        return make_dense(open_shard(path), target / file, pool, advance)
+
+    every = dict(done)
+    for file, written in each_file([file for file in checkpoint.files if file not in done], write, progress):
+        _append(journal, {"file": file, "written": asdict(written)})
+        every[file] = written
+    return tuple(
+        ConvertedFile(file, path.stat().st_size, every[file].nbytes, every[file].tensors, every[file].encoded)
+        for file, path in ((file, checkpoint.folder / file) for file in checkpoint.files)
+    )
 
 
 def _check_input(request: ConvertRequest, checkpoint: Checkpoint) -> None:

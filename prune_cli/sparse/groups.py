@@ -72,15 +72,31 @@ class GroupCode:
 
         A group with fewer is filled up with its first other elements.
         """
+        bits = self.groups_per_word * self.of
+        by_bits = self.word_bytes == 1 and bits in (12, 16)
+        words = self._words_of_bits(kept, bits) if by_bits else self._words_of_ranks(kept)
+        data = words.view(np.uint8)
+        full = np.count_nonzero(kept) == len(kept) // self.of * self.keep
+        return data, kept if full else self.unpack(data, len(kept))
+
+    def _words_of_bits(self, kept: np.ndarray, bits: int) -> np.ndarray:
+        """Words of one byte, by tables of what the 16 bits that a word's elements are among stand for."""
+        step, tables = 3 if bits == 12 else 2, self._words_of_windows
+        packed = _filled_up(np.packbits(kept, bitorder="little"), step)
+        words = np.empty((len(packed) // step, len(tables)), np.uint8)
+        for place, table in enumerate(tables):
+            windows = np.ndarray(len(words), "<u2", packed, place, (step,))
+            words[:, place] = table.take(windows)
+        return words.reshape(-1)[: self.mask_bytes(len(kept))]
+
+    def _words_of_ranks(self, kept: np.ndarray) -> np.ndarray:
         ranks = self._rank_of_number.take(group_numbers(kept, self.of))
         padded = np.zeros(-(-len(ranks) // self.groups_per_word) * self.groups_per_word, f"<u{self.word_bytes}")
         padded[: len(ranks)] = ranks
         words = padded[0 :: self.groups_per_word].copy()
         for place in range(1, self.groups_per_word):
             words += padded[place :: self.groups_per_word] * words.dtype.type(self.states**place)
-        full = np.count_nonzero(kept) == len(ranks) * self.keep
-        exact = kept if full else self._table.take(ranks, axis=0).reshape(-1)
-        return words.view(np.uint8), exact
+        return words
 
     def unpack(self, data: np.ndarray, count: int) -> np.ndarray:
         """The bytes of `pack` back to `count` booleans. Raises CodingError for words that it never writes."""
@@ -119,6 +135,15 @@ class GroupCode:
         return np.searchsorted(self._numbers, filled).astype(np.uint8 if self.states <= 256 else np.uint16)
 
     @cached_property
+    def _words_of_windows(self) -> list[np.ndarray]:
+        """For each 16-bit number the word of its lowest bits; where words have 12 bits, also that of its highest."""
+        windows, group = np.arange(1 << 16, dtype=np.uint32), (1 << self.of) - 1
+        words = np.zeros(len(windows), np.uint8)
+        for place in range(self.groups_per_word):
+            words += self._rank_of_number[windows >> place * self.of & group] * np.uint8(self.states**place)
+        return [words] if self.groups_per_word * self.of == 16 else [words, words[windows >> 4]]
+
+    @cached_property
     def _table_of_words(self) -> np.ndarray:
         """(words, k * M) booleans."""
         words = np.arange(self.states**self.groups_per_word, dtype=np.uint32)
@@ -143,11 +168,17 @@ def group_numbers(kept: np.ndarray, of: int) -> np.ndarray:
     return numbers.reshape(-1)[: len(kept) // of]
 
 
+def _filled_up(packed: np.ndarray, step: int) -> np.ndarray:
+    """These bytes and zeros up to a multiple of `step`."""
+    missing = -len(packed) % step
+    return np.append(packed, np.zeros(missing, np.uint8)) if missing else packed
+
+
 def fullest(kept: np.ndarray, of: int) -> int:
     """The most elements that a group of `of` keeps, of booleans of whole groups."""
     if 16 % of == 0:
-        packed = np.packbits(kept, bitorder="little").view(f"<u{max(of // 8, 1)}")
-        return int(_fullest_in(of).take(packed).max(initial=0))
+        packed = _filled_up(np.packbits(kept, bitorder="little"), 2)
+        return int(_fullest_in(of).take(packed.view("<u2")).max(initial=0))
     counts = kept[0::of].astype(np.uint8)
     for place in range(1, of):
         counts += kept[place::of]
@@ -156,9 +187,9 @@ def fullest(kept: np.ndarray, of: int) -> int:
 
 @cache
 def _fullest_in(of: int) -> np.ndarray:
-    """For every byte (16 bits for groups of 16) how many ones its fullest group has."""
-    numbers = np.arange(1 << max(of, 8), dtype=np.uint32)
-    groups = [_ones(numbers >> begin & (1 << of) - 1) for begin in range(0, max(of, 8), of)]
+    """For every 16 bits how many ones their fullest group has."""
+    numbers = np.arange(1 << 16, dtype=np.uint32)
+    groups = [_ones(numbers >> begin & (1 << of) - 1) for begin in range(0, 16, of)]
     return np.max(groups, axis=0).astype(np.uint8)
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import RequestError
-from prune_cli.progress import Progress
+from prune_cli.progress import Progress, Silent
 from prune_cli.sparse.config import with_entry
 from prune_cli.sparse.format import MASK_SUFFIX, is_sparse, open_shard
-from prune_cli.sparse.shards import make_dense, make_sparse
+from prune_cli.sparse.shards import Written, make_dense, make_sparse
+from prune_cli.sparse.side_by_side import each_file
 
-# A kill leaves at most one such file, which the next run writes anew.
+# What a kill leaves of such files the next run writes anew.
 _BESIDE = ".recoded"
-_MOST_THREADS = 8
 _CONFIG = "config.json"
 
 
@@ -31,18 +31,23 @@ def sparse_config(source: Checkpoint) -> str:
 
 def encode_shards(folder: Path, files: Sequence[str], progress: Progress) -> int:
     """Replace each dense shard by its sparse form; returns the bytes of all. Stopped anywhere, every shard is whole."""
-    nbytes = 0
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
-        for file in files:
-            nbytes += make_sparse(folder / file, folder / (file + _BESIDE), pool, progress.advance).nbytes
-            (folder / (file + _BESIDE)).replace(folder / file)
-    return nbytes
+    return sum(written.nbytes for _, written in each_file(files, partial(_encode, folder), progress))
 
 
 def decode_shards(folder: Path, files: Sequence[str]) -> None:
     """The inverse, for a run that was stopped while it encoded: shards that are dense still stay as they are."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
-        for file in files:
-            if is_sparse(folder / file):
-                make_dense(open_shard(folder / file), folder / (file + _BESIDE), pool, lambda: None)
-                (folder / (file + _BESIDE)).replace(folder / file)
+    sparse = [file for file in files if is_sparse(folder / file)]
+    for _ in each_file(sparse, partial(_decode, folder), Silent()):
+        pass
+
+
+def _encode(folder: Path, file: str, pool: Executor, done: Callable[[], None]) -> Written:
+    written = make_sparse(folder / file, folder / (file + _BESIDE), pool, done)
+    (folder / (file + _BESIDE)).replace(folder / file)
+    return written
+
+
+def _decode(folder: Path, file: str, pool: Executor, done: Callable[[], None]) -> Written:
+    written = make_dense(open_shard(folder / file), folder / (file + _BESIDE), pool, done)
+    (folder / (file + _BESIDE)).replace(folder / file)
+    return written
