@@ -9,6 +9,10 @@ from methods._gram import alpha_option, damped, dense_target, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_highest_count, pruned_count, zeroed
 
+# Fewer columns than this are not worth a product of matrices.
+_ONE_BY_ONE = 16
+_INVERTED_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Options:
@@ -41,58 +45,84 @@ def prune(
         # Follow the dense outputs: the unconstrained solution takes the place of the dense weights.
         target = dense_target(weight, statistics, options.alpha) + damping * float(gram.diagonal().mean()) * weight
         start = target @ (upper.T @ upper)
-    new = start.masked_fill(dead, 0.0)
-    keep = torch.ones_like(new, dtype=torch.bool)
-    inputs = new.shape[1]
-    for first in range(0, inputs, _block_size(options, pattern)):
-        last = min(first + _block_size(options, pattern), inputs)
-        _solve_block(new, keep, upper, first, last, pattern)
-    return Pruned(zeroed(new, keep), keep, raised_damping(options.damping, damping))
-
-
-def _block_size(options: Options, pattern: Pattern) -> int:
-    return (
-        options.block_size
-        if isinstance(pattern, Unstructured)
-        else max(1, options.block_size // pattern.of) * pattern.of
-    )
+    sweep = _Sweep(start.masked_fill(dead, 0.0), upper, pattern, options.block_size)
+    sweep.choose_and_solve(0, weight.shape[1])
+    keep = sweep.keep.T.contiguous()
+    return Pruned(zeroed(sweep.columns.T.contiguous(), keep), keep, raised_damping(options.damping, damping))
 
 
 def _upper_factor_of_inverse(gram: torch.Tensor) -> torch.Tensor:
-    """U with U^T U = gram^-1, upper triangular."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    return torch.linalg.cholesky(inverse, upper=True)
+    """U with U^T U = gram^-1, upper triangular: gram = R R^T with R upper triangular, U = R^-1."""
+    return _inverse_of_upper(torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1))
 
 
-def _solve_block(
-    new: torch.Tensor, keep: torch.Tensor, upper: torch.Tensor, first: int, last: int, pattern: Pattern
-) -> None:
-    """Choose and compensate columns `first` to `last` in place; what they lose goes into the columns behind them."""
-    columns = new[:, first:last]
-    factor = upper[first:last, first:last]
-    diagonal = factor.diagonal()
-    if isinstance(pattern, Unstructured):
-        keep[:, first:last] = _choose(columns, diagonal, pattern, first, last)
-    errors = torch.zeros_like(columns)
-    for j in range(last - first):
-        if isinstance(pattern, NofM) and j % pattern.of == 0:
-            group = slice(j, j + pattern.of)
-            score = (columns[:, group] / diagonal[group]).square()
-            keep[:, first + j : first + j + pattern.of] = keep_highest(score, pattern)
-        kept = columns[:, j].where(keep[:, first + j], 0.0)
-        errors[:, j] = (columns[:, j] - kept) / diagonal[j]
-        columns[:, j:] -= errors[:, j : j + 1] * factor[j, j:]
-        columns[:, j] = kept
-    new[:, last:] -= errors @ upper[first:last, last:]
+def _inverse_of_upper(factor: torch.Tensor) -> torch.Tensor:
+    """By halves: three quarters of the work are products of matrices."""
+    inputs = len(factor)
+    if inputs <= _INVERTED_AT_ONCE:
+        return torch.linalg.solve_triangular(
+            factor, torch.eye(inputs, dtype=factor.dtype, device=factor.device), upper=True
+        )
+    left, right = slice(inputs // 2), slice(inputs // 2, inputs)
+    inverse = torch.zeros_like(factor)
+    inverse[left, left] = _inverse_of_upper(factor[left, left])
+    inverse[right, right] = _inverse_of_upper(factor[right, right])
+    inverse[left, right] = -(inverse[left, left] @ factor[left, right]) @ inverse[right, right]
+    return inverse
 
 
-def _choose(
-    columns: torch.Tensor, diagonal: torch.Tensor, pattern: Unstructured, first: int, last: int
-) -> torch.Tensor:
-    """The mask of one block of columns; counted so that the blocks together prune exactly what the tensor should."""
-    rows = columns.shape[0]
-    count = pruned_count(pattern.sparsity, rows * last) - pruned_count(pattern.sparsity, rows * first)
-    return keep_highest_count((columns / diagonal).square(), count)
+class _Sweep:
+    """One pass over the columns, halved again and again: what the left half lost goes into the right one at once.
+
+    `columns` and `keep` are (in, out), so that a column lies together in memory.
+    """
+
+    def __init__(self, weight: torch.Tensor, upper: torch.Tensor, pattern: Pattern, block_size: int) -> None:
+        self.columns = weight.T.contiguous()
+        self.keep = torch.ones_like(self.columns, dtype=torch.bool)
+        self._errors = torch.zeros_like(self.columns)
+        self._upper = upper
+        self._pattern = pattern
+        # So many columns get their mask at once.
+        self._together = block_size if isinstance(pattern, Unstructured) else pattern.of
+
+    def choose_and_solve(self, first: int, last: int) -> None:
+        pieces = -(-(last - first) // self._together)
+        if pieces == 1:
+            self._choose(first, last)
+            self._solve(first, last)
+        else:
+            middle = first + pieces // 2 * self._together
+            self.choose_and_solve(first, middle)
+            self._push(first, middle, last)
+            self.choose_and_solve(middle, last)
+
+    def _choose(self, first: int, last: int) -> None:
+        """The mask of some columns; counted so that all together prune exactly what the tensor should."""
+        score = (self.columns[first:last].T / self._upper.diagonal()[first:last]).square()
+        if isinstance(self._pattern, NofM):
+            keep = keep_highest(score, self._pattern)
+        else:
+            sparsity, rows = self._pattern.sparsity, len(score)
+            keep = keep_highest_count(score, pruned_count(sparsity, rows * last) - pruned_count(sparsity, rows * first))
+        self.keep[first:last] = keep.T
+
+    def _solve(self, first: int, last: int) -> None:
+        """Prune columns whose mask is known, each at the price of the later ones."""
+        if last - first > _ONE_BY_ONE:
+            middle = (first + last) // 2
+            self._solve(first, middle)
+            self._push(first, middle, last)
+            self._solve(middle, last)
+            return
+        for j in range(first, last):
+            column, factor = self.columns[j], self._upper[j]
+            torch.div(zeroed(column, ~self.keep[j]), factor[j], out=self._errors[j])
+            self.columns[j + 1 : last].addr_(factor[j + 1 : last], self._errors[j], alpha=-1)
+
+    def _push(self, first: int, middle: int, last: int) -> None:
+        factor = self._upper[first:middle, middle:last]
+        self.columns[middle:last].addmm_(factor.T, self._errors[first:middle], alpha=-1)
 
 
 METHOD = Method(
