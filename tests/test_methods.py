@@ -40,6 +40,24 @@ def test_whole_tensors_and_ties_like_the_reference(score: torch.Tensor, sparsity
     assert torch.equal(keep_highest(score, pattern), reference.keep_per_tensor(score, sparsity))
 
 
+@pytest.mark.parametrize("sparsity", [1e-6, 0.3, 0.5, 0.999999])
+@pytest.mark.parametrize("kind", ["spread", "tied", "sorted", "seldom"])
+def test_large_tensors_like_a_sort(kind: str, sparsity: float) -> None:
+    """From some size on a sample says where to look; it must not matter what it says."""
+    count = torch.arange(2**18 + 2**17)
+    values = {
+        "spread": torch.rand(len(count), generator=generator()),
+        "tied": (count % 5).float(),
+        "sorted": count.float(),
+        "seldom": (count % 64 == 63).float() * count,  # most samples are zero
+    }[kind]
+    keep = keep_highest(values.view(512, -1), Unstructured(sparsity, per="tensor")).flatten()
+    order = values.sort(stable=True).indices
+    pruned = int(sparsity * len(values) + 1e-9)
+    assert not keep[order[:pruned]].any()
+    assert keep[order[pruned:]].all()
+
+
 @pytest.mark.parametrize(("keep", "of"), [(2, 4), (4, 8), (1, 4), (3, 4), (1, 2), (5, 16), (31, 32)])
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())

@@ -60,13 +60,16 @@ def test_every_step_keeps_its_contract(name: str, pattern: Pattern) -> None:
         assert not torch.equal(result.weight, start.weight)
 
 
+@pytest.mark.parametrize(("cycles", "threshold"), [(9, 0.1), (40, 0.0)])  # some rows need more than the first sixteen
 @pytest.mark.parametrize("stop", ["error", "sign", "never"])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_dsnot_equals_the_reference_step_by_step(pattern: Pattern, stop: Literal["error", "sign", "never"]) -> None:
+def test_dsnot_equals_the_reference_step_by_step(
+    pattern: Pattern, stop: Literal["error", "sign", "never"], cycles: int, threshold: float
+) -> None:
     weight, x = make(40, 48)
     statistics = reference.statistics(x)
     start = wanda(weight, x, pattern).keep
-    options = dsnot.Options(max_cycles=9, stop=stop)
+    options = dsnot.Options(max_cycles=cycles, stop=stop, threshold=threshold)
     keep = dsnot.improve(weight, Pruned(zeroed(weight, start), start), statistics, pattern, options).keep
     inputs = {name: statistics[name].tolist() for name in ("mean", "variance", "sq_norm")}
     of = pattern.of if isinstance(pattern, NofM) else None

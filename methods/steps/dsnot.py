@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from methods._method import Pruned, Step
 from methods._pattern import NofM, Pattern, infinite, zeroed
+
+_FEW_CYCLES = 16
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,14 @@ def improve(
     error, threshold = _expected_error(weight, pruned.keep, statistics, options.threshold)
     keep = pruned.keep.clone()
     todo = (error.abs() > threshold).nonzero()[:, 0]
-    if len(todo):
-        rows = _Rows(weight[todo], keep[todo], error[todo], threshold[todo], statistics, options)
-        keep[todo] = _exchange(rows, pattern, options)
+    # Rows are seldom long on their way, and long queues are costly: those that are begin once more.
+    for cycles in sorted({min(_FEW_CYCLES, options.max_cycles), options.max_cycles}):
+        if len(todo):
+            # `index_select` takes whole rows at a fraction of what an index costs.
+            w, k = weight.index_select(0, todo), pruned.keep.index_select(0, todo)
+            rows = _Rows(w, k, error[todo], threshold[todo], statistics, replace(options, max_cycles=cycles))
+            keep.index_copy_(0, todo, _exchange(rows, pattern, cycles))
+            todo = todo[rows.active]
     return Pruned(zeroed(weight, keep), keep, pruned.notes)
 
 
@@ -61,10 +68,10 @@ def _expected_error(
     return error, share * (error.square() + lost.square() @ statistics["variance"]).sqrt()
 
 
-def _exchange(rows: _Rows, pattern: Pattern, options: Options) -> torch.Tensor:
-    """The rows' new keep-mask."""
-    partners = _InGroup(rows, pattern.of) if isinstance(pattern, NofM) else _Anywhere(rows, options.max_cycles)
-    for _ in range(options.max_cycles):
+def _exchange(rows: _Rows, pattern: Pattern, cycles: int) -> torch.Tensor:
+    """The rows' new keep-mask; rows that are still active could do with more cycles."""
+    partners = _InGroup(rows, pattern.of) if isinstance(pattern, NofM) else _Anywhere(rows, cycles)
+    for _ in range(cycles):
         if not bool(rows.active.any()):
             break
         grown, found = rows.next_to_grow()
