@@ -43,7 +43,7 @@ REFUSED: dict[tuple[str, PartName], str] = {
     ("mamba", "heads"): "no number of attention heads",
     ("gpt_oss", "mlp"): "expert",
     ("gpt_oss", "heads"): "sinks would shrink",
-    **dict.fromkeys((("falcon-new", "heads"), ("falcon-old", "heads")), "no removal of whole units"),
+    **dict.fromkeys((("falcon-new", "heads"), ("falcon-old", "heads")), "no whole number of rows for each"),
 }
 
 
@@ -63,7 +63,7 @@ def test_the_tensors_that_carry_units_are_found_and_proven(kind: str, tmp_path: 
             assert {".".join(name.split(".")[-2:]) for name in names} == expected[kind]
             assert found.consumers[block] in found.cuts
         else:
-            with pytest.raises(RequestError, match=REFUSED.get((kind, part), "no head_dim of its own")):
+            with pytest.raises(RequestError, match=REFUSED.get((kind, part), "no head_dim of their own")):
                 proven_part(job, part, unit_count(job, part) // 2)
 
 

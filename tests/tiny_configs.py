@@ -173,7 +173,34 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 ARCHITECTURES: tuple[str, ...] = tuple(_KINDS)
 
+_MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+# Models whose blocks differ by rules on their numbers, for the tests of such rules alone.
+_RULED: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm3": ("smollm3", {**_GROUPED, "use_sliding_window": True, "sliding_window": _WINDOW}),
+    "lfm2": ("lfm2", _GROUPED),
+    "falcon_h1": ("falcon_h1", {**_GROUPED, **_MAMBA, "mamba_d_ssm": 64}),
+    "jamba": (
+        "jamba",
+        {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_dt_rank": 8},
+    ),
+    "minimax": ("minimax", {**_GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            **_WIDE_HEADS,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+    ),
+}
+
 
 def tiny_config(architecture: str, **overrides: object) -> PreTrainedConfig:
-    model_type, settings = _KINDS[architecture]
+    model_type, settings = {**_KINDS, **_RULED}[architecture]
     return cast("PreTrainedConfig", AutoConfig.for_model(model_type, **{**_SHARED, **settings, **overrides}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ _NUMBERS = frozenset(
         "local_layer_ids", "mlp_only_layers", "moe_layers", "ple_layer_ids", "rope_scaling_layers",
     }
 )  # fmt: skip
+# How many of the first blocks are of another kind.
+_FIRST = frozenset({"first_k_dense_replace"})
 _NOT_BY_BLOCK = ("architectures", "_token_id", "suppress_tokens", "section", "factor")
 
 
@@ -36,7 +39,10 @@ def config_without_blocks(source: Source, model: Skeleton, kept: Sequence[int]) 
     for key in names & part.keys() or {text.attribute_map.get(_COUNT, _COUNT)}:
         part[key] = len(kept)
     for key, value in text.to_dict().items():
-        changed = _cut(key, value, blocks, kept)
+        if key in _FIRST and isinstance(value, int):
+            changed = sum(block < value for block in kept)
+        else:
+            changed = _cut(key, value, blocks, kept)
         if changed is not None:
             part[key] = changed
     return raw
@@ -54,11 +60,16 @@ def text_config(raw: dict[str, Any], config: Any) -> tuple[Any, dict[str, Any]]:
 def config_from(raw: dict[str, Any], model: Skeleton) -> Any:
     """The config that transformers makes of `raw`; raises RequestError where it refuses it."""
     try:
-        return type(model.config).from_dict(copy.deepcopy(raw))
+        return type(model.config).from_dict(json.loads(json.dumps(raw), object_hook=_float))
     except Exception as error:  # whatever transformers' validators raise
         raise RequestError(
             f"This architecture's config cannot describe the smaller model ({one_line(error)}): choose other blocks."
         ) from error
+
+
+def _float(item: dict[str, Any]) -> Any:
+    """How transformers writes numbers that JSON has not, as infinity."""
+    return float(item["__float__"]) if item.keys() == {"__float__"} else item
 
 
 def _cut(key: str, value: Any, blocks: int, kept: Sequence[int]) -> list[Any] | None:

@@ -22,6 +22,7 @@ from prune_cli.structured.sized import sizes_entry
 
 PartName = Literal["mlp", "heads"]
 WORDS: dict[PartName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}
+_OTHER: dict[PartName, PartName] = {"mlp": "heads", "heads": "mlp"}
 _WIDTH_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 _MOST_LAYOUTS = 64
 
@@ -111,7 +112,7 @@ def find_part(job: Opened, part: PartName, keep: int) -> Iterator[Part]:
         if shapes[parameter] == tuple(tensor.shape):
             continue
         _check_place(job, named.get(parameter), parameter, part)
-        smaller[named[parameter]] = _shrinks(parameter, tuple(tensor.shape), shapes[parameter], units, keep)
+        smaller[named[parameter]] = _shrinks(parameter, tuple(tensor.shape), shapes[parameter], units, keep, part)
     consumers = _consumers(job, smaller, part)
     blocks = {name: job.model.places[name].block or 0 for name in smaller}
     width = _one_width(smaller, consumers, part)
@@ -213,7 +214,9 @@ def _check_place(job: Opened, name: str | None, parameter: str, part: PartName) 
         )
 
 
-def _shrinks(name: str, before: Sequence[int], after: Sequence[int], units: int, keep: int) -> tuple[int, int, int]:
+def _shrinks(
+    name: str, before: Sequence[int], after: Sequence[int], units: int, keep: int, part: PartName
+) -> tuple[int, int, int]:
     """(axis, rows of a unit, rows that stay whatever is removed)."""
     axes = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
     lost = before[axes[0]] - after[axes[0]]
@@ -221,8 +224,9 @@ def _shrinks(name: str, before: Sequence[int], after: Sequence[int], units: int,
     tail = before[axes[0]] - rows * units
     if len(axes) != 1 or lost <= 0 or lost % (units - keep) or tail < 0:
         raise RequestError(
-            f"{name} would go from shape {list(before)} to {list(after)}, which is no removal of whole units: "
-            "this architecture cannot be narrowed so."
+            f"With {keep} of {units} {WORDS[part]} in the config, {name} would go from shape {list(before)} to "
+            f"{list(after)}, no whole number of rows for each of the {WORDS[part]}: the config makes the real size "
+            f"from this one and others. Use -o parts={_OTHER[part]} or --method depth."
         )
     return axes[0], rows, tail
 
@@ -238,9 +242,13 @@ def _consumers(job: Opened, smaller: Mapping[str, tuple[int, int, int]], part: P
             found[place.block].append(name)
     if not found:
         raise RequestError(
-            f"No tensor of {type(job.model.model).__name__} changes with the {WORDS[part]} that its config names: "
-            "transformers would build other shapes than a model without them has"
-            + (" (there is no head_dim of its own): use -o parts=mlp." if part == "heads" else ".")
+            f"Fewer {WORDS[part]} in the config of {type(job.model.model).__name__} change no tensor: "
+            + (
+                "the heads have no head_dim of their own, and would be wider instead"
+                if part == "heads"
+                else "the real number follows from other settings (or all MLPs are experts: --method experts)"
+            )
+            + f". Use -o parts={_OTHER[part]} or --method depth."
         )
     for block, names in found.items():
         if len(names) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ _IGNORED = frozenset({"training", "config"})
 # GPT-2's option divides attention scores by the block's number plus one.
 _COMPUTES_WITH_NUMBER = "scale_attn_by_inverse_layer_idx"
 
+# Settings from which the kind of a block follows by its number.
+_RULES = re.compile("_(step|freq|period|interval|offset|start_index|end_index|pattern)$|^first_k_")
+
 
 def rebuild(source: Skeleton, config: Any, change: Change, *, trust_remote_code: bool) -> nn.Module:
     """The output's model on meta. Raises RequestError with the reason where it is not what `change` says.
@@ -28,25 +32,40 @@ def rebuild(source: Skeleton, config: Any, change: Change, *, trust_remote_code:
     model = model_on_meta(config, source.dtype, trust_remote_code)
     name, blocks = find_blocks(model)
     if name != source.blocks_name or len(blocks) != len(change.blocks):
-        raise _cannot(f"the model rebuilt from it has {len(blocks)} blocks, expected {len(change.blocks)}")
-    _compare_shapes(source, model, change)
+        raise _cannot(f"the model rebuilt from it has {len(blocks)} blocks, expected {len(change.blocks)}", config)
+    compare_shapes(source, model, change, config)
     for new, (old, block) in enumerate(zip(change.blocks, blocks, strict=True)):
-        _compare_blocks(source.blocks[old], old, block, new, change.narrowed)
+        differs = _difference(source.blocks[old], old, block, new, change.narrowed)
+        if differs is not None:
+            raise _cannot(differs, config)
     return model
 
 
-def _cannot(reason: str) -> RequestError:
-    return RequestError(f"This architecture's config cannot describe the smaller model: {reason}.")
+def _cannot(reason: str, config: Any) -> RequestError:
+    rules = [f"{key}={value}" for key, value in config.get_text_config().to_dict().items() if _is_rule(key, value)]
+    by_number = ""
+    if rules:
+        by_number = (
+            f" It tells blocks apart by their numbers ({', '.join(rules)}): the last blocks, or as many in a row as "
+            "the rule is long, may go."
+        )
+    return RequestError(f"This architecture's config cannot describe the smaller model: {reason}.{by_number}")
 
 
-def _compare_shapes(source: Skeleton, model: nn.Module, change: Change) -> None:
+def _is_rule(key: str, value: Any) -> bool:
+    return type(value) is int and value > 1 and _RULES.search(key) is not None
+
+
+def compare_shapes(source: Skeleton, model: nn.Module, change: Change, config: Any) -> None:
+    """Raise RequestError where `model`, built from `config`, has other weights than the output will hold."""
     expected = _expected(source, change)
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in expected.keys() | found.keys():
+    for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise _cannot(
                 f"{name} would have the shape {_told(found.get(name))} in the model rebuilt from it, but "
-                f"{_told(expected.get(name))} in the output"
+                f"{_told(expected.get(name))} in the output",
+                config,
             )
 
 
@@ -70,21 +89,23 @@ def _expected(source: Skeleton, change: Change) -> Mapping[str, tuple[int, ...]]
     return expected
 
 
-def _compare_blocks(before: nn.Module, old: int, after: nn.Module, new: int, narrowed: frozenset[str]) -> None:
+def _difference(before: nn.Module, old: int, after: nn.Module, new: int, narrowed: frozenset[str]) -> str | None:
+    """What makes `after`, the output's block `new`, another one than `before`."""
     modules = dict(after.named_modules())
     for path, module in before.named_modules():
         where = f"block {old}{'.' + path if path else ''}"
         other = modules.get(path)
         if type(other) is not type(module):
-            raise _cannot(f"{where} is a {type(module).__name__}, but there it would be a {type(other).__name__}")
+            return f"{where} is a {type(module).__name__}, but there it would be a {type(other).__name__}"
         for key, value in vars(module).items():
             if key.startswith("_") or key in _IGNORED or key in narrowed or not _is_plain(value):
                 continue
             there = vars(other).get(key)
-            if value != there and not _is_number_of_block(value, old, there, new):
-                raise _cannot(f"{where} has {key} = {value!r}, but there it would have {there!r}")
+            if value != there and not _is_number_of_block(key, value, old, there, new):
+                return f"{where} has {key} = {value!r}, but there it would have {there!r}"
         if old != new and getattr(module, _COMPUTES_WITH_NUMBER, False):
-            raise _cannot(f"{where} computes with its own number ({_COMPUTES_WITH_NUMBER}), which would change")
+            return f"{where} computes with its own number ({_COMPUTES_WITH_NUMBER}), which would change"
+    return None
 
 
 def _is_plain(value: Any) -> bool:
@@ -93,6 +114,8 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _is_number_of_block(value: Any, old: int, there: Any, new: int) -> bool:
+def _is_number_of_block(key: str, value: Any, old: int, there: Any, new: int) -> bool:
     """Blocks know where they stand (`layer_idx`): the same distance from both numbers is the same thing."""
+    if key.startswith("num_"):
+        return False  # a count, as of all blocks
     return type(value) is int and type(there) is int and value - old == there - new

@@ -12,7 +12,7 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods.structured.width import Options, default_multiple, kept_units
-from prune_cli.architecture import read_config
+from prune_cli.architecture import model_on_meta, read_config
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.layout import Planned
@@ -25,12 +25,13 @@ from prune_cli.report import BlockChange
 from prune_cli.request import PruneRequest
 from prune_cli.stream import Stream
 from prune_cli.structured.change import Change
-from prune_cli.structured.config import text_config
+from prune_cli.structured.config import config_from, text_config
 from prune_cli.structured.coupling import WORDS, Part, PartName, sized_entry, unit_count
 from prune_cli.structured.names import UNUSED
 from prune_cli.structured.narrow import Widened
 from prune_cli.structured.own_sizes import angles_of_blocks, with_sizes
 from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.rebuild import compare_shapes
 from prune_cli.structured.removal import proven_part
 from prune_cli.structured.saved import check_statistics
 from prune_cli.structured.share import asked_share
@@ -136,7 +137,7 @@ def decide(job: StructuredJob, plan: WidthPlan) -> Change:
         raw["quantization_config"] = sized_entry(job, plan.parts)
     for name in _refitted(job, plan):
         tensors[name] = Planned(name, tensors[name].shape or job.model.places[name].entry.shape)
-    return Change(
+    change = Change(
         config=raw,
         tensors=tensors,
         dropped=dropped,
@@ -146,6 +147,10 @@ def decide(job: StructuredJob, plan: WidthPlan) -> Change:
         shapes=shapes,
         shares={WORDS[part.name]: 1 - after / before for part in plan.parts for before, after in [_counts(part)]},
     )
+    if job.options.uniform:
+        config = config_from(raw, job.model)
+        compare_shapes(job.model, model_on_meta(config, job.dtype, job.trust_remote_code), change, config)
+    return change
 
 
 def _units(plan: WidthPlan) -> tuple[int, int]:
