@@ -1,4 +1,4 @@
-"""Reads sparse safetensors (docs/sparse-safetensors.md) with numpy alone: python read_sparse.py FOLDER
+"""Reads sparse safetensors (docs/sparse-safetensors.md) with numpy and zlib: python read_sparse.py FOLDER
 
 Written for clarity, as a second opinion on the format: no prune_cli, no torch, no safetensors.
 """
@@ -24,8 +24,8 @@ def read_file(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     length = int.from_bytes(content[:8], "little")
     header: dict[str, Any] = json.loads(content[8 : 8 + length])
     about = json.loads(header.pop("__metadata__")["prune_cli_sparse"])
-    if about["version"] != 1:
-        raise ValueError(f"{path} has version {about['version']}, this reader knows version 1")
+    if about["version"] not in (1, 2):
+        raise ValueError(f"{path} has version {about['version']}, this reader knows 1 and 2")
 
     def stored(name: str) -> bytes:
         begin, end = header[name]["data_offsets"]
@@ -33,10 +33,12 @@ def read_file(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
     tensors = {}
     for name, told in about["tensors"].items():
-        data = stored(name)
-        if told["encoding"] != "dense":
+        data, encoding = stored(name), told["encoding"].removesuffix("+deflate")
+        if encoding != told["encoding"]:
+            data = joined_values(stored(name + ".sparse_high"), data, BYTES[told["dtype"]])
+        if encoding != "dense":
             count = prod(told["shape"])
-            kept = kept_elements(stored(name + ".sparse_mask"), told["encoding"], count)
+            kept = kept_elements(stored(name + ".sparse_mask"), encoding, count)
             values = np.frombuffer(data, f"V{BYTES.get(told['dtype'], 1)}")
             if len(values) != np.count_nonzero(kept):
                 raise ValueError(f"{name} has {len(values)} values, but its mask keeps {np.count_nonzero(kept)}")
@@ -47,6 +49,20 @@ def read_file(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
             raise ValueError(f"{name} has a wrong checksum")
         tensors[name] = (told["dtype"], told["shape"], data)
     return tensors
+
+
+def joined_values(high: bytes, low: bytes, size: int) -> bytes:
+    """Values of `size` bytes from their deflated high bytes and the others, which end in the sign's bit."""
+    count = len(low) // (size - 1)
+    inflate = zlib.decompressobj(-15)
+    first = inflate.decompress(high, count + 1)
+    if len(first) != count or not inflate.eof:
+        raise ValueError("the high bytes are not as many as the values")
+    every = np.empty((count, size), np.uint8)
+    every[:, -1] = np.frombuffer(first, np.uint8)
+    every[:, :-1] = np.frombuffer(low, np.uint8).reshape(count, size - 1)
+    turned = every.reshape(-1).view(f"<u{size}")
+    return (turned >> 1 | turned << (8 * size - 1)).tobytes()
 
 
 def kept_elements(mask: bytes, encoding: str, count: int) -> np.ndarray:

@@ -18,10 +18,10 @@ def dense_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
     return path
 
 
-def sparse_file(dense: Path, path: Path) -> Path:
+def sparse_file(dense: Path, path: Path, *, compress: bool = False) -> Path:
     """The sparse form of one dense file."""
     with ThreadPoolExecutor(2) as pool:
-        make_sparse(dense, path, pool, lambda: None)
+        make_sparse(dense, path, pool, lambda: None, compress=compress)
     return path
 
 
@@ -44,6 +44,6 @@ def zeroed(folder: Path, share: float = 0.6, pattern: tuple[int, int] | None = N
     return folder
 
 
-def sparse_copy(model: Path, out: Path) -> Path:
-    convert(ConvertRequest(str(model), out, "sparse"))
+def sparse_copy(model: Path, out: Path, *, compress: bool = False) -> Path:
+    convert(ConvertRequest(str(model), out, "sparse", compress=compress))
     return out

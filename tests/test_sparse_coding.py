@@ -140,7 +140,8 @@ def test_masks_and_values_that_disagree_are_refused() -> None:
         _restored(values, mask + np.array([0, 36], np.uint8), "2:4", 20)
 
 
-def test_every_dtype_comes_back_with_its_bits_and_numpy_alone_reads_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "deflated"])
+def test_every_dtype_comes_back_with_its_bits_and_numpy_alone_reads_it(compress: bool, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.complex64):
@@ -153,13 +154,16 @@ def test_every_dtype_comes_back_with_its_bits_and_numpy_alone_reads_it(tmp_path:
     negative[1] = torch.nan
     tensors |= {"negative zeros": negative, "int64": torch.randint(0, 2, (64, 64), generator=generator)}
     tensors |= {"bool": torch.rand(99, 64, generator=generator) < 0.2, "norm": torch.zeros(2000), "one": torch.ones(())}
+    weights = torch.randn(64, 48, generator=generator)
+    weights[::2, ::2] = torch.tensor([-0.0, torch.inf, torch.nan, 0.0]).repeat(6)
+    tensors |= {f"weights {dtype}": weights.to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     tensors |= {
         "experts": torch.ones(4, 30, 20).tril(),
         "empty": torch.zeros(0, 7),
         "zeros": torch.zeros(70, 70).half(),
     }
     dense = dense_file(tmp_path / "dense.safetensors", tensors)
-    sparse = sparse_file(dense, tmp_path / "sparse.safetensors")
+    sparse = sparse_file(dense, tmp_path / "sparse.safetensors", compress=compress)
     shard = open_shard(sparse)
     read = read_file(sparse)
     assert list(read) == list(shard.tensors)
@@ -170,7 +174,10 @@ def test_every_dtype_comes_back_with_its_bits_and_numpy_alone_reads_it(tmp_path:
             )
             assert b"".join(piece.tobytes() for piece in decoded(shard, shard.tensors[name])) == expected
             assert read[name] == (shard.tensors[name].dtype, list(shard.tensors[name].shape), expected)
-    encodings = {name: tensor.encoding for name, tensor in shard.tensors.items()}
+    assert {name for name, tensor in shard.tensors.items() if tensor.high} == (
+        {"experts", "negative zeros", *(name for name in tensors if name.startswith("weights "))} if compress else set()
+    )
+    encodings = {name: tensor.encoding for name, tensor in shard.tensors.items() if not name.startswith("weights ")}
     assert {name for name, encoding in encodings.items() if encoding == DENSE} == {"norm", "one", "empty"}
     assert sparse.stat().st_size < 0.65 * dense.stat().st_size
 

@@ -119,11 +119,16 @@ def test_pruned_weights_take_few_bits(asked: list[object], most: float, tmp_path
     names = [tensor["name"] for tensor in report["tensors"] if tensor["action"] == "pruned"]
     shard = open_shard(tmp_path / "sparse" / "model.safetensors")
     pruned = [shard.tensors[name] for name in names]
-    stored = sum(t.values.nbytes + (t.mask.nbytes if t.mask else 0) for t in pruned)
+    stored = sum(part.nbytes for t in pruned for part in t.parts)
     assert {t.encoding for t in pruned} == {asked[1] if asked[0] == "--pattern" else "bitmask"}
     assert 8 * stored / sum(t.count for t in pruned) <= most
     saved = (tmp_path / "dense" / "model.safetensors").stat().st_size - shard.path.stat().st_size
     assert saved > sum(2 * t.count for t in pruned) - stored - 16_384
+    assert command("convert", tmp_path / "dense", tmp_path / "deflated", "--compress", "-q").code == 0
+    deflated = open_shard(tmp_path / "deflated" / "model.safetensors")
+    assert sum(part.nbytes for name in names for part in deflated.tensors[name].parts) < 0.7 * stored
+    assert command("convert", tmp_path / "deflated", tmp_path / "again", "--format", "dense", "-q").code == 0
+    assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "dense")
 
 
 def test_killed_then_resumed_gives_the_same_bytes(tmp_path: Path, command: RunCommand) -> None:
@@ -156,12 +161,12 @@ def test_done_files_are_not_written_again(pruned: Path, tmp_path: Path, command:
     last = files[-1]
     journal, original = partial_folder(out) / JOURNAL, sparse_convert.make_sparse
 
-    def stops_at_the_last(source: Path, *rest: Any) -> Written:
+    def stops_at_the_last(source: Path, *rest: Any, **options: Any) -> Written:
         if source.name == last.name:
             while journal.read_text().count('"file":') < len(files) - 1:
                 time.sleep(0.001)
             raise OSError(28, "No space left on device")
-        return original(source, *rest)
+        return original(source, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_convert, "make_sparse", stops_at_the_last)
@@ -202,6 +207,7 @@ def test_what_cannot_be_converted_is_refused(pruned: Path, tmp_path: Path, comma
     assert "exists already" in refused(pruned, sparse)
     assert "is sparse already" in refused(sparse, tmp_path / "a")
     assert "is dense already" in refused(pruned, tmp_path / "a", "--format", "dense")
+    assert "dense files are never compressed" in refused(sparse, tmp_path / "a", "--format", "dense", "--compress")
     assert "choose dense or sparse" in refused(pruned, tmp_path / "a", "--format", "zip")
     quantised = change_config(shutil.copytree(pruned, tmp_path / "fp8"), quantization_config={"quant_method": "fp8"})
     assert "(fp8) already" in refused(quantised, tmp_path / "a")

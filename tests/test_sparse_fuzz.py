@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 
 from prune_cli.errors import PruneError
 from prune_cli.sparse.coding import decode, encode, mask_bytes
+from prune_cli.sparse.deflate import Inflating
 from prune_cli.sparse.format import METADATA_KEY, open_shard
 from prune_cli.sparse.groups import CodingError, GroupCode
 from prune_cli.sparse.reading import decoded
@@ -23,8 +26,8 @@ from tests.sparse_files import dense_file, sparse_file
 _Everything = tuple[bytes, dict[str, tuple[str, tuple[int, ...], bytes]]]
 
 
-@pytest.fixture
-def shard(tmp_path: Path) -> Path:
+@pytest.fixture(params=[False, True], ids=["plain", "deflated"])
+def shard(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A small file with every way of storing: dense, bitmask, 2:4, 4:8 (words of four bytes), all zeros."""
     generator = torch.Generator().manual_seed(1)
     half = torch.where(torch.rand(20, 32, generator=generator) < 0.5, torch.randn(20, 32, generator=generator), 0)
@@ -32,7 +35,9 @@ def shard(tmp_path: Path) -> Path:
     eights = torch.rand(80, 8, generator=generator).argsort(1).argsort(1).reshape(20, 32) < 4
     tensors = {"half": half.bfloat16(), "two.four": torch.where(groups, 1.5, 0).half(), "norm": torch.ones(5)}
     tensors |= {"four.eight": torch.where(eights, -2.0, 0), "zeros": torch.zeros(20, 30)}
-    return sparse_file(dense_file(tmp_path / "dense.safetensors", tensors), tmp_path / "sparse.safetensors")
+    tensors |= {"head": torch.randn(30, 20, generator=generator).half()}
+    dense = dense_file(tmp_path / "dense.safetensors", tensors)
+    return sparse_file(dense, tmp_path / "sparse.safetensors", compress=request.param)
 
 
 def _everything(path: Path) -> _Everything:
@@ -82,7 +87,7 @@ def _cut(chance: random.Random, content: bytearray) -> None:
     del content[chance.randrange(len(content)) :]
 
 
-@pytest.mark.parametrize(("change", "times"), [(_any_bytes, 1000), (_header_text, 700), (_cut, 200)])
+@pytest.mark.parametrize(("change", "times"), [(_any_bytes, 600), (_header_text, 400), (_cut, 100)])
 def test_changed_bytes(change: Callable[[random.Random, bytearray], None], times: int, shard: Path) -> None:
     sound, expected, chance = shard.read_bytes(), _everything(shard), random.Random(0)
     kept = 0
@@ -96,6 +101,7 @@ def test_changed_bytes(change: Callable[[random.Random, bytearray], None], times
 
 
 _VALUES: list[Any] = [None, True, -1, 0, 1, 2, 4, 2**31, 2**63, 2**70, 0.5, "", "2:4", "4:2", "bitmask", "dense", "F32"]
+_VALUES += ["dense+deflate", "bitmask+deflate", "2:4+deflate", "U8", "F16"]
 _VALUES += [[], [0], [20, 32], [32, 20], [2**40, 2**40], [-1], {}, "00000000", "../../x", "two.four", "\ud800"]
 
 
@@ -103,7 +109,7 @@ def test_changed_descriptions(shard: Path) -> None:
     """Any value anywhere in what a shard says of itself: counts that disagree, huge shapes, names missing."""
     header, data = split_shard(shard)
     about, expected, chance = header["__metadata__"][METADATA_KEY], _everything(shard), random.Random(0)
-    for _ in range(1000):
+    for _ in range(600):
         document = {"header": json.loads(json.dumps(header)), "about": json.loads(about)}
         inside, key = document, chance.choice(["header", "about"])
         while isinstance(inside[key], dict) and inside[key] and chance.random() < 0.8:
@@ -151,6 +157,25 @@ def test_any_mask_and_values() -> None:
     assert decodable > 100
 
 
+@pytest.mark.parametrize(("count", "told"), [(1 << 26, "more than its values"), (999, "fewer than its values")])
+def test_what_does_not_fit_is_not_inflated(count: int, told: str) -> None:
+    """A stream of many zeros in few bytes: refused when one byte too many comes out, not after all of them."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    stream = coder.compress(bytes(count)) + coder.flush()
+    values = Inflating(np.frombuffer(stream, np.uint8), np.zeros(1000, np.uint8), np.dtype("<u2"))
+
+    def read() -> None:
+        _ = values[0:500], values[500:1000]
+        values.check_end()
+
+    tracemalloc.start()
+    with pytest.raises(CodingError, match=told):
+        read()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 500_000
+
+
 def test_every_refusal_names_the_tensor(shard: Path) -> None:
     header, data = split_shard(shard)
     for name, fields in header.items():
@@ -160,5 +185,6 @@ def test_every_refusal_names_the_tensor(shard: Path) -> None:
         broken = bytearray(data)
         broken[(begin + end) // 2] ^= 4
         join_shard(shard, header, bytes(broken))
-        with pytest.raises(PruneError, match=rf"^{name.removesuffix('.sparse_mask')} in .* is damaged: "):
+        tensor = name.removesuffix(".sparse_mask").removesuffix(".sparse_high")
+        with pytest.raises(PruneError, match=rf"^{tensor} in .* is damaged: "):
             _everything(shard)

@@ -53,7 +53,8 @@ def test_loads_without_the_package_and_only_when_trusted(tmp_path: Path, command
     }
     for kind, (sizes, pattern) in kinds.items():
         zeroed(save_tiny(tmp_path / kind / "dense", kind, dtype=torch.bfloat16, **sizes), pattern=pattern)
-        done = command("convert", tmp_path / kind / "dense", tmp_path / kind / "sparse", "--self-contained", "-q")
+        form = ["--self-contained", *(["--compress"] if pattern else [])]
+        done = command("convert", tmp_path / kind / "dense", tmp_path / kind / "sparse", *form, "-q")
         assert done.code == 0
     ran = subprocess.run(
         [sys.executable, "-I", "-c", _PROGRAM, *(str(tmp_path / kind) for kind in kinds)],
@@ -98,14 +99,17 @@ def test_what_has_code_of_its_own_is_refused(dense: Path, tmp_path: Path, comman
     assert "dense files need no loader" in refused.stderr
 
 
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "deflated"])
 @pytest.mark.parametrize("pattern", [None, (1, 3), (2, 4), (4, 8), (3, 16)], ids=str)
-def test_the_loader_decodes_every_encoding_and_names_damage(pattern: tuple[int, int] | None, tmp_path: Path) -> None:
+def test_the_loader_decodes_every_encoding_and_names_damage(
+    pattern: tuple[int, int] | None, compress: bool, tmp_path: Path
+) -> None:
     weight = torch.randn(48, 48).to(torch.bfloat16)
     keep, of = pattern or (2, 4)
     places = torch.rand(48, 48) if pattern is None else torch.rand(weight.numel() // of, of).argsort(1).argsort(1) / of
     weight[(places >= (0.4 if pattern is None else keep / of)).reshape(48, 48)] = 0
     dense = dense_file(tmp_path / "dense.safetensors", {"a": weight.contiguous(), "b": torch.ones(3)})
-    sparse = sparse_file(dense, tmp_path / "sparse.safetensors")
+    sparse = sparse_file(dense, tmp_path / "sparse.safetensors", compress=compress)
     tensor = open_shard(sparse).tensors["a"]
     assert tensor.encoding == ("bitmask" if pattern is None else f"{keep}:{of}")
     write_dense(sparse, tmp_path / "again.safetensors")

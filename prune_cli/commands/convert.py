@@ -28,6 +28,12 @@ def convert(
             help="Put a loader beside the sparse files: trust_remote_code=True then loads them without this package.",
         ),
     ] = False,
+    compress: Annotated[
+        bool,
+        typer.Option(
+            "--compress", help="Deflate exponents too: about a third smaller again, slower to write and to read."
+        ),
+    ] = False,
     revision: options.Revision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an interrupted run.")] = False,
@@ -45,7 +51,9 @@ def convert(
         from prune_cli.sparse.convert import ConvertRequest
         from prune_cli.sparse.convert import convert as run
 
-        request = ConvertRequest(model, out, options.checked_later(into), resume, overwrite, revision, self_contained)
+        request = ConvertRequest(
+            model, out, options.checked_later(into), resume, overwrite, revision, self_contained, compress
+        )
         request.check()
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             done = run(request, progress)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prune_cli.sparse.deflate import Inflating
 from prune_cli.sparse.groups import LARGEST_GROUP, CodingError, GroupCode, fullest
 
+Values = np.ndarray | Inflating
 DENSE, BITMASK = "dense", "bitmask"
 # Elements worked on at a time: what a step makes of them stays in the processor's cache.
 _CHUNK = 1 << 17
@@ -95,7 +97,7 @@ def encode(bits: np.ndarray, encoding: str) -> Iterator[tuple[np.ndarray, np.nda
         yield np.compress(kept, chunk), mask
 
 
-def decode(values: np.ndarray, mask: np.ndarray, encoding: str, count: int) -> Iterator[np.ndarray]:
+def decode(values: Values, mask: np.ndarray, encoding: str, count: int) -> Iterator[np.ndarray]:
     """The pieces of the `count` elements that `values` (their unsigned integers) and `mask` (bytes) stand for.
 
     Raises CodingError where the two and `count` do not fit together. Nothing is allocated beyond a piece.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_cli.errors import RequestError
-from prune_cli.sparse.format import QUANT_METHOD, VERSION
+from prune_cli.sparse.format import QUANT_METHOD, VERSION, VERSIONS
 
 LOADER = "sparse_loader.py"
 _KEY = "quantization_config"
@@ -20,7 +20,7 @@ _AUTO_CLASSES = (
 CODE = {name: f"{LOADER.removesuffix('.py')}.SparseLoader" for name in _AUTO_CLASSES}
 
 
-def with_entry(text: str, path: Path, *, self_contained: bool = False) -> str:
+def with_entry(text: str, path: Path, *, self_contained: bool = False, version: int = VERSION) -> str:
     """The text of a dense config.json with our entry at its end; all else stays as it is, to the byte.
 
     With `self_contained` also one that names the loader for trust_remote_code.
@@ -35,13 +35,14 @@ def with_entry(text: str, path: Path, *, self_contained: bool = False) -> str:
                 f"{path} has a {_KEY} ({method}) already and transformers takes one: convert the checkpoint without it."
             )
     body = text.rstrip().removesuffix("}").rstrip()
-    block = _block() + (_code_block() if self_contained else "")
+    block = _block(version) + (_code_block() if self_contained else "")
     return body + (block if config else block.removeprefix(",")) + text[len(body) :]
 
 
 def without_entry(text: str, path: Path) -> str:
     """The inverse of `with_entry`; a config.json that was written anew since loses the entry alone."""
-    for block in (_block() + _code_block(), _block(), _block().removeprefix(",")):
+    ours = [_block(version) for version in VERSIONS]
+    for block in (form for each in ours for form in (each + _code_block(), each, each.removeprefix(","))):
         if block in text and _KEY not in json.loads(text.replace(block, "")):
             return text.replace(block, "")
     config = _parsed(text, path)
@@ -66,8 +67,8 @@ def _code_block() -> str:
     return f',\n  "{_CODE_KEY}": {code}'
 
 
-def _block() -> str:
-    entry = json.dumps({"quant_method": QUANT_METHOD, "version": VERSION}, indent=2).replace("\n", "\n  ")
+def _block(version: int) -> str:
+    entry = json.dumps({"quant_method": QUANT_METHOD, "version": version}, indent=2).replace("\n", "\n  ")
     return f',\n  "{_KEY}": {entry}'
 
 

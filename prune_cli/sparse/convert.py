@@ -21,7 +21,7 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.request import Format, check_format
 from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.config import LOADER, is_self_contained, with_entry, without_entry
-from prune_cli.sparse.format import VERSION, is_sparse, open_shard
+from prune_cli.sparse.format import DEFLATING_VERSION, VERSION, is_sparse, open_shard
 from prune_cli.sparse.shards import Written, make_dense, make_sparse
 from prune_cli.sparse.side_by_side import each_file
 
@@ -41,9 +41,16 @@ class ConvertRequest:
     overwrite: bool = False
     revision: str | None = None
     self_contained: bool = False
+    compress: bool = False
+
+    @property
+    def version(self) -> int:
+        return DEFLATING_VERSION if self.compress else VERSION
 
     def check(self) -> None:
         check_format(self.format)
+        if self.compress and self.format != "sparse":
+            raise RequestError("--compress is for --format sparse: dense files are never compressed.")
         if self.self_contained and self.format != "sparse":
             raise RequestError("--self-contained is for --format sparse: dense files need no loader.")
 
@@ -86,7 +93,7 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     checkpoint = Checkpoint.open(source.folder)
     _check_input(request, checkpoint)
     check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
-    check_space(request.out, _dense_bytes(request, checkpoint))
+    check_space(request.out, _needed_bytes(request, checkpoint))
     config = _config(request, source)
     if request.self_contained and (config is None or (source.folder / LOADER).exists()):
         raise RequestError(f"{source.folder} has no config.json, or a {LOADER}: leave out --self-contained.")
@@ -95,7 +102,7 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     with (partial / JOURNAL).open("a+", encoding="utf-8") as journal:
         done = _begin(request, checkpoint, partial, journal)
         progress.stage(f"Writing {len(checkpoint.files)} {request.format} file(s)", len(checkpoint.entries))
-        files = convert_files(checkpoint, partial, request.format, done, progress, journal)
+        files = _convert_files(checkpoint, partial, request, done, progress, journal)
         not_copied = _copy_side_files(checkpoint, partial)
         if request.self_contained:
             shutil.copyfile(Path(__file__).with_name(LOADER), partial / LOADER)
@@ -116,10 +123,10 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     )
 
 
-def convert_files(
+def _convert_files(
     checkpoint: Checkpoint,
     target: Path,
-    into: Format,
+    request: ConvertRequest,
     done: Mapping[str, Written],
     progress: Progress,
     journal: IO[str],
@@ -128,8 +135,8 @@ def convert_files(
 
     def write(file: str, pool: Executor, advance: Callable[[], None]) -> Written:
         path = checkpoint.folder / file
-        if into == "sparse":
-            return make_sparse(path, target / file, pool, advance)
+        if request.format == "sparse":
+            return make_sparse(path, target / file, pool, advance, compress=request.compress)
         return make_dense(open_shard(path), target / file, pool, advance)
 
     every = dict(done)
@@ -153,9 +160,10 @@ def _check_input(request: ConvertRequest, checkpoint: Checkpoint) -> None:
         raise RequestError(f"{request.model} is {request.format} already: there is nothing to convert.")
 
 
-def _dense_bytes(request: ConvertRequest, checkpoint: Checkpoint) -> int:
+def _needed_bytes(request: ConvertRequest, checkpoint: Checkpoint) -> int:
     if request.format == "sparse":
-        return checkpoint.nbytes
+        # Deflated bytes, half of the dense ones at most, wait beside the file until it is written.
+        return checkpoint.nbytes * 3 // 2 if request.compress else checkpoint.nbytes
     shards = [open_shard(checkpoint.folder / file) for file in checkpoint.files]
     return sum(len(shard.dense_header) + sum(e.nbytes for e in shard.dense_entries.values()) for shard in shards)
 
@@ -167,7 +175,7 @@ def _config(request: ConvertRequest, source: Source) -> str | None:
         return None
     text = path.read_text(encoding="utf-8")
     if request.format == "sparse":
-        return with_entry(text, path, self_contained=request.self_contained)
+        return with_entry(text, path, self_contained=request.self_contained, version=request.version)
     return without_entry(text, path)
 
 
@@ -180,7 +188,7 @@ def _begin(request: ConvertRequest, checkpoint: Checkpoint, partial: Path, journ
     stats = {file: (checkpoint.folder / file).stat() for file in checkpoint.files}
     now = {
         "format": request.format,
-        "version": VERSION,
+        "version": request.version,
         "self_contained": request.self_contained,
         "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
     }

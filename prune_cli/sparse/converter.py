@@ -42,9 +42,12 @@ class Decode(ConversionOps):
         return partial(self._decode, name, given)
 
     def _decode(self, name: str, values: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
-        """The packed values came to the device and dtype that the parameter is wanted in."""
+        """The packed values came to the device and dtype that the parameter is wanted in, bytes in none."""
         place = values()
-        return None if place is None else self.files.read(name).to(device=place.device, dtype=place.dtype)
+        if place is None:
+            return None
+        dtype = place.dtype if place.is_floating_point() else None
+        return self.files.read(name).to(device=place.device, dtype=dtype)
 
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any

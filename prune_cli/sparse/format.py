@@ -17,19 +17,26 @@ import numpy as np
 from prune_cli.checkpoint import BITS, METADATA, TensorEntry, file_metadata, header_entry, read_header, strict_json
 from prune_cli.errors import RequestError
 from prune_cli.sparse.coding import BITMASK, DENSE, mask_bytes
+from prune_cli.sparse.deflate import DEFLATED
 from prune_cli.sparse.groups import CodingError, GroupCode
 
-VERSION = 1
+# The second has deflated values; files without them are of the first.
+VERSION, DEFLATING_VERSION = 1, 2
+VERSIONS = (VERSION, DEFLATING_VERSION)
 METADATA_KEY = "prune_cli_sparse"
-MASK_SUFFIX = ".sparse_mask"
+MASK_SUFFIX, HIGH_SUFFIX = ".sparse_mask", ".sparse_high"
 QUANT_METHOD = "prune-cli-sparse"
 _FIELDS = {"version", "tensors", "dense_header", "dense_header_crc32"}
+_DEFLATE = "+deflate"
 _CHECKSUM = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
 class SparseTensor:
-    """One tensor of a sparse shard: what it is once decoded (`crc32` is of those bytes), and where its parts lie."""
+    """One tensor of a sparse shard: what it is once decoded (`crc32` is of those bytes), and where its parts lie.
+
+    With `high`, that holds the deflated high bytes of the values, and `values` the others.
+    """
 
     name: str
     dtype: str
@@ -38,6 +45,15 @@ class SparseTensor:
     crc32: int
     values: TensorEntry
     mask: TensorEntry | None
+    high: TensorEntry | None = None
+
+    @property
+    def parts(self) -> list[TensorEntry]:
+        return [part for part in (self.values, self.mask, self.high) if part is not None]
+
+    @property
+    def is_as_dense(self) -> bool:
+        return self.mask is None and self.high is None
 
     @property
     def count(self) -> int:
@@ -72,6 +88,11 @@ def may_be_encoded(dtype: str, shape: tuple[int, ...]) -> bool:
     return item_bytes(dtype) is not None and len(shape) >= 2
 
 
+def is_reserved(name: str) -> bool:
+    """Whether a tensor's name is one that this format gives to parts of others."""
+    return name.endswith((MASK_SUFFIX, HIGH_SUFFIX))
+
+
 def is_sparse(path: Path) -> bool:
     return METADATA_KEY in (file_metadata(path) or {})
 
@@ -79,11 +100,16 @@ def is_sparse(path: Path) -> bool:
 def describe(tensors: Mapping[str, SparseTensor], dense_header: bytes) -> str:
     """The text under METADATA_KEY; the inverse of what `open_shard` checks."""
     listed = {
-        name: {"encoding": t.encoding, "dtype": t.dtype, "shape": list(t.shape), "crc32": f"{t.crc32:08x}"}
+        name: {
+            "encoding": t.encoding + (_DEFLATE if t.high else ""),
+            "dtype": t.dtype,
+            "shape": list(t.shape),
+            "crc32": f"{t.crc32:08x}",
+        }
         for name, t in tensors.items()
     }
     document = {
-        "version": VERSION,
+        "version": DEFLATING_VERSION if any(t.high for t in tensors.values()) else VERSION,
         "tensors": listed,
         "dense_header": dense_header.decode("utf-8"),
         "dense_header_crc32": f"{zlib.crc32(dense_header):08x}",
@@ -98,15 +124,18 @@ def open_shard(path: Path) -> SparseShard:
         document = strict_json((file_metadata(path) or {}).get(METADATA_KEY, "null").encode())
         if not isinstance(document, dict):
             raise CodingError(f"it has no {METADATA_KEY} in its metadata")
-        if document.get("version") != VERSION:
+        version = document.get("version")
+        if type(version) is not int or version not in VERSIONS:
             raise CodingError(
-                f"it has version {reprlib.repr(document.get('version'))} of sparse safetensors and this prune-cli "
-                f"reads version {VERSION}: update prune-cli"
+                f"it has version {reprlib.repr(version)} of sparse safetensors and this prune-cli "
+                f"reads {VERSION} and {DEFLATING_VERSION}: update prune-cli"
             )
         listed = document.get("tensors")
         if document.keys() != _FIELDS or not isinstance(listed, dict):
-            raise CodingError(f"its {METADATA_KEY} is not the one of version {VERSION}")
+            raise CodingError(f"its {METADATA_KEY} is not the one of version {version}")
         tensors = {name: _tensor(name, fields, entries) for name, fields in listed.items()}
+        if version == VERSION and any(t.high for t in tensors.values()):
+            raise CodingError(f"it has version {VERSION}, which has no deflated values")
         _check_all_listed(tensors, entries)
         dense_header, dense_entries = _dense_header(document, path.name, tensors)
     except (ValueError, RecursionError) as error:
@@ -124,9 +153,11 @@ def _tensor(name: str, fields: Any, entries: Mapping[str, TensorEntry]) -> Spars
         raise CodingError(f"{name} has the dtype {reprlib.repr(dtype)} and the checksum {reprlib.repr(crc32)}")
     # The dense header's own check knows what a shape may be.
     header_entry(name, "", {"dtype": dtype, "shape": shape, "data_offsets": [0, _bytes(shape, dtype)]}, 0)
+    plain = encoding.removesuffix(_DEFLATE)
     tensor = SparseTensor(
-        name, dtype, tuple(shape), encoding, int(crc32, 16), _stored(name, name, entries),
-        None if encoding == DENSE else _stored(name, name + MASK_SUFFIX, entries),
+        name, dtype, tuple(shape), plain, int(crc32, 16), _stored(name, name, entries),
+        None if plain == DENSE else _stored(name, name + MASK_SUFFIX, entries),
+        None if plain == encoding else _stored(name, name + HIGH_SUFFIX, entries),
     )  # fmt: skip
     try:
         _check_parts(tensor)
@@ -149,29 +180,46 @@ def _stored(name: str, part: str, entries: Mapping[str, TensorEntry]) -> TensorE
 
 def _check_parts(tensor: SparseTensor) -> None:
     """The stored values and mask have the dtypes and sizes that the encoding asks for."""
-    values, mask, count = tensor.values, tensor.mask, tensor.count
-    if values.dtype != tensor.dtype:
-        raise CodingError(f"its values are {values.dtype}, expected {tensor.dtype}")
-    if mask is None:
-        if values.shape != tensor.shape:
-            raise CodingError(f"it has the shape {list(values.shape)}, expected {list(tensor.shape)}")
-        return
-    if not may_be_encoded(tensor.dtype, tensor.shape):
+    if not tensor.is_as_dense and not may_be_encoded(tensor.dtype, tensor.shape):
         raise CodingError(f"a {tensor.dtype} of shape {list(tensor.shape)} is never encoded")
-    size = mask_bytes(tensor.encoding, count)
-    if mask.dtype != "U8" or mask.shape != (size,):
-        raise CodingError(f"its mask is {mask.dtype} of shape {list(mask.shape)}, expected U8 of shape [{size}]")
-    most = count
+    kept = _check_values(tensor)
+    if tensor.mask is None:
+        if kept != tensor.count:
+            raise CodingError(f"it has {kept} values, expected {tensor.count}")
+        return
+    size = mask_bytes(tensor.encoding, tensor.count)
+    if tensor.mask.dtype != "U8" or tensor.mask.shape != (size,):
+        told = f"{tensor.mask.dtype} of shape {list(tensor.mask.shape)}"
+        raise CodingError(f"its mask is {told}, expected U8 of shape [{size}]")
+    most = tensor.count
     if tensor.encoding != BITMASK:
         code = GroupCode.named(tensor.encoding)
-        most = count // code.of * code.keep
-    fits = values.count <= most if tensor.encoding == BITMASK else values.count == most
-    if len(values.shape) != 1 or not fits:
-        raise CodingError(f"its values have the shape {list(values.shape)}, expected at most [{most}]")
+        most = tensor.count // code.of * code.keep
+    if not (kept <= most if tensor.encoding == BITMASK else kept == most):
+        raise CodingError(f"it has {kept} values, expected at most {most}")
+
+
+def _check_values(tensor: SparseTensor) -> int:
+    """How many values are stored."""
+    values, high = tensor.values, tensor.high
+    if high is None:
+        shape = tensor.shape if tensor.mask is None else (values.count,)
+        if values.dtype != tensor.dtype or values.shape != shape:
+            told = f"{values.dtype} of shape {list(values.shape)}"
+            raise CodingError(f"its values are {told}, expected {tensor.dtype} of shape {list(shape)}")
+        return values.count
+    if tensor.dtype not in DEFLATED:
+        raise CodingError(f"values of {tensor.dtype} are never deflated")
+    others = unsigned(tensor.dtype).itemsize - 1
+    if (values.dtype, high.dtype) != ("U8", "U8") or len(values.shape) != 1 or len(high.shape) != 1:
+        raise CodingError(f"its values are {values.dtype} and {high.dtype}, expected two rows of U8")
+    if values.count % others:
+        raise CodingError(f"its values have {values.count} low bytes, expected {others} of each")
+    return values.count // others
 
 
 def _check_all_listed(tensors: Mapping[str, SparseTensor], entries: Mapping[str, TensorEntry]) -> None:
-    known = {part.name for t in tensors.values() for part in (t.values, t.mask) if part is not None}
+    known = {part.name for t in tensors.values() for part in t.parts}
     for name in entries:
         if name not in known:
             raise CodingError(f"{name} is stored, but not listed")

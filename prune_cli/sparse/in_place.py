@@ -11,7 +11,7 @@ from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.sparse.config import with_entry
-from prune_cli.sparse.format import MASK_SUFFIX, is_sparse, open_shard
+from prune_cli.sparse.format import is_reserved, is_sparse, open_shard
 from prune_cli.sparse.shards import Written, make_dense, make_sparse
 from prune_cli.sparse.side_by_side import each_file
 
@@ -23,8 +23,10 @@ _CONFIG = "config.json"
 def sparse_config(source: Checkpoint) -> str:
     """config.json of the sparse output. Raises RequestError for a checkpoint that cannot be stored sparse."""
     for name in source.entries:
-        if name.endswith(MASK_SUFFIX):
-            raise RequestError(f"{name} has a name that sparse safetensors keeps for masks: use --format dense.")
+        if is_reserved(name):
+            raise RequestError(
+                f"{name} has a name that sparse safetensors keeps for its own parts: use --format dense."
+            )
     path = source.folder / _CONFIG
     return with_entry(path.read_text(encoding="utf-8"), path)
 

@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prune_cli.errors import RequestError
 from prune_cli.sparse.config import CODE
-from prune_cli.sparse.format import MASK_SUFFIX, QUANT_METHOD, VERSION, is_sparse
+from prune_cli.sparse.format import HIGH_SUFFIX, MASK_SUFFIX, QUANT_METHOD, VERSION, VERSIONS, is_sparse
 
 
 class SparseConfig(QuantizationConfigMixin):
@@ -26,9 +26,9 @@ class SparseConfig(QuantizationConfigMixin):
     dequantize = True
 
     def __init__(self, version: int = VERSION, **_: Any) -> None:
-        if version != VERSION:
+        if version not in VERSIONS:
             raise RequestError(
-                f"config.json has version {version!r} of sparse safetensors and this prune-cli reads {VERSION}: "
+                f"config.json has version {version!r} of sparse safetensors and this prune-cli reads {VERSIONS}: "
                 "update prune-cli."
             )
         self.quant_method: Any = QUANT_METHOD
@@ -58,9 +58,9 @@ class SparseQuantizer(HfQuantizer):
         self._files = SparseFiles(path for path in paths if path.suffix == ".safetensors" and is_sparse(path))
         self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self._dtypes = _dtypes(model, dtype)
-        masks = re.escape(MASK_SUFFIX) + "$"
+        parts = f"({re.escape(MASK_SUFFIX)}|{re.escape(HIGH_SUFFIX)})$"
         self._ignored = model._keys_to_ignore_on_load_unexpected
-        model._keys_to_ignore_on_load_unexpected = {*(self._ignored or ()), masks}
+        model._keys_to_ignore_on_load_unexpected = {*(self._ignored or ()), parts}
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
         """The model's converters, each taking decoded tensors, and one for what none of them takes."""

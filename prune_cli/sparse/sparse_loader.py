@@ -1,7 +1,7 @@
 """Loads the checkpoint that this file lies in, stored sparse: from_pretrained(..., trust_remote_code=True).
 
 prune-cli convert --self-contained has put it there; the format is docs/sparse-safetensors.md of prune-cli. It decodes
-into a temporary folder and has transformers load that. Numpy, transformers and huggingface_hub alone.
+into a temporary folder and has transformers load that. Numpy, zlib, transformers and huggingface_hub alone.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def write_dense(path: Path, target: Path) -> None:
     length = int.from_bytes(data[:8].tobytes(), "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + length].tobytes())
     about = json.loads(header.get("__metadata__", {}).get(_KEY, "{}"))
-    if about.get("version") != 1:
-        raise ValueError(f"{path} has version {about.get('version')} of sparse safetensors, this loader reads 1.")
+    if about.get("version") not in (1, 2):
+        raise ValueError(f"{path} has version {about.get('version')} of sparse safetensors, this loader reads 1 and 2.")
     dense_header = about["dense_header"].encode()
     places = {name: told["data_offsets"] for name, told in json.loads(dense_header).items() if name != "__metadata__"}
 
@@ -85,17 +85,34 @@ def write_dense(path: Path, target: Path) -> None:
         file.write(len(dense_header).to_bytes(8, "little") + dense_header)
         for name in sorted(places, key=lambda name: tuple(places[name])):
             told = about["tensors"][name]
-            values = stored(name)
-            if told["encoding"] != "dense":
-                values = _decoded(name, told, values, stored(name + ".sparse_mask"))
+            values, encoding = stored(name), told["encoding"].removesuffix("+deflate")
+            if encoding != told["encoding"]:
+                values = _inflated(name, told["dtype"], stored(name + ".sparse_high"), values)
+            if encoding != "dense":
+                values = _decoded(name, told, encoding, values, stored(name + ".sparse_mask"))
             if len(values) != places[name][1] - places[name][0] or zlib.crc32(values.data) != int(told["crc32"], 16):
                 raise ValueError(f"{name} in {path} is damaged: its checksum is wrong.")
             file.write(values.data)
 
 
-def _decoded(name: str, told: Any, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _inflated(name: str, dtype: str, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """The bytes of values whose high bytes are deflated and whose sign is at the other end."""
+    size = _BYTES[dtype]
+    count, inflate = len(low) // (size - 1), zlib.decompressobj(-15)
+    every = np.empty((count, size), np.uint8)
+    # One byte more than expected may come out, and no other: what does not fit is not inflated.
+    first = inflate.decompress(high.data, count + 1)
+    if len(first) != count or not inflate.eof:
+        raise ValueError(f"{name} is damaged: its high bytes are not as many as its values.")
+    every[:, -1] = np.frombuffer(first, np.uint8)
+    every[:, :-1] = low.reshape(count, -1)
+    turned = every.reshape(-1).view(f"<u{size}")
+    return (turned >> 1 | turned << (8 * size - 1)).view(np.uint8)
+
+
+def _decoded(name: str, told: Any, encoding: str, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The bytes of a tensor of kept values and a mask."""
-    kept = _kept(mask, told["encoding"], prod(told["shape"]))
+    kept = _kept(mask, encoding, prod(told["shape"]))
     values = np.frombuffer(values, f"<u{_BYTES.get(told['dtype'], 1)}")
     if len(values) != np.count_nonzero(kept):
         raise ValueError(f"{name} is damaged: it has {len(values)} values, but its mask keeps another number.")

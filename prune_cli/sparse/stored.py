@@ -47,7 +47,7 @@ class StoredTensors:
     def bits(self, name: str) -> np.ndarray:
         """All elements, flat, as unsigned integers. Raises PruneError, naming the tensor, if it is damaged."""
         stored = self.tensors[name]
-        if stored.sparse is None or stored.sparse.mask is None:
+        if stored.sparse is None or stored.sparse.is_as_dense:
             return elements(self._data[stored.file], stored.sparse.values if stored.sparse else stored.dense)
         bits, position = np.empty(stored.dense.count, unsigned(stored.dense.dtype)), 0
         for piece in self.pieces(name):

@@ -28,7 +28,7 @@ class SparseFiles:
         for path in paths:
             shard, data = open_shard(path), mapped(path)
             for tensor in shard.tensors.values():
-                if tensor.mask is not None:
+                if not tensor.is_as_dense:
                     self._places[tensor.name] = (shard, tensor, data)
 
     def __contains__(self, name: object) -> bool:
