@@ -7,6 +7,7 @@ from pathlib import Path
 from prune_cli.checkpoint import PICKLE_SUFFIXES
 
 OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
+CONFIG_FILE = "config.json"
 JOURNAL = ".prune-journal.jsonl"
 REPORT_MARKDOWN = "prune_report.md"
 REPORT_PAGE = "prune_report.html"

@@ -19,7 +19,7 @@ from prune_cli.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.model import Skeleton
-from prune_cli.output import check_output, check_space
+from prune_cli.output_place import check_output, check_space
 from prune_cli.pipeline import Pipeline
 from prune_cli.plan import Decision, pattern_of, plan_tensors
 from prune_cli.request import (

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prune_cli.errors import PruneError, RequestError
+from prune_cli.output_files import CONFIG_FILE
 from prune_cli.pipeline import make_pipeline
 from prune_cli.progress import Progress, Silent
 from prune_cli.report_schema import REPORT_JSON
@@ -21,7 +22,6 @@ from prune_cli.sparse.config import is_ours
 from prune_cli.sparse.stored import Stored, StoredTensors
 
 _MOST_THREADS = 8
-_CONFIG = "config.json"
 _WRITTEN = ("pruned", "kept", "narrowed", "refitted")
 
 
@@ -121,20 +121,20 @@ class _Verifier:
 
     def config(self) -> Iterator[Problem]:
         """Sparse files and the entry in config.json go together."""
-        path = self._stored.checkpoint.folder / _CONFIG
+        path = self._stored.checkpoint.folder / CONFIG_FILE
         try:
             config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (ValueError, RecursionError):
             config = None
         if not isinstance(config, dict):
-            yield Problem(_CONFIG, f"{path} is not a JSON object.")
+            yield Problem(CONFIG_FILE, f"{path} is not a JSON object.")
             return
         sparse = len(self._stored.shards)
         if 0 < sparse < len(self._stored.checkpoint.files):
-            yield Problem(_CONFIG, "Some files are sparse and some are dense.")
+            yield Problem(CONFIG_FILE, "Some files are sparse and some are dense.")
         if bool(sparse) != is_ours(config) and path.is_file():
             state = "sparse, but config.json does not say so" if sparse else "dense, but config.json says sparse"
-            yield Problem(_CONFIG, f"The files are {state}.")
+            yield Problem(CONFIG_FILE, f"The files are {state}.")
 
     def names(self) -> Iterator[Problem]:
         """The report, the model and the dense model have the same tensors."""

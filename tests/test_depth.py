@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from prune_cli.cli import app
-from prune_cli.output import OutputFolder, partial_folder
+from prune_cli.output import OutputFolder
+from prune_cli.output_files import partial_folder
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.round_trips import Loaded, load_elsewhere, logits_without_blocks
 from tests.tiny import save_tiny

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prune_cli.output import JOURNAL, partial_folder
+from prune_cli.output_files import JOURNAL, partial_folder
 from tests.conftest import RunCommand, folder_bytes, in_new_process
 from tests.tiny import save_tiny
 

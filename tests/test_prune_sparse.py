@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import prune_cli.sparse.in_place
-from prune_cli.output import JOURNAL, partial_folder
+from prune_cli.output_files import JOURNAL, partial_folder
 from prune_cli.report_schema import report_schema
 from prune_cli.sparse.format import is_sparse
 from tests.conftest import RunCommand, folder_bytes

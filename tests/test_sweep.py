@@ -13,7 +13,7 @@ import pytest
 
 from prune_cli import parking
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.output import partial_folder
+from prune_cli.output_files import partial_folder
 from prune_cli.sweep import workers
 from prune_cli.sweep.grid import parse_method, parse_sparsities
 from prune_cli.sweep.journal import POINTS

@@ -3,96 +3,33 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as its
-from prune_cli.commands.options import MACHINE, RUN, TEXT
+from prune_cli.commands import sweep_options as grid
 from prune_cli.failures import told_failures
 
 if TYPE_CHECKING:
     from prune_cli.sweep.request import SweepRequest
     from prune_cli.sweep.search_request import SearchRequest
 
-SEARCH = "Search for an allocation"
-
 
 def sweep(
     model: options.Model,
-    out: Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder to write; must not exist yet.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="SOURCE", help="Text on which the loss is measured, as for prune --eval.", rich_help_panel=TEXT
-        ),
-    ],
-    windows: Annotated[
-        int | None, typer.Option(help="Only the first windows of --data [default: all].", rich_help_panel=TEXT)
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            "-m",
-            metavar="LIST",
-            help="Methods and presets with commas; steps follow a +, as wanda,wanda+swaps,sparsegpt+dense,best.",
-            rich_help_panel=RUN,
-        ),
-    ] = "wanda",
-    sparsity: Annotated[
-        str,
-        typer.Option(
-            "--sparsity",
-            "-s",
-            metavar="GRID",
-            help="FROM:TO:STEP with both ends, or sparsities with commas.",
-            rich_help_panel=RUN,
-        ),
-    ] = "0:0.9:0.1",
-    pattern: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="N:M patterns to measure as well, as 2:4,4:8.", rich_help_panel=RUN),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            "-o",
-            metavar="KEY=VALUE",
-            help="METHOD.KEY=VALUE or STEP.KEY=VALUE; with one method alone, KEY=VALUE.",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    sensitivity: Annotated[
-        float,
-        typer.Option(
-            help="Prune also each block alone to this sparsity, by the first method, for a table; 0 leaves it out.",
-            rich_help_panel=RUN,
-        ),
-    ] = 0.5,
-    search: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="Instead of a grid: search how the blocks share one sparsity of one method, by random or evolution.",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
-    budget: Annotated[
-        int | None,
-        typer.Option(help="Candidates of --search; evolution has as many again [default: 32].", rich_help_panel=SEARCH),
-    ] = None,
-    held_out: Annotated[
-        int | None,
-        typer.Option(
-            help="Windows of the calibration text, beside --samples, that judge candidates [default: 16].",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
+    out: grid.Out,
+    data: grid.Data,
+    windows: grid.Windows = None,
+    method: grid.Methods = "wanda",
+    sparsity: grid.Grid = "0:0.9:0.1",
+    pattern: grid.Patterns = None,
+    option: grid.Option = None,
+    sensitivity: grid.Sensitivity = 0.5,
+    search: grid.Search = None,
+    budget: grid.Budget = None,
+    held_out: grid.HeldOut = None,
     include: its.Include = None,
     exclude: its.Exclude = None,
     allow_unsupported: its.AllowUnsupported = False,
@@ -101,25 +38,12 @@ def sweep(
     seq_len: options.SeqLen = None,
     seed: its.Seed = 0,
     calibrate_by: its.CalibrateBy = "sublayer",
-    device: Annotated[
-        str,
-        typer.Option(
-            help="auto (every CUDA device), cpu, cuda, cuda:N or mps; with commas, the points are split over them.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = "auto",
+    device: grid.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue an interrupted sweep, or add points to one that is done.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = False,
+    resume: grid.Resume = False,
     overwrite: its.Overwrite = False,
     dry_run: its.DryRun = False,
     as_json: options.Json = False,

@@ -15,7 +15,8 @@ from prune_cli import __version__
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.layout import same_layout
-from prune_cli.output import OutputFolder, check_output, check_space, hash_files
+from prune_cli.output import OutputFolder, hash_files
+from prune_cli.output_place import check_output, check_space
 from prune_cli.progress import Progress, Silent
 from prune_cli.soup.average import Masks, average
 from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals

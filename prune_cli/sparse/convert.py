@@ -15,8 +15,8 @@ from typing import IO, Any
 from prune_cli.card import for_format
 from prune_cli.checkpoint import INDEX_FILE, Checkpoint
 from prune_cli.errors import RequestError
-from prune_cli.output import check_output, check_space, partial_folder
-from prune_cli.output_files import CARD
+from prune_cli.output_files import CARD, partial_folder
+from prune_cli.output_place import check_output, check_space
 from prune_cli.progress import Progress, Silent
 from prune_cli.request import Format, check_format
 from prune_cli.source import Source, resolve_model
