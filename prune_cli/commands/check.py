@@ -4,98 +4,41 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
+from prune_cli.commands import check_options as its
 from prune_cli.commands import options
 from prune_cli.failures import told_failures
 
 if TYPE_CHECKING:
-    from prune_cli.gate.request import GateRequest
+    from pathlib import Path
 
-RULES, CI = "Rules", "For CI"
-Limit = str | None
+    from prune_cli.gate.request import GateRequest
 
 
 def check(
-    target: Annotated[
-        str, typer.Argument(metavar="REPORT_OR_MODEL", help="A pruned model (folder or hub id), or a report's file.")
-    ],
-    max_perplexity: Annotated[
-        Limit, typer.Option(metavar="X", help="Perplexity at most this.", rich_help_panel=RULES)
-    ] = None,
-    max_perplexity_increase: Annotated[
-        Limit,
-        typer.Option(
-            metavar="5%|0.3",
-            help="Above the dense model's: in percent of it, or more than it by.",
-            rich_help_panel=RULES,
-        ),
-    ] = None,
-    max_kl: Annotated[
-        Limit,
-        typer.Option(metavar="X", help="KL divergence from the dense model, nats per token.", rich_help_panel=RULES),
-    ] = None,
-    min_top1: Annotated[
-        Limit,
-        typer.Option(metavar="90%", help="Share of tokens with the dense model's first choice.", rich_help_panel=RULES),
-    ] = None,
-    min_sparsity: Annotated[
-        Limit,
-        typer.Option(
-            metavar="49%",
-            help="Share of zeros in the tensors that the report calls pruned; without a report in all matrices of the "
-            "blocks.",
-            rich_help_panel=RULES,
-        ),
-    ] = None,
-    max_size: Annotated[
-        Limit,
-        typer.Option(
-            metavar="0.6x|4GB", help="Of the weight files: in bytes, or of the dense model's.", rich_help_panel=RULES
-        ),
-    ] = None,
-    require_loadable: Annotated[
-        bool,
-        typer.Option(
-            "--require-loadable",
-            help="It loads in plain transformers, in a fresh process, nothing missing or left over, and generates.",
-            rich_help_panel=RULES,
-        ),
-    ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="Text to measure on [default: that of the report].", rich_help_panel=options.TEXT
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="DENSE", help="The dense model [default: the report's].", rich_help_panel=options.TEXT),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Only the first windows [default: all].", rich_help_panel=options.TEXT)
-    ] = None,
+    target: its.Target,
+    max_perplexity: its.MaxPerplexity = None,
+    max_perplexity_increase: its.MaxPerplexityIncrease = None,
+    max_kl: its.MaxKl = None,
+    min_top1: its.MinTop1 = None,
+    min_sparsity: its.MinSparsity = None,
+    max_size: its.MaxSize = None,
+    require_loadable: its.RequireLoadable = False,
+    data: its.Data = None,
+    against: its.Against = None,
+    samples: its.Samples = None,
     seq_len: options.SeqLen = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
-    junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case per rule.", rich_help_panel=CI)
-    ] = None,
-    github: Annotated[
-        bool | None,
-        typer.Option(
-            "--github/--no-github",
-            help="Annotations and the step summary of GitHub Actions [default: where GITHUB_ACTIONS is true].",
-            rich_help_panel=CI,
-        ),
-    ] = None,
+    junit: its.Junit = None,
+    github: its.Github = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
