@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.errors import RequestError, one_line
-from prune_cli.sparse.format import QUANT_METHOD
+from prune_cli.sparse.config import OURS, is_ours, without_ours
 from prune_cli.structured.sized import is_sized, resize
 
 # Their forward is no single sequence of blocks, so one block in memory at a time is impossible.
@@ -48,11 +48,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 def causal_config(folder: Path, trust_remote_code: bool) -> Any:
     """The config, refused unless it is that of a causal language model stored in plain floats."""
     raw = read_config(folder)
+    sparse = is_ours(raw)
+    if sparse:
+        raw = without_ours(raw)
     for key in ("quantization_config", "compression_config"):
         if raw.get(key) and not is_sized(raw[key]):
             method = raw[key].get("quant_method", "unknown") if isinstance(raw[key], dict) else "unknown"
-            if method == QUANT_METHOD:
-                raise RequestError(f"{folder} is stored sparse: prune-cli convert it with --format dense first.")
             raise RequestError(
                 f"{folder} is already quantised ({method}): prune the checkpoint it was made from, then quantise."
             )
@@ -71,6 +72,9 @@ def causal_config(folder: Path, trust_remote_code: bool) -> Any:
         raise RequestError(
             f"{folder}/config.json is refused by transformers ({one_line(error)}): correct it, or download it again."
         ) from error
+    for key in OURS if sparse else ():
+        if key not in raw and hasattr(config, key):
+            delattr(config, key)
     _check_causal(folder, raw, config, trust_remote_code)
     return config
 

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from prune_cli.checkpoint import FLOATS, Checkpoint
-from prune_cli.errors import RequestError
 from prune_cli.source import resolve_model
-from prune_cli.sparse.format import is_sparse
+from prune_cli.sparse.decoded import Decoded, open_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,10 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|head)\.")
 
 @dataclass(frozen=True)
 class InspectedTensor:
-    """`pattern` is N:M along dimension `axis` (1, or 0 for matrices stored (in, out)); None if none is found."""
+    """`pattern` is N:M along dimension `axis` (1, or 0 for matrices stored (in, out)); None if none is found.
+
+    `bytes` are those that it takes in its file; `encoding` is how sparse safetensors store it, None in a dense file.
+    """
 
     name: str
     file: str
@@ -42,6 +44,7 @@ class InspectedTensor:
     sparsity: float | None
     pattern: str | None
     axis: int | None
+    encoding: str | None
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,7 @@ class Inspection:
 def inspect_model(given: str, revision: str | None = None) -> Inspection:
     """Look at every tensor of a checkpoint, one at a time. Raises RequestError for one that cannot be opened."""
     source = resolve_model(given, revision)
-    checkpoint = Checkpoint.open(source.folder)
-    if any(is_sparse(source.folder / file) for file in checkpoint.files):
-        raise RequestError(f"{given} is stored sparse: prune-cli convert it with --format dense first.")
+    checkpoint = open_checkpoint(source.folder)
     tensors = [_inspect(checkpoint, name) for name in checkpoint.entries]
     parts = ("embeddings", "blocks", "head", "other")
     totals = [_total(part, [t for t in tensors if part_of(t.name) == part]) for part in parts]
@@ -95,6 +96,7 @@ def part_of(name: str) -> str:
 
 def _inspect(checkpoint: Checkpoint, name: str) -> InspectedTensor:
     entry = checkpoint.entries[name]
+    stored = checkpoint.sparse.get(name) if isinstance(checkpoint, Decoded) else None
     zeros = pattern = axis = None
     if entry.dtype in FLOATS:
         nonzero = checkpoint.read(name) != 0
@@ -107,11 +109,12 @@ def _inspect(checkpoint: Checkpoint, name: str) -> InspectedTensor:
         shape=entry.shape,
         dtype=entry.dtype,
         parameters=entry.count,
-        bytes=entry.nbytes,
+        bytes=entry.nbytes if stored is None else sum(part.nbytes for part in stored.parts),
         zeros=zeros,
         sparsity=zeros / entry.count if zeros is not None and entry.count else None,
         pattern=pattern,
         axis=axis,
+        encoding=None if stored is None else stored.stored_as,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from prune_cli.architecture import load_tokenizer
-from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.evaluate import PROTOCOL, Comparison, Evaluation, compare, evaluate
 from prune_cli.model import Skeleton
@@ -18,6 +17,7 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.report import TextReport, text_report
 from prune_cli.request import Dtype, check_counts, check_device
 from prune_cli.source import Source, resolve_model
+from prune_cli.sparse.decoded import open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _open(
     given: str, revision: str | None, request: EvaluationRequest, device: torch.device
 ) -> tuple[Source, Skeleton]:
     source = resolve_model(given, revision)
-    checkpoint = Checkpoint.open(source.folder)
+    checkpoint = open_checkpoint(source.folder)
     dtype = pick_dtype(request.dtype, device, checkpoint)
     trust = request.trust_remote_code
     return source, Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)

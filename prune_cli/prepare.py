@@ -29,6 +29,7 @@ from prune_cli.request import (
     PruneRequest,
 )
 from prune_cli.source import Source, resolve_model
+from prune_cli.sparse.decoded import refuse_sparse
 from prune_cli.sparse.in_place import sparse_config
 from prune_cli.sparse.side_by_side import FILES_AT_A_TIME
 
@@ -103,6 +104,7 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     device = pick_device(request.device)
     source = resolve_model(request.model, request.revision)
     checkpoint = Checkpoint.open(source.folder)
+    refuse_sparse(checkpoint)
     if writes:
         check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)

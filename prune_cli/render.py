@@ -149,10 +149,13 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
 
 
 def show_inspection(console: Console, inspection: Inspection) -> None:
-    table = _table(inspection.model, "tensor", "shape", "dtype", "zeros", "pattern")
+    sparse = any(tensor.encoding for tensor in inspection.tensors)
+    columns = ("tensor", "shape", "dtype", "zeros", "pattern", *(["stored as"] if sparse else []))
+    table = _table(inspection.model, *columns)
     for tensor in inspection.tensors:
         pattern = "" if tensor.pattern is None else tensor.pattern + ("" if tensor.axis == 1 else " (columns)")
-        table.add_row(tensor.name, "x".join(map(str, tensor.shape)), tensor.dtype, percent(tensor.sparsity), pattern)
+        shape, stored = "x".join(map(str, tensor.shape)), [tensor.encoding or ""] if sparse else []
+        table.add_row(tensor.name, shape, tensor.dtype, percent(tensor.sparsity), pattern, *stored)
     console.print(table)
     table = _table("Totals", "part", "tensors", "parameters", "size", "zeros")
     for total in inspection.totals:

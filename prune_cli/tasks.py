@@ -17,12 +17,12 @@ from typing import Any, Literal
 import torch
 
 from prune_cli.architecture import load_tokenizer
-from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import PruneError, RequestError, one_line
 from prune_cli.prepare import pick_device, pick_dtype
 from prune_cli.progress import Progress, Silent
 from prune_cli.request import Dtype, check_counts, check_device
 from prune_cli.source import Source, resolve_model
+from prune_cli.sparse.decoded import open_checkpoint
 
 INSTALL = "pip install 'prune-cli[eval]'"
 
@@ -114,7 +114,7 @@ def measure_tasks(request: TasksRequest, progress: Progress | None = None) -> Ta
 
 def _open(given: str, revision: str | None, request: TasksRequest, device: torch.device) -> _Loadable:
     source = resolve_model(given, revision)
-    checkpoint = Checkpoint.open(source.folder)
+    checkpoint = open_checkpoint(source.folder)
     if load_tokenizer(source.folder, request.trust_remote_code) is None:
         raise RequestError(
             f"{given} has no tokenizer, and tasks are texts: copy the tokenizer's files into its folder."

@@ -219,13 +219,37 @@ def test_what_cannot_be_converted_is_refused(pruned: Path, tmp_path: Path, comma
     assert not partial_folder(tmp_path / "a").exists()
 
 
-def test_commands_that_do_not_decode_say_what_to_do(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+@pytest.mark.parametrize("form", [[], ["--compress", "--self-contained"]], ids=["sparse", "deflated"])
+def test_eval_and_inspect_decode(
+    form: list[str], pruned: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    sparse = tmp_path / "sparse"
+    assert command("convert", pruned, sparse, *form, "-q").code == 0
+    figures = [command("eval", folder, "--data", tokens_file, "--json", "-q").json for folder in (pruned, sparse)]
+    assert figures[0]["evaluation"] == figures[1]["evaluation"]
+    beside = command("eval", sparse, "--against", pruned, "--data", tokens_file, "--json", "-q").json["comparison"]
+    assert (beside["kl_from_dense"], beside["top1_agreement"]) == (0, 1)
+    dense, found = (command("inspect", folder, "--json").json for folder in (pruned, sparse))
+    shards = {path.name: open_shard(path) for path in sparse.glob("*.safetensors")}
+    for was, tensor in zip(dense["tensors"], found["tensors"], strict=True):
+        stored = shards[tensor["file"]].tensors[tensor["name"]]
+        assert was == {**tensor, "bytes": was["bytes"], "encoding": None}
+        assert tensor["encoding"] == stored.stored_as
+        assert tensor["bytes"] == sum(part.nbytes for part in stored.parts)
+    shown = command("inspect", sparse).stdout
+    assert ("bitmask+deflate" if form else "bitmask") in shown
+    assert "stored as" not in command("inspect", pruned).stdout
+
+
+def test_what_overwrites_tensors_in_their_files_refuses_sparse_ones(
+    pruned: Path, tmp_path: Path, command: RunCommand
+) -> None:
     sparse = tmp_path / "sparse"
     assert command("convert", pruned, sparse, "-q").code == 0
     for arguments in (
         ("prune", sparse, tmp_path / "out", "-m", "magnitude"),
-        ("eval", sparse, "--data", "builtin"),
-        ("inspect", sparse),
+        ("prune", sparse, tmp_path / "out", "-m", "depth"),
+        ("soup", pruned, sparse, tmp_path / "out"),
     ):
         refused = command(*arguments)
         assert refused.code == 2

@@ -30,6 +30,7 @@ from prune_cli.prepare import pick_device, pick_dtype
 from prune_cli.progress import Progress, Silent
 from prune_cli.request import Dtype, check_device
 from prune_cli.source import Source, resolve_model
+from prune_cli.sparse.decoded import open_checkpoint
 
 DEFAULT_PROMPT_TOKENS = 256
 _MOST = 2**24
@@ -133,7 +134,7 @@ def _start(request: BenchRequest, device: torch.device, stack: ExitStack) -> lis
     if request.against is not None:
         asked.append((request.against, request.against_revision))
     sources = [resolve_model(given, revision) for given, revision in asked]
-    opened = [(source, Checkpoint.open(source.folder)) for source in sources]
+    opened = [(source, open_checkpoint(source.folder)) for source in sources]
     contestants = []
     for source, checkpoint in opened:
         dtype = pick_dtype(request.dtype, device, checkpoint)

@@ -22,6 +22,7 @@ from prune_cli.soup.average import Masks, average
 from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals
 from prune_cli.soup.survey import Ingredient, TensorSurvey, check_alike, survey
 from prune_cli.source import resolve_model
+from prune_cli.sparse.decoded import refuse_sparse
 
 # Tensors that are written, and noted as done, together.
 _GROUP_BYTES = 1 << 26
@@ -102,6 +103,7 @@ def _open(request: SoupRequest) -> list[Ingredient]:
         for source, weight in zip(sources, request.shares(), strict=True)
     ]
     for ingredient in ingredients:
+        refuse_sparse(ingredient.checkpoint)
         check_output(request.out, ingredient.checkpoint, resume=request.resume, overwrite=request.overwrite)
     check_space(request.out, ingredients[0].checkpoint.nbytes)
     return ingredients

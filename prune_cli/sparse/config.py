@@ -12,6 +12,7 @@ from prune_cli.sparse.format import QUANT_METHOD, VERSION, VERSIONS
 LOADER = "sparse_loader.py"
 _KEY = "quantization_config"
 _CODE_KEY = "auto_map"
+OURS = (_KEY, _CODE_KEY)
 _AUTO_CLASSES = (
     "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
     "AutoModelForImageTextToText",
@@ -45,12 +46,14 @@ def without_entry(text: str, path: Path) -> str:
     for block in (form for each in ours for form in (each + _code_block(), each, each.removeprefix(","))):
         if block in text and _KEY not in json.loads(text.replace(block, "")):
             return text.replace(block, "")
-    config = _parsed(text, path)
-    if is_ours(config):
-        del config[_KEY]
-    if config.get(_CODE_KEY) == CODE:
-        del config[_CODE_KEY]
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(without_ours(_parsed(text, path)), indent=2, ensure_ascii=False) + "\n"
+
+
+def without_ours(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says but for our entries."""
+    ours = {_KEY} if is_ours(config) else set()
+    ours |= {_CODE_KEY} if config.get(_CODE_KEY) == CODE else set()
+    return {key: value for key, value in config.items() if key not in ours}
 
 
 def is_ours(config: dict[str, Any]) -> bool:

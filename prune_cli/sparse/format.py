@@ -52,6 +52,10 @@ class SparseTensor:
         return [part for part in (self.values, self.mask, self.high) if part is not None]
 
     @property
+    def stored_as(self) -> str:
+        return self.encoding + (_DEFLATE if self.high else "")
+
+    @property
     def is_as_dense(self) -> bool:
         return self.mask is None and self.high is None
 
@@ -101,7 +105,7 @@ def describe(tensors: Mapping[str, SparseTensor], dense_header: bytes) -> str:
     """The text under METADATA_KEY; the inverse of what `open_shard` checks."""
     listed = {
         name: {
-            "encoding": t.encoding + (_DEFLATE if t.high else ""),
+            "encoding": t.stored_as,
             "dtype": t.dtype,
             "shape": list(t.shape),
             "crc32": f"{t.crc32:08x}",

@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prune_cli.errors import RequestError
 from prune_cli.sparse.config import CODE
-from prune_cli.sparse.format import HIGH_SUFFIX, MASK_SUFFIX, QUANT_METHOD, VERSION, VERSIONS, is_sparse
+from prune_cli.sparse.format import HIGH_SUFFIX, MASK_SUFFIX, QUANT_METHOD, VERSION, VERSIONS, is_sparse, open_shard
 
 
 class SparseConfig(QuantizationConfigMixin):
@@ -55,7 +55,9 @@ class SparseQuantizer(HfQuantizer):
         from prune_cli.sparse.tensors import SparseFiles
 
         paths = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
-        self._files = SparseFiles(path for path in paths if path.suffix == ".safetensors" and is_sparse(path))
+        self._files = SparseFiles(
+            open_shard(path) for path in paths if path.suffix == ".safetensors" and is_sparse(path)
+        )
         self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self._dtypes = _dtypes(model, dtype)
         parts = f"({re.escape(MASK_SUFFIX)}|{re.escape(HIGH_SUFFIX)})$"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from prune_cli.sparse.format import SparseShard, SparseTensor, open_shard, unsigned
+from prune_cli.sparse.format import SparseShard, SparseTensor, unsigned
 from prune_cli.sparse.reading import decoded, mapped
 
 _TYPES = {
@@ -23,10 +22,10 @@ _TYPES = {
 class SparseFiles:
     """The encoded tensors of some sparse files; reading is thread-safe and checks each tensor's checksum."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, shards: Iterable[SparseShard]) -> None:
         self._places: dict[str, tuple[SparseShard, SparseTensor, np.ndarray]] = {}
-        for path in paths:
-            shard, data = open_shard(path), mapped(path)
+        for shard in shards:
+            data = mapped(shard.path)
             for tensor in shard.tensors.values():
                 if not tensor.is_as_dense:
                     self._places[tensor.name] = (shard, tensor, data)
