@@ -40,12 +40,28 @@ def _removed(structure: Any) -> list[int]:
 def test_greedy_removes_what_a_naive_search_removes(
     kind: str, models: dict[str, Path], tmp_path: Path, tokens_file: Path, command: RunCommand
 ) -> None:
-    options = ("-o", "remove=2", "-o", "windows=4", "--calibration", tokens_file, "--batch-size", 3)
-    structure = _run(command, models[kind], tmp_path / "out", *options)
+    options = ("-o", "remove=2", "-o", "windows=4", "-o", "refit=none", "--calibration", tokens_file)
+    structure = _run(command, models[kind], tmp_path / "out", *options, "--batch-size", 3)
     order, losses = reference_depth.greedy(load_plain(models[kind]), token_ids()[:4], 2)
     assert _removed(structure) == sorted(order)
     for block, loss in zip(order, losses, strict=True):
         assert structure["blocks"][block]["scores"]["loss_without_it"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_greedy_looks_at_the_three_cheapest_after_a_refit(
+    models: dict[str, Path], tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    options = ("--calibration", tokens_file, "--eval", tokens_file)
+    structure = _run(command, models["llama-tied"], tmp_path / "out", "-o", "remove=1", *options)
+    scores = {block["block"]: block["scores"] for block in structure["blocks"]}
+    cheapest = sorted(scores, key=lambda block: scores[block]["loss_without_it"])[:3]
+    refitted = {b: s["loss_without_it_refitted"] for b, s in scores.items() if "loss_without_it_refitted" in s}
+    assert sorted(refitted) == sorted(cheapest)
+    assert _removed(structure) == [min(refitted, key=lambda block: refitted[block])]
+    for block, loss in refitted.items():
+        _run(command, models["llama-tied"], tmp_path / str(block), "-o", f"which={block}", *options)
+        report = json.loads((tmp_path / str(block) / "prune_report.json").read_text())
+        assert report["evaluation"]["after"]["loss"] == pytest.approx(loss, abs=1e-5)
 
 
 def test_greedy_in_several_passes_finds_the_same(

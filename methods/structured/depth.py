@@ -8,6 +8,9 @@ import torch
 
 from methods.structured._method import StructuredMethod
 
+# How many blocks greedy looks at more closely.
+FEW = 3
+
 
 @dataclass(frozen=True)
 class Options:
@@ -16,7 +19,8 @@ class Options:
     score: Literal["greedy", "influence", "angular"] = field(
         default="greedy",
         metadata={
-            "help": "greedy: the block whose removal raises the calibration loss least, then the next; influence: "
+            "help": "greedy: the block whose removal raises the calibration loss least (of the three best the one that "
+            "does so after a refit), then the next; influence: "
             "those that turn the hidden states least (ShortGPT); angular: the run of blocks with the closest ends"
         },
     )
@@ -80,6 +84,11 @@ def cheapest(losses: Mapping[int, float]) -> int:
     return min(losses, key=lambda block: (losses[block], block))
 
 
+def cheapest_few(losses: Mapping[int, float]) -> list[int]:
+    """The few blocks whose removal leaves the lowest loss, for a closer look."""
+    return sorted(losses, key=lambda block: (losses[block], block))[:FEW]
+
+
 def _needs_text(options: Options) -> bool:
     return options.which is None or options.fits
 
@@ -89,7 +98,8 @@ METHOD = StructuredMethod(
     paper="Men et al., ShortGPT, arXiv:2403.03853 (influence); Gromov et al., The Unreasonable Ineffectiveness of the "
     "Deeper Layers, arXiv:2403.17887 (angular)",
     cost="influence and angular: one forward pass of the calibration text. greedy: per removed block as much computing "
-    "as about blocks/2 passes of its windows (-o windows=16), with one read of the weights or a few. refit: one pass "
+    "as about blocks/2 passes of its windows (-o windows=16), with one read of the weights or a few, and with a refit "
+    "three passes of two streams of four times the windows. refit: one pass "
     "of two streams of hidden states, and Gram matrices of the inputs of the maps that are fitted",
     needs=("hidden states between the blocks, or the loss without each",),
     unit="blocks",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from calibration.tokens import TokenSet
-from methods.structured.depth import Options, block_count, cheapest, closest_run, lowest_influence
+from methods.structured.depth import FEW, Options, block_count, cheapest, cheapest_few, closest_run, lowest_influence
 from prune_cli.errors import RequestError
 from prune_cli.output import OutputFolder
 from prune_cli.prepare import pick_batch_size
@@ -25,9 +25,12 @@ from prune_cli.structured.names import without_blocks
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.rebuild import rebuild
 from prune_cli.structured.refit import fitted_tensors
+from prune_cli.structured.refitted_loss import refitted_loss
 from prune_cli.structured.saved import Statistics, check_statistics, measured
 from prune_cli.structured.share import asked_share, refuse_both
 
+# Fits need more text than losses: so many times the windows.
+_FIT_ON = 4
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
@@ -104,9 +107,11 @@ def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
     if options.score != "greedy":
         return 1.0
     samples = request.samples or DEFAULT_SAMPLES
-    share = min(options.windows, samples) / samples
+    share, steps = min(options.windows, samples) / samples, range(asked_count(request, job))
     # Step n tries blocks - n candidates; each runs what lies behind its own block, half of the rest on average.
-    return share * sum((blocks - n) / 2 for n in range(asked_count(request, job)))
+    tried = share * sum((blocks - n) / 2 for n in steps)
+    fitted_on = min(_FIT_ON * options.windows, samples) / samples
+    return tried + options.fits * 2 * fitted_on * sum(min(FEW, blocks - n) for n in steps)
 
 
 def refit_passes(request: PruneRequest, job: StructuredJob) -> float:
@@ -246,25 +251,56 @@ def _greedy(
         )
         losses = removals.losses(removed, candidates)
         before = steps[-1]["loss"] if steps else losses.pop(blocks)
-        best = cheapest(losses)
-        steps = [*steps, {"block": best, "loss": losses[best], "loss_before": before, "losses": list(losses.items())}]
+        refitted = _refitted(request, job, calibration, removed, losses, progress)
+        best = cheapest(refitted or losses)
+        step = {"block": best, "loss": losses[best], "loss_before": before, "losses": list(losses.items())}
+        steps = [*steps, {**step, "refitted": list(refitted.items())}]
         output.note("greedy", steps)
     return Statistics({}, {_greedy_key(job): steps})
 
 
 def _greedy_key(job: StructuredJob) -> str:
     """Of the steps among the facts of a file of statistics."""
-    return f"greedy on {job.options.windows} windows"
+    options: Options = job.options
+    fits = f", refitted with alpha {options.alpha:g} and damping {options.damping:g}" if options.fits else ""
+    return f"greedy on {options.windows} windows{fits}"
+
+
+def _refitted(
+    request: PruneRequest,
+    job: StructuredJob,
+    calibration: TokenSet,
+    removed: Sequence[int],
+    losses: Mapping[int, float],
+    progress: Progress,
+) -> dict[int, float]:
+    """The losses after the refit without `removed` and each of the few that are cheapest without it."""
+    options: Options = job.options
+    tried = cheapest_few(losses)
+    if not options.fits or len(tried) == 1:
+        return {}
+    batches = _batches(request, job, calibration.ids[: _FIT_ON * options.windows])
+    progress.stage(f"Refitting without each of {len(tried)} blocks", len(job.model.blocks) * len(tried))
+    return {block: refitted_loss(job, {*removed, block}, batches, progress) for block in tried}
+
+
+def _least(step: Mapping[str, Any]) -> str:
+    refitted = dict(step["refitted"])
+    if not refitted:
+        return "the least of all"
+    return f"{refitted[step['block']]:.4f} when what is left is fitted, the least of the {len(refitted)} cheapest"
 
 
 def _by_loss(steps: Sequence[Mapping[str, Any]]) -> Choice:
     why = {
         step["block"]: f"removed as number {number + 1}: the calibration loss went from {step['loss_before']:.4f} to "
-        f"{step['loss']:.4f} nats, the least of all"
+        f"{step['loss']:.4f} nats, {_least(step)}"
         for number, step in enumerate(steps)
     }
     scores: dict[int, dict[str, float]] = {}
     for step in steps:
         for block, loss in step["losses"]:
             scores[block] = {"loss_without_it": loss, "loss_before": step["loss_before"]}
+        for block, loss in step["refitted"]:
+            scores[block]["loss_without_it_refitted"] = loss
     return Choice(tuple(sorted(why)), why, scores)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from prune_cli.stream import Stream
 from prune_cli.structured.change import Change
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.skipping import Skipping
-from prune_cli.structured.width_block import BlockNarrower, maps_and_biases
+from prune_cli.structured.width_block import BlockNarrower, NarrowedBlock, maps_and_biases
 
 
 def fitted_tensors(job: StructuredJob, tensors: Mapping[str, Planned], removed: Collection[int]) -> dict[str, Planned]:
@@ -72,6 +72,45 @@ def refit(
     return replace(change, notes=(*change.notes, *_notes(refitter, output)))
 
 
+@contextmanager
+def two_streams(
+    job: StructuredJob, batches: Sequence[torch.Tensor], parking: Parking | None = None
+) -> Iterator[tuple[Stream, Stream]]:
+    """The pruned model's and the dense one's, before the first block."""
+    with (
+        Stream(job.model, batches, parking) as stream,
+        Stream(job.with_checkpoint(job.checkpoint), batches, parking) as dense,
+    ):
+        yield stream, dense
+
+
+def pass_both(
+    stream: Stream, dense: Stream, end: int, removed: Collection[int], keep: Callable[[int, Stream, Stream], None]
+) -> Iterator[None]:
+    """The blocks before `end`: the pruned stream leaves out `removed`, and `keep` takes both through the others."""
+    skipping = Skipping()
+    for block in range(end):
+        dense.load(block)
+        if block in removed:
+            dense.through(block, skipping.watching(block))
+            if not skipping.knows(block):
+                stream.load(block)
+            stream.through(block, lambda original, args, kwargs, at=block: skipping.skip(at, original, args, kwargs))
+        else:
+            keep(block, stream, dense)
+        stream.unload(block)
+        dense.unload(block)
+        yield
+
+
+def fit_block(
+    job: StructuredJob, block: int, tensors: Mapping[str, torch.Tensor], stream: Stream, dense: Stream
+) -> NarrowedBlock:
+    """Fit all linear maps of `block`, loaded as `tensors`, while both streams pass it."""
+    fits = width.Options(refit="all", alpha=job.options.alpha, damping=job.options.damping)
+    return BlockNarrower(job.model, block, tensors, (), fits).run(stream, dense)
+
+
 @dataclass
 class _Refitter:
     """`names`: of every block to fit, the tensors that change, by their old names -> their new ones."""
@@ -88,27 +127,10 @@ class _Refitter:
 
     def pass_blocks(self, batches: Sequence[torch.Tensor]) -> Iterator[None]:
         """Up to the last block to fit; a pair of blocks is in memory at a time."""
-        skipping = Skipping()
-        with ExitStack() as stack:
-            parking = self.output.partial
-            stream = stack.enter_context(Stream(self.job.model, batches, Parking(parking)))
-            beside = self.job.with_checkpoint(self.job.checkpoint)
-            dense = stack.enter_context(Stream(beside, batches, Parking(parking)))
-            for block in range(max(self.names) + 1):
-                dense.load(block)
-                if block in self.number:
-                    self._keep(block, stream, dense)
-                else:
-                    self._leave_out(block, stream, dense, skipping)
-                stream.unload(block)
-                dense.unload(block)
-                yield
-
-    def _leave_out(self, block: int, stream: Stream, dense: Stream, skipping: Skipping) -> None:
-        dense.through(block, skipping.watching(block))
-        if not skipping.knows(block):
-            stream.load(block)
-        stream.through(block, lambda original, args, kwargs: skipping.skip(block, original, args, kwargs))
+        removed = set(range(len(self.job.model.blocks))) - set(self.change.blocks)
+        parking = Parking(self.output.partial)
+        with two_streams(self.job, batches, parking) as (stream, dense):
+            yield from pass_both(stream, dense, max(self.names) + 1, removed, self._keep)
 
     def _keep(self, block: int, stream: Stream, dense: Stream) -> None:
         begun, new = time.monotonic(), self.number[block]
@@ -118,9 +140,7 @@ class _Refitter:
             stream.through(block)
             return
         tensors = stream.load(block)
-        options = self.job.options
-        fits = width.Options(refit="all", alpha=options.alpha, damping=options.damping)
-        result = BlockNarrower(self.job.model, block, tensors, (), fits).run(stream, dense)
+        result = fit_block(self.job, block, tensors, stream, dense)
         names = self.names[block]
         record: dict[str, Any] = {
             "seconds": time.monotonic() - begun,
