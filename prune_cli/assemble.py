@@ -53,6 +53,7 @@ def fingerprint(
         "allocate": [request.allocate, asdict(request.allocation_options()), job.allocation_file],
         "seed": request.seed,
         "format": request.format,
+        "self_contained": request.self_contained,
         "calibrate_by": request.calibrate_by,
         "target": request.target,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -20,8 +20,13 @@ from prune_cli.repeat import command_of
 # Of what the source's card says, this stays true of the pruned model.
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_SNIPPET = "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nname = "
-_SPARSE_IMPORT = "import prune_cli  # its weights are stored as sparse safetensors, which this reads"
+# The files that a card is for; the last are sparse too, and have a loader beside them.
+Form = Literal["dense", "sparse", "self-contained"]
+_IMPORT_US = "import prune_cli  # its weights are stored as sparse safetensors, which this reads\n"
+_TRUST = """\
+# Its weights are stored as sparse safetensors. trust_remote_code lets sparse_loader.py, a short program beside them,
+# decode them into a temporary folder; after `import prune_cli` it is not needed.
+"""
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _OPENREVIEW = re.compile(r"openreview (\w+)")
 
@@ -67,7 +72,7 @@ def card_of(report: Mapping[str, Any], source: SourceCard) -> str:
         _title(report),
         *(f"> **Warning:** {warning}" for warning in warnings_of(source, model_name(report))),
         _measured(report),
-        for_format(_loading(), "sparse" if "dense_files" in report["output"] else "dense"),
+        _loading(_form(report)),
         _method(report),
         _repeat(report),
         _limits(report),
@@ -128,19 +133,32 @@ def _measured(report: Mapping[str, Any]) -> str:
     return f"## Measured\n\n{table(('', 'before', 'after', 'change'), rows)}\n\n{note}\n\n{report['gain']}"
 
 
-def _loading() -> str:
+def _loading(form: Form) -> str:
+    trusting = form == "self-contained"
     return f"""## Load it
 
-{_SNIPPET}"."  # the id of this repository, or the folder that holds it
-model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+```python
+{_IMPORT_US if form == "sparse" else ""}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "."  # the id of this repository, or the folder that holds it
+{_TRUST if trusting else ""}model = AutoModelForCausalLM.from_pretrained(name, dtype="auto"{
+        ", trust_remote_code=True" if trusting else ""
+    })
 tokenizer = AutoTokenizer.from_pretrained(name)
 ```"""
 
 
-def for_format(card: str, form: Literal["dense", "sparse"]) -> str:
-    """The card of the same weights in dense or in sparse files, which load after one more import; else unchanged."""
-    sparse = _SNIPPET.replace("```python\n", f"```python\n{_SPARSE_IMPORT}\n", 1)
-    return card.replace(sparse, _SNIPPET) if form == "dense" else card.replace(_SNIPPET, sparse)
+def _form(report: Mapping[str, Any]) -> Form:
+    if "dense_files" not in report["output"]:
+        return "dense"
+    return "self-contained" if report["request"].get("self_contained") else "sparse"
+
+
+def for_format(card: str, form: Form) -> str:
+    """A card of ours for the same weights in other files, which load otherwise; any other card unchanged."""
+    for other in get_args(Form):
+        card = card.replace(_loading(other), _loading(form))
+    return card
 
 
 def _method(report: Mapping[str, Any]) -> str:

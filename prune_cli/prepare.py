@@ -120,7 +120,9 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
     pipeline = request.pipeline()
     needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
     opened = open_model(request, needs_text=needs_text, writes=writes)
-    config = sparse_config(opened.checkpoint) if request.format == "sparse" else None
+    config = None
+    if request.format == "sparse":
+        config = sparse_config(opened.checkpoint, self_contained=request.self_contained)
     if writes:
         check_space(request.out, opened.checkpoint.nbytes + (_largest_files(opened.checkpoint) if config else 0))
     decisions = plan_tensors(opened.model, request, pipeline)

@@ -59,6 +59,7 @@ class PruneRequest:
     statistics: str | None = None
     save_statistics: str | None = None
     format: Format = "dense"
+    self_contained: bool = False
     resume: bool = False
     overwrite: bool = False
     allow_unsupported: bool = False
@@ -85,7 +86,7 @@ class PruneRequest:
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
         if self.calibrate_by not in typing.get_args(CalibrateBy):
             raise RequestError(f"--calibrate-by is {self.calibrate_by!r}: choose sublayer or block.")
-        check_format(self.format)
+        check_format(self.format, self_contained=self.self_contained)
         if pipeline is not None:
             self._check_target(pipeline)
             self._check_allocation()
@@ -161,9 +162,11 @@ def check_counts(samples: int | None, seq_len: int | None, batch_size: int | Lit
             raise RequestError(f"{option} is {value}, but must be at most {_MOST}.")
 
 
-def check_format(name: str) -> None:
+def check_format(name: str, *, self_contained: bool) -> None:
     if name not in typing.get_args(Format):
         raise RequestError(f"--format is {name!r}: choose dense or sparse.")
+    if self_contained and name != "sparse":
+        raise RequestError("--self-contained is for --format sparse: dense files need no loader.")
 
 
 def check_device(device: str) -> None:

@@ -28,6 +28,7 @@ from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.report import Report
 from prune_cli.report_files import report_files
 from prune_cli.request import PruneRequest
+from prune_cli.sparse.config import LOADER, loader
 from prune_cli.sparse.in_place import decode_shards, encode_shards
 from prune_cli.stream import Stream
 from prune_cli.structured.run import prune_structured
@@ -70,7 +71,8 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         )
         if request.format == "sparse":
             report = _encode(job, report, output, progress)
-        output.commit(report_files(report, job.source.folder), job.config)
+        beside = {LOADER: loader()} if request.self_contained else {}
+        output.commit({**report_files(report, job.source.folder), **beside}, job.config)
     return report
 
 

@@ -137,14 +137,16 @@ def test_pruning_again_keeps_the_card_of_what_was_pruned(out: Path, tmp_path: Pa
     assert ModelCard.load(again / "README.md").data.get("license_name") == "tiny-community"
 
 
+@pytest.mark.parametrize("form", [[], ["--self-contained"]], ids=["sparse", "self-contained"])
 def test_converted_to_sparse_files_the_card_tells_how_to_load_them(
-    out: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+    form: list[str], out: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, dense = tmp_path / "sparse", tmp_path / "dense"
-    assert command("convert", out, sparse, "-q").code == 0
+    assert command("convert", out, sparse, *form, "-q").code == 0
     card = (sparse / "README.md").read_text()
     program = card.split("```python\n")[1].split("\n```")[0]
-    assert program.startswith("import prune_cli ")
+    assert program.startswith("import prune_cli ") == (not form)
+    assert ("trust_remote_code lets sparse_loader.py" in program and "trust_remote_code=True" in program) == bool(form)
     assert command("convert", sparse, dense, "--format", "dense", "-q").code == 0
     assert (dense / "README.md").read_bytes() == (out / "README.md").read_bytes()
     monkeypatch.chdir(sparse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import prune_cli.sparse.in_place
 from prune_cli.output_files import JOURNAL, partial_folder
 from prune_cli.report_schema import report_schema
 from prune_cli.sparse.format import is_sparse
+from tests.broken import change_config
 from tests.conftest import RunCommand, folder_bytes
 from tests.tiny import save_tiny
 
@@ -105,6 +107,18 @@ def test_stopped_while_encoding_it_continues_to_the_same_bytes(
     assert folder_bytes(out) == folder_bytes(pair[1])
 
 
+def test_self_contained_it_is_what_convert_makes_of_it(
+    pair: tuple[Path, Path, list[object]], model: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    dense, _, options = pair
+    assert command("prune", model, tmp_path / "out", *options, "--format", "sparse", "--self-contained").code == 0
+    assert command("convert", dense, tmp_path / "converted", "--self-contained", "-q").code == 0
+    assert _weights_and_config(tmp_path / "out") == _weights_and_config(tmp_path / "converted")
+    assert (tmp_path / "out" / "sparse_loader.py").is_file()
+    assert "trust_remote_code=True" in (tmp_path / "out" / "README.md").read_text()
+    assert command("verify", tmp_path / "out", "--against", model, "-q").code == 0
+
+
 def test_what_cannot_be_stored_sparse_is_refused_before_any_work(
     model: Path, tmp_path: Path, command: RunCommand
 ) -> None:
@@ -115,6 +129,11 @@ def test_what_cannot_be_stored_sparse_is_refused_before_any_work(
 
     structured = refused(model, tmp_path / "out", "-m", "depth")
     assert "--format sparse is for methods that make weights sparse, and depth removes whole units" in structured
+    alone = command("prune", model, tmp_path / "out", "--self-contained")
+    assert alone.code == 2
+    assert "--self-contained is for --format sparse" in alone.stderr
+    own = change_config(shutil.copytree(model, tmp_path / "own"), auto_map={"AutoModel": "mine.Mine"})
+    assert "leave out --self-contained" in refused(own, tmp_path / "out", "-m", "magnitude", "--self-contained")
     assert "choose dense or sparse" in command("prune", model, tmp_path / "out", "--format", "zip").stderr
     assert not partial_folder(tmp_path / "out").exists()
 

@@ -92,10 +92,11 @@ SPECIAL = [
     PruneRequest("m", Path("o"), method="sparsegpt", options={"damping": "0.02"}, calibrate_by="block"),
     PruneRequest("m", Path("o"), method="wanda", preset="best", target="pruned"),
     PruneRequest("m", Path("o"), method="depth", statistics="a b.safetensors", save_statistics="-c"),
+    PruneRequest("m", Path("o"), format="sparse", self_contained=True),
 ]
 
 
-@pytest.mark.parametrize("request_", SPECIAL, ids=["swaps", "sparsegpt", "preset", "depth"])
+@pytest.mark.parametrize("request_", SPECIAL, ids=["swaps", "sparsegpt", "preset", "depth", "self-contained"])
 def test_options_and_what_overrides_a_preset_come_back(request_: PruneRequest) -> None:
     assert parsed(command_of(request_)) == request_
 

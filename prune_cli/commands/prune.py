@@ -47,6 +47,7 @@ def prune(
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
     into: its.Into = "dense",
+    self_contained: its.SelfContained = False,
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
     resume: its.Resume = False,

@@ -158,6 +158,14 @@ Into = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+SelfContained = Annotated[
+    bool,
+    typer.Option(
+        "--self-contained",
+        help="With --format sparse: a loader beside the files, which trust_remote_code=True runs without this package.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.", rich_help_panel=OUTPUT)
 ]

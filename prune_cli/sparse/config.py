@@ -40,6 +40,17 @@ def with_entry(text: str, path: Path, *, self_contained: bool = False, version: 
     return body + (block if config else block.removeprefix(",")) + text[len(body) :]
 
 
+def check_self_contained(folder: Path) -> None:
+    """Raises RequestError for a checkpoint beside which the loader cannot lie."""
+    if not (folder / "config.json").is_file() or (folder / LOADER).exists():
+        raise RequestError(f"{folder} has no config.json, or a {LOADER}: leave out --self-contained.")
+
+
+def loader() -> str:
+    """The program that `self_contained` needs beside config.json, as a file named LOADER."""
+    return Path(__file__).with_name(LOADER).read_text(encoding="utf-8")
+
+
 def without_entry(text: str, path: Path) -> str:
     """The inverse of `with_entry`; a config.json that was written anew since loses the entry alone."""
     ours = [_block(version) for version in VERSIONS]

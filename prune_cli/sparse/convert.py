@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from prune_cli.card import for_format
+from prune_cli.card import Form, for_format
 from prune_cli.checkpoint import INDEX_FILE, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.output_files import CARD, partial_folder
@@ -20,7 +20,7 @@ from prune_cli.output_place import check_output, check_space
 from prune_cli.progress import Progress, Silent
 from prune_cli.request import Format, check_format
 from prune_cli.source import Source, resolve_model
-from prune_cli.sparse.config import LOADER, is_self_contained, with_entry, without_entry
+from prune_cli.sparse.config import LOADER, check_self_contained, is_self_contained, loader, with_entry, without_entry
 from prune_cli.sparse.format import DEFLATING_VERSION, VERSION, is_sparse, open_shard
 from prune_cli.sparse.shards import Written, make_dense, make_sparse
 from prune_cli.sparse.side_by_side import each_file
@@ -48,11 +48,9 @@ class ConvertRequest:
         return DEFLATING_VERSION if self.compress else VERSION
 
     def check(self) -> None:
-        check_format(self.format)
+        check_format(self.format, self_contained=self.self_contained)
         if self.compress and self.format != "sparse":
             raise RequestError("--compress is for --format sparse: dense files are never compressed.")
-        if self.self_contained and self.format != "sparse":
-            raise RequestError("--self-contained is for --format sparse: dense files need no loader.")
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     check_space(request.out, _needed_bytes(request, checkpoint))
     config = _config(request, source)
-    if request.self_contained and (config is None or (source.folder / LOADER).exists()):
-        raise RequestError(f"{source.folder} has no config.json, or a {LOADER}: leave out --self-contained.")
+    if request.self_contained:
+        check_self_contained(source.folder)
     partial = partial_folder(request.out)
     partial.mkdir(parents=True, exist_ok=True)
     with (partial / JOURNAL).open("a+", encoding="utf-8") as journal:
@@ -105,8 +103,8 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
         files = _convert_files(checkpoint, partial, request, done, progress, journal)
         not_copied = _copy_side_files(checkpoint, partial)
         if request.self_contained:
-            shutil.copyfile(Path(__file__).with_name(LOADER), partial / LOADER)
-        _tell_in_card(partial / CARD, request.format)
+            (partial / LOADER).write_text(loader(), encoding="utf-8")
+        _tell_in_card(partial / CARD, "self-contained" if request.self_contained else request.format)
         if config is not None:
             (partial / _CONFIG).write_text(config, encoding="utf-8")
         _commit(request.out, partial)
@@ -232,7 +230,7 @@ def _copy_side_files(checkpoint: Checkpoint, partial: Path) -> tuple[str, ...]:
     return tuple(left)
 
 
-def _tell_in_card(card: Path, form: Format) -> None:
+def _tell_in_card(card: Path, form: Form) -> None:
     """A card of ours tells how to load it; of any other nothing changes."""
     if card.is_file():
         text = card.read_bytes().decode("utf-8", "surrogateescape")

@@ -10,7 +10,7 @@ from pathlib import Path
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
-from prune_cli.sparse.config import with_entry
+from prune_cli.sparse.config import check_self_contained, with_entry
 from prune_cli.sparse.format import is_reserved, is_sparse, open_shard
 from prune_cli.sparse.shards import Written, make_dense, make_sparse
 from prune_cli.sparse.side_by_side import each_file
@@ -20,15 +20,17 @@ _BESIDE = ".recoded"
 _CONFIG = "config.json"
 
 
-def sparse_config(source: Checkpoint) -> str:
+def sparse_config(source: Checkpoint, *, self_contained: bool) -> str:
     """config.json of the sparse output. Raises RequestError for a checkpoint that cannot be stored sparse."""
     for name in source.entries:
         if is_reserved(name):
             raise RequestError(
                 f"{name} has a name that sparse safetensors keeps for its own parts: use --format dense."
             )
+    if self_contained:
+        check_self_contained(source.folder)
     path = source.folder / _CONFIG
-    return with_entry(path.read_text(encoding="utf-8"), path)
+    return with_entry(path.read_text(encoding="utf-8"), path, self_contained=self_contained)
 
 
 def encode_shards(folder: Path, files: Sequence[str], progress: Progress) -> int:
