@@ -183,6 +183,20 @@ def test_a_better_fit_follows_the_dense_model(
     assert kl["all"] < kl["consumers"] < kl["none"]
 
 
+@pytest.mark.parametrize(("kind", "part"), [("gemma2", "both"), ("olmo2", "mlp"), ("mixtral", "heads")])
+def test_where_maps_do_not_add_to_the_stream_a_fit_is_better_than_none(
+    kind: str, part: str, tmp_path: Path, calibration: Path, command: RunCommand
+) -> None:
+    """Norms on outputs, and experts: no map makes up for what the residual stream has lost."""
+    model, kl = save_tiny(tmp_path / "model", kind, shards=False), {}
+    for refit in ("none", "all"):
+        options = ["-s", 0.5, "-o", f"parts={part}", "-o", f"refit={refit}", "--calibration", calibration]
+        narrow(command, model, tmp_path / refit, *options)
+        result = command("eval", tmp_path / refit, "--against", model, "--data", calibration, "--json", "-q")
+        kl[refit] = result.json["comparison"]["kl_from_dense"]
+    assert kl["all"] < kl["none"]
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
