@@ -136,7 +136,11 @@ def test_a_dry_run_tells_the_sizes(uniform: bool, llama: Path, tmp_path: Path, t
     plan = command("prune", llama, tmp_path / "out", *asked, "--dry-run", "--json").json
     assert not (tmp_path / "out").exists()
     assert command("prune", llama, tmp_path / "out", *asked).code == 0
-    structure = json.loads((tmp_path / "out" / "prune_report.json").read_text())["structure"]
+    report = json.loads((tmp_path / "out" / "prune_report.json").read_text())
+    structure = report["structure"]
+    assert ("needs import prune_cli" in report["gain"]) == (not uniform)
+    if uniform:
+        assert plan["gain"] == report["gain"]
     assert plan["before"] == structure["before"]
     assert plan["forward_passes"] == 2.0 + (not uniform)
     if not uniform:

@@ -84,7 +84,7 @@ def assemble_structured(
             bytes_after=structure.after.bytes,
         ),
         structure=structure,
-        gain=gain_of_sizes(structure.before, structure.after),
+        gain=gain_of_sizes(structure.before, structure.after, change),
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
         ],
@@ -137,13 +137,20 @@ def _structure(request: PruneRequest, job: StructuredJob, change: Change, writte
     )
 
 
-def gain_of_sizes(before: Size, after: Size) -> str:
+def gain_of_sizes(before: Size, after: Size, change: Change) -> str:
     """What a smaller dense model brings, said plainly."""
     smaller = 100 * (1 - after.bytes / before.bytes)
     fewer = 100 * (1 - after.macs_per_token / before.macs_per_token)
+    # With -o uniform=false config.json lists the shapes as a quantizer of ours would have them.
+    plain = "quantization_config" not in change.config
     return (
         f"A smaller dense model: {smaller:.1f} % less on disk and in memory and {fewer:.1f} % fewer multiplications "
-        "per token, in plain transformers and in every other runtime; nothing special is needed to load it."
+        "per token, "
+        + (
+            "in plain transformers and in every other runtime; nothing special is needed to load it."
+            if plain
+            else "in plain transformers; loading it needs import prune_cli, since blocks have sizes of their own."
+        )
     )
 
 

@@ -60,7 +60,7 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         calibration_tokens=tokens,
         forward_passes=choice + fit,
         how=how(request, job, text, choice, fit),
-        gain=gain_of_sizes(before, after),
+        gain=gain_of_sizes(before, after, change),
     )
 
 
