@@ -6,11 +6,11 @@ kinds and become a DEFLATE stream (RFC 1951) of Huffman codes alone; the others 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from prune_cli.sparse.fast_zlib import zlib
 from prune_cli.sparse.groups import CodingError
 
 # Where the high byte holds much else than an exponent nothing is gained.
@@ -87,7 +87,7 @@ class Inflating:
             ended = not len(self._waiting)
             try:
                 piece = self._coder.decompress(self._waiting, most)
-            except zlib.error as error:
+            except zlib.error as error:  # pyright: ignore[reportGeneralTypeIssues]
                 raise CodingError(f"its high bytes are no DEFLATE stream ({error})") from None
             self._waiting = self._coder.unconsumed_tail
             if piece:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from prune_cli.checkpoint import TensorEntry
 from prune_cli.errors import PruneError
 from prune_cli.sparse.coding import Values, decode
 from prune_cli.sparse.deflate import Inflating
+from prune_cli.sparse.fast_zlib import zlib
 from prune_cli.sparse.format import SparseShard, SparseTensor, unsigned
 from prune_cli.sparse.groups import CodingError
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed, wait
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from prune_cli.checkpoint import BITS, METADATA, TensorEntry, data_bytes, file_m
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.sparse.coding import DENSE, Plan, encode, plan
 from prune_cli.sparse.deflate import DEFLATED, deflated, split_values
+from prune_cli.sparse.fast_zlib import zlib
 from prune_cli.sparse.format import (
     HIGH_SUFFIX,
     MASK_SUFFIX,
