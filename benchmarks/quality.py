@@ -65,7 +65,7 @@ TUNING: dict[str, list[str]] = {
             ["damping=0.1"],
             ["damping=0.01"],
             ["steps=20", "polish=10"],
-            ["steps=10", "polish=4"],
+            ["steps=15", "polish=10", "relax=1"],
             ["polish=0"],
             ["relax=1"],
             ["rho=0.5"],
