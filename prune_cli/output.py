@@ -56,14 +56,18 @@ class OutputFolder:
         self._descriptors: dict[str, int] = {}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prune-cli-writer")
         self._pending: Future[None] | None = None
+        self._new = False
 
     def __enter__(self) -> OutputFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, value: object, _trace: object) -> None:
         self._writer.shutdown(wait=True, cancel_futures=True)
         for descriptor in self._descriptors.values():
             os.close(descriptor)
+        # A request that is refused after all leaves nothing behind that the next one would have to overwrite.
+        if isinstance(value, RequestError) and self._new and not self.done:
+            shutil.rmtree(self.partial)
         if self._journal is not None:
             self._journal.close()
 
@@ -92,11 +96,8 @@ class OutputFolder:
             if path.name != JOURNAL:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._journal.truncate(0)
-        try:
-            self.input_hashes = self._check_input(layout)
-        except RequestError:
-            shutil.rmtree(self.partial)
-            raise
+        self._new = True
+        self.input_hashes = self._check_input(layout)
         self._append({"fingerprint": dict(fingerprint), "input_hashes": self.input_hashes})
 
     def _journal_lines(self) -> list[dict[str, Any]]:

@@ -144,6 +144,7 @@ def test_statistics_of_another_text_or_model_are_refused(
         refused = command("prune", model, out, *arguments, "--calibration", text, "--statistics", saved)
         assert refused.code == 2
         assert told in " ".join(refused.stderr.split())
+        assert not list(tmp_path.glob("out-*")), "what is refused leaves nothing behind"
     for options, told in (
         (("--save-statistics", saved), "exists already"),
         (("--statistics", tmp_path / "none"), "is not there"),
