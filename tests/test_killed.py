@@ -1,4 +1,4 @@
-"""Runs of the structured methods, killed at random moments by SIGKILL, resume to the bytes of a run that was not."""
+"""Runs of each kind of method, killed at random moments by SIGKILL, resume to the bytes of a run that was not."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import multiprocessing
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
 from prune_cli.cli import app
+from prune_cli.output_files import JOURNAL, partial_folder
 from tests.conftest import RunCommand, folder_bytes, token_ids
-from tests.test_output import wait_until_done
 from tests.tiny import save_tiny
 
 RUNS: dict[str, list[str]] = {
+    "wanda": ["-m", "wanda"],
     "depth": ["-m", "depth", "-o", "remove=2", "-o", "windows=4"],
     "width": ["-m", "width", "-o", "parts=both", "-s", "0.5"],
     "width of own sizes": ["-m", "width", "-s", "0.5", "-o", "uniform=false", "-o", "multiple=4"],
@@ -24,6 +26,16 @@ RUNS: dict[str, list[str]] = {
 }
 # Entries for blocks in the journal before a kill; -1: as soon as there is a journal.
 KILLS = (-1, 1, 3)
+
+
+def wait_until_done(out: Path, blocks: int, runs: Callable[[], bool]) -> None:
+    """Until the journal counts `blocks` blocks, or exists at all for -1, or nothing `runs` any more."""
+    journal = partial_folder(out) / JOURNAL
+    while runs():
+        text = journal.read_text() if journal.exists() else None
+        if text is not None and (blocks < 0 or ("fingerprint" in text and text.count('"block":') >= blocks)):
+            return
+        time.sleep(0.001)
 
 
 def _prune(arguments: list[str]) -> None:
@@ -45,7 +57,7 @@ def test_killed_runs_resume_to_the_same_bytes(name: str, tmp_path: Path, text: P
     assert command("prune", model, tmp_path / "expected", *arguments).code == 0
     # A fork of a process that has imported everything: a run starts at once.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "prune_cli.structured.run"])
+    processes.set_forkserver_preload([__name__, "prune_cli.run"])
     out, moments, killed = tmp_path / "out", random.Random(time.time_ns()), 0
     for blocks in KILLS:
         run = processes.Process(target=_prune, args=(["prune", str(model), str(out), *arguments, "--resume"],))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from prune_cli.output_files import JOURNAL, partial_folder
-from tests.conftest import RunCommand, folder_bytes, in_new_process
+from prune_cli.output_files import partial_folder
+from tests.conftest import RunCommand, folder_bytes
 from tests.tiny import save_tiny
 
 
@@ -87,32 +83,3 @@ def test_too_little_disk_space_is_told_before_any_work(
     assert refused.code == 2
     assert "free" in refused.stderr
     assert not partial_folder(tmp_path / "out").exists()
-
-
-def test_killed_at_random_moments_then_resumed_gives_the_same_bytes(
-    tmp_path: Path, tokens_file: Path, command: RunCommand
-) -> None:
-    model = save_tiny(tmp_path / "model", "llama-untied", num_hidden_layers=12)
-    arguments = ["--calibration", tokens_file, "--batch-size", 1, "-q"]
-    assert command("prune", model, tmp_path / "expected", *arguments).code == 0
-    out = tmp_path / "out"
-    moments = random.Random(time.time_ns())
-    for blocks_done in (-1, 0, 3, 6, 9):
-        process = in_new_process("prune", model, out, *arguments, "--resume")
-        wait_until_done(out, blocks_done, lambda process=process: process.poll() is None)
-        time.sleep(moments.uniform(0, 0.02))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert command("prune", model, out, *arguments, "--resume", *(["--overwrite"] if out.exists() else [])).code == 0
-    assert folder_bytes(out) == folder_bytes(tmp_path / "expected")
-    assert not partial_folder(out).exists()
-
-
-def wait_until_done(out: Path, blocks: int, runs: Callable[[], bool]) -> None:
-    """Until the journal counts `blocks` blocks, or exists at all for -1, or nothing `runs` any more."""
-    journal = partial_folder(out) / JOURNAL
-    while runs():
-        text = journal.read_text() if journal.exists() else None
-        if text is not None and (blocks < 0 or ("fingerprint" in text and text.count('"block":') >= blocks)):
-            return
-        time.sleep(0.001)
