@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.sparse.register import register_with_transformers
+from prune_cli.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from prune_cli.report import Report
     from prune_cli.sparse.semi_structured import SemiStructured
 
-__version__ = "0.1.0"
 __all__ = ["PruneError", "RequestError", "__version__", "prune", "to_semi_structured"]
 
 

@@ -14,7 +14,6 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods._pattern import NofM
-from prune_cli import __version__
 from prune_cli.allocation import Allocation
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.evaluate import PROTOCOL, Evaluation
@@ -37,6 +36,7 @@ from prune_cli.report import (
 )
 from prune_cli.request import PruneRequest
 from prune_cli.sparse.estimate import saved_bytes
+from prune_cli.version import __version__
 
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"
 

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from prune_cli import __version__
 from prune_cli.commands.bench import bench
 from prune_cli.commands.check import check
 from prune_cli.commands.convert import convert
@@ -19,6 +18,7 @@ from prune_cli.commands.report import report
 from prune_cli.commands.soup import soup
 from prune_cli.commands.sweep import sweep
 from prune_cli.commands.verify import verify
+from prune_cli.version import __version__
 
 app = typer.Typer(
     name="prune-cli",

@@ -5,21 +5,31 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Only these may name transformers; everything else meets it through them.
-_MAY_IMPORT_TRANSFORMERS = {
-    "architecture.py",
-    "model.py",
-    "places.py",
-    "roles.py",
-    "whole_model.py",
-    "quantizer.py",
-    "converter.py",
-}
+# Each bracket may import only what stands before it; neighbours in a bracket never import each other.
+_ORDER = [
+    {"errors", "progress", "version", "methods", "calibration"},
+    {"checkpoint", "request"},
+    {"report"},
+    {"sparse", "recipes"},
+    {"model", "hub"},
+    {"engine", "loading", "soup"},
+    {"unstructured", "structured", "evaluation", "bench"},
+    {"run", "sweep", "checks"},
+    {"commands"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+# Goes with the last part of the move into the house.
+_MOVING = pytest.mark.xfail(reason="the move is going on", strict=False)
+_FLOOR = {room: floor for floor, rooms in enumerate(_ORDER) for room in rooms}
+# Only these rooms may name transformers; everything else meets it through them.
+_MAY_IMPORT_TRANSFORMERS = {"prune_cli/model", "prune_cli/loading", "prune_cli/bench/whole_model.py"}
 
 
 def imported(path: Path) -> set[str]:
@@ -48,9 +58,61 @@ def test_calibration_knows_no_method_and_no_command_line(path: Path) -> None:
     assert imported(path) <= allowed
 
 
+def room(path: Path) -> str:
+    """`errors` of prune_cli/errors.py, `engine` of everything below prune_cli/engine/, `methods` of methods/."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == "prune_cli" else parts[0]
+
+
+def arrows(path: Path) -> set[Path]:
+    """The files of this project that a file imports, at any depth of the file."""
+    targets: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: {ast.unparse(node)}: name the whole path"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            while parts and parts[0] in ("prune_cli", "methods", "calibration"):
+                file = ROOT.joinpath(*parts)
+                found = next((f for f in (file.with_suffix(".py"), file / "__init__.py") if f.exists()), None)
+                if found:
+                    targets.add(found)
+                    break
+                parts.pop()
+    return targets - {path}
+
+
+@_MOVING
+def test_imports_point_one_way() -> None:
+    uphill = [
+        f"{path.relative_to(ROOT)} -> {target.relative_to(ROOT)}"
+        for path in sources("prune_cli")
+        for target in arrows(path)
+        if room(path) != room(target) and _FLOOR[room(target)] >= _FLOOR[room(path)]
+    ]
+    assert uphill == []
+
+
+@_MOVING
+def test_no_circle_of_imports() -> None:
+    graph = {path: arrows(path) for folder in ("prune_cli", "methods", "calibration") for path in sources(folder)}
+    graph = {path: targets for path, targets in graph.items() if path.name != "__init__.py"}
+    list(TopologicalSorter(graph).static_order())
+
+
+@_MOVING
+def test_only_the_ground_lies_loose() -> None:
+    loose = {path.stem for path in (ROOT / "prune_cli").glob("*.py")}
+    assert loose == {"__init__", "__main__", "cli", "run", "version", "errors", "progress"}
+
+
+@_MOVING
 @pytest.mark.parametrize("path", sources("prune_cli"), ids=lambda path: path.name)
 def test_transformers_stays_at_the_border(path: Path) -> None:
-    assert "transformers" not in imported(path) or path.name in _MAY_IMPORT_TRANSFORMERS
+    place = path.relative_to(ROOT).as_posix()
+    assert "transformers" not in imported(path) or place.startswith(tuple(_MAY_IMPORT_TRANSFORMERS))
 
 
 @pytest.mark.parametrize("folder", ["prune_cli", "methods", "calibration"])

@@ -12,7 +12,6 @@ from importlib.metadata import version
 
 import torch
 
-from prune_cli import __version__
 from prune_cli.bench.child import Child, Loaded, Spec
 from prune_cli.bench.result import (
     SCHEMA_VERSION,
@@ -31,6 +30,7 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.request import Dtype, check_device
 from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.decoded import open_checkpoint
+from prune_cli.version import __version__
 
 DEFAULT_PROMPT_TOKENS = 256
 _MOST = 2**24

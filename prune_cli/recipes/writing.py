@@ -7,10 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from prune_cli import __version__
 from prune_cli.errors import RequestError
 from prune_cli.recipes.core_yaml import dump
 from prune_cli.request import PruneRequest
+from prune_cli.version import __version__
 
 _HEADER = """\
 # A recipe of prune-cli {version}. Repeat the run with

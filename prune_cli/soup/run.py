@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from prune_cli import __version__
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.layout import same_layout
@@ -23,6 +22,7 @@ from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupRe
 from prune_cli.soup.survey import Ingredient, TensorSurvey, check_alike, survey
 from prune_cli.source import resolve_model
 from prune_cli.sparse.decoded import refuse_sparse
+from prune_cli.version import __version__
 
 # Tensors that are written, and noted as done, together.
 _GROUP_BYTES = 1 << 26

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from calibration.tokens import TokenSet
-from prune_cli import __version__
 from prune_cli.architecture import load_tokenizer
 from prune_cli.assemble import environment, versions
 from prune_cli.errors import RequestError
@@ -30,6 +29,7 @@ from prune_cli.sweep.plot import pictures
 from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweep.request import Point, SweepRequest
 from prune_cli.sweep.workers import Load, load_of, measure_points
+from prune_cli.version import __version__
 
 
 @dataclass(frozen=True)

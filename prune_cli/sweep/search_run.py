@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 import torch
 
 from calibration.tokens import TokenSet
-from prune_cli import __version__
 from prune_cli.allocation import Allocation
 from prune_cli.architecture import load_tokenizer
 from prune_cli.assemble import environment
@@ -38,6 +37,7 @@ from prune_cli.sweep.search_report import (
     verdict,
 )
 from prune_cli.sweep.search_request import SearchRequest
+from prune_cli.version import __version__
 
 _UNIFORM, _RANDOM, _EVOLUTION = "uniform", "random search", "evolution"
 # At most this share of the calibration windows is held out where the text is short.
