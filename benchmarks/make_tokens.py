@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from calibration.sources import parse_source
 from calibration.tokens import load_tokens
-from prune_cli.architecture import load_tokenizer
+from prune_cli.model.architecture import load_tokenizer
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from prune_cli.checkpoint import Checkpoint
-from prune_cli.output import REPORT_JSON
+from prune_cli.checkpoint.output_folder import REPORT_JSON
+from prune_cli.checkpoint.reader import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from watch import watch
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 
 # The bound: two blocks in the float32 of the forward, so many times the hidden states of all tokens, and a constant.
 BLOCKS, STATES, FIXED_BYTES = 2, 3.5, 1 << 30

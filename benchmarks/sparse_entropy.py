@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prune_cli
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.sparse.coding import BITMASK, encode, plan
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

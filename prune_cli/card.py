@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from prune_cli.checkpoint.file_names import SOURCE_CARD
 from prune_cli.errors import one_line
 from prune_cli.markdown import table
-from prune_cli.output_files import SOURCE_CARD
 from prune_cli.page.figures import OF_THE_RUN, figures_of, text_name
 from prune_cli.page.story import exact_request, model_name, tell
 from prune_cli.repeat import command_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from prune_cli.errors import PruneError
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.progress import Progress
 from prune_cli.stream import Stream
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from prune_cli.checkpoint import FLOATS, Checkpoint
-from prune_cli.source import resolve_model
+from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.source import resolve_model
 from prune_cli.sparse.decoded import Decoded, open_checkpoint
 
 if TYPE_CHECKING:

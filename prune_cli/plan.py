@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from methods._pattern import NofM, Pattern, Unstructured, pruned_count
-from prune_cli.checkpoint import FLOATS
+from prune_cli.checkpoint.reader import FLOATS
 from prune_cli.errors import RequestError
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.tensor_map import Place
 from prune_cli.pipeline import Pipeline
-from prune_cli.places import Place
 from prune_cli.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
 
 # Their inputs are known when a batch arrives there; for all others only methods without statistics work.

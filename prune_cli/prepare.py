@@ -16,10 +16,11 @@ from calibration.tokens import TokenSet, load_tokens
 from methods._allocation import mean_sparsity
 from methods._pattern import Pattern, Unstructured
 from prune_cli.allocation import FILE, STRATEGIES, read_allocation
-from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.checkpoint.preflight import check_output, check_space
+from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
-from prune_cli.model import Skeleton
-from prune_cli.output_place import check_output, check_space
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.pipeline import Pipeline
 from prune_cli.plan import Decision, pattern_of, plan_tensors
 from prune_cli.request import (
@@ -28,7 +29,6 @@ from prune_cli.request import (
     DEFAULT_SOURCE,
     PruneRequest,
 )
-from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.decoded import refuse_sparse
 from prune_cli.sparse.in_place import sparse_config
 from prune_cli.sparse.side_by_side import FILES_AT_A_TIME

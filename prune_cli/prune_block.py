@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import torch
 
 from calibration.statistics import Cross
-from prune_cli.experts import Routed
 from prune_cli.input_statistics import InputStatistics
 from prune_cli.lockstep import SameInputs
+from prune_cli.model.moe import Routed
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from calibration.statistics import SquaredNorm
-from prune_cli.experts import Routed, before_down
 from prune_cli.input_statistics import InputStatistics
-from prune_cli.model import Skeleton
-from prune_cli.places import Place
+from prune_cli.model.moe import Routed, before_down
+from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.tensor_map import Place
 from prune_cli.plan import matrix_shape
 from prune_cli.prune_map import PrunedMap, Settings, as_matrix, join_slices, prune_slice, slice_name
 from prune_cli.stream import Stream

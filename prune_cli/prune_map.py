@@ -12,8 +12,8 @@ import torch
 from calibration.statistics import sum_dtype
 from methods._pattern import Pattern
 from prune_cli.errors import PruneError
+from prune_cli.model.tensor_map import Place
 from prune_cli.pipeline import Pipeline
-from prune_cli.places import Place
 from prune_cli.plan import matrix_shape
 
 _ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"

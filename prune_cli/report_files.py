@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prune_cli.card import card_of, read_card
+from prune_cli.checkpoint.file_names import CARD, REPORT_MARKDOWN, REPORT_PAGE
 from prune_cli.markdown import to_markdown
-from prune_cli.output_files import CARD, REPORT_MARKDOWN, REPORT_PAGE
 from prune_cli.page.make import page_of
 from prune_cli.report_schema import REPORT_JSON
 

@@ -14,11 +14,11 @@ from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.allocate import allocate
 from prune_cli.allocation import Allocation
 from prune_cli.assemble import assemble_report, fingerprint, of_sparse_files
-from prune_cli.checkpoint import Checkpoint
-from prune_cli.layout import same_layout
+from prune_cli.checkpoint.layout import same_layout
+from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.memory import PeakMemory
-from prune_cli.model import Skeleton
-from prune_cli.output import OutputFolder
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.parking import Parking
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.prepare import Prepared, pick_batch_size, prepare

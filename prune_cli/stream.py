@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.lockstep import Instead, Lockstep, Observe
 from prune_cli.memory import LARGE_INPUTS, keep_no_holes
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.parking import Parking
 
 

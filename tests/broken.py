@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from prune_cli.output_files import partial_folder
+from prune_cli.checkpoint.file_names import partial_folder
 from tests.conftest import RunCommand
 
 SHARD = "model.safetensors"

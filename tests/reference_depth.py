@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prune_cli.architecture import find_blocks
+from prune_cli.model.architecture import find_blocks
 from tests.round_trips import handing_on
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from prune_cli.architecture import find_blocks
+from prune_cli.model.architecture import find_blocks
 from tests.tiny import load_plain
 
 

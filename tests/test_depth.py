@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from prune_cli.checkpoint.file_names import partial_folder
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.cli import app
-from prune_cli.output import OutputFolder
-from prune_cli.output_files import partial_folder
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.round_trips import Loaded, load_elsewhere, logits_without_blocks
 from tests.tiny import save_tiny

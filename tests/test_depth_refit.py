@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from tests import reference_depth
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.round_trips import load_elsewhere

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.lockstep import Lockstep
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.stream import Stream
 from tests import reference
 from tests.conftest import RunCommand, token_ids
@@ -84,7 +84,7 @@ def test_output_equals_pruning_the_whole_model_in_memory(
 
 
 def _blocks(model: Any) -> tuple[str, Any]:
-    from prune_cli.architecture import find_blocks
+    from prune_cli.model.architecture import find_blocks
 
     return find_blocks(model)
 

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 from methods.structured.experts import choose, keep_count
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.cli import app
-from prune_cli.output import OutputFolder
 from tests import reference_experts
 from tests.broken import refused
 from tests.conftest import RunCommand, folder_bytes, token_ids

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from methods._method import Pruned
 from methods._pattern import Unstructured
 from methods.steps import load_step
-from prune_cli.checkpoint import Checkpoint
-from prune_cli.model import Skeleton
+from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.model.streamed_model import Skeleton
 from tests import reference, reference_experts
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.tiny import load_plain, save_tiny
@@ -149,7 +149,7 @@ def test_experts_without_a_list_of_their_tokens_follow_their_own_outputs(
 def test_a_run_goes_on_after_a_kill(
     models: dict[str, Path], tokens_file: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prune_cli.output import OutputFolder
+    from prune_cli.checkpoint.output_folder import OutputFolder
 
     arguments = ["--calibration", tokens_file, "-m", "admm", "--target", "dense", "-q"]
     assert command("prune", models["gpt_oss"], tmp_path / "whole", *arguments).code == 0

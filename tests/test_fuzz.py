@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.inspection import inspect_model
 from tests.broken import INDEX, SHARD, join_shard, split_shard

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prune_cli.output_files import partial_folder
+from prune_cli.checkpoint.file_names import partial_folder
 from tests.conftest import RunCommand, folder_bytes
 from tests.hub_server import COMMIT, Hub, Machine, serve
 from tests.tiny import save_tiny

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from prune_cli.cli import app
-from prune_cli.output_files import JOURNAL, partial_folder
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.tiny import save_tiny
 

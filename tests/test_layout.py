@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from prune_cli.checkpoint import INDEX_FILE, Checkpoint
+from prune_cli.checkpoint.file_names import partial_folder
+from prune_cli.checkpoint.layout import Layout, Planned, changed_layout, same_layout
+from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint
 from prune_cli.errors import PruneError
-from prune_cli.layout import Layout, Planned, changed_layout, same_layout
-from prune_cli.output import OutputFolder
-from prune_cli.output_files import partial_folder
 from tests.tiny import save_tiny
 
 

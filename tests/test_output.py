@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prune_cli.output_files import partial_folder
+from prune_cli.checkpoint.file_names import partial_folder
 from tests.conftest import RunCommand, folder_bytes
 from tests.tiny import save_tiny
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from prune_cli.output_files import JOURNAL, partial_folder
+from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from tests.conftest import Outcome, RunCommand
 from tests.hub_server import Machine, serve
 from tests.hub_uploads import READER, WRITER, UploadHandler, UploadHub, point_at

@@ -10,8 +10,8 @@ import torch
 from methods import load_method
 from methods._pattern import Unstructured
 from methods.steps import load_step
-from prune_cli.checkpoint import Checkpoint
-from prune_cli.model import Skeleton
+from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.residual import residual_drift, residual_factors
 from prune_cli.stream import Stream
 from tests.conftest import token_ids

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from prune_cli import output as output_module
+from prune_cli.checkpoint import output_folder as output_module
+from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import PruneError
-from prune_cli.output import OutputFolder
-from prune_cli.output_files import JOURNAL, partial_folder
 from tests.conftest import RunCommand, folder_bytes, in_new_process
 from tests.tiny import save_tiny
 

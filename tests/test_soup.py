@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from prune_cli.checkpoint.file_names import partial_folder
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import PruneError
-from prune_cli.output import OutputFolder
-from prune_cli.output_files import partial_folder
 from prune_cli.soup import run
 from prune_cli.soup.average import average, is_sparse, same_bytes
 from prune_cli.soup.report import SOUP_REPORT, soup_schema

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from examples.read_sparse import read_file
+from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.errors import PruneError
-from prune_cli.output_files import partial_folder
 from prune_cli.progress import Silent
 from prune_cli.sparse import convert as sparse_convert
 from prune_cli.sparse import shards

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 from prune_cli import parking
+from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.output_files import partial_folder
 from prune_cli.sweep import workers
 from prune_cli.sweep.grid import parse_method, parse_sparsities
 from prune_cli.sweep.journal import POINTS

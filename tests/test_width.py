@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.round_trips import Loaded, load_elsewhere
 from tests.test_resume import _stop_when

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from methods.structured.sizes import coarse_shares, proportional_sizes
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.prepare import open_model
 from prune_cli.request import PruneRequest
 from prune_cli.structured.coupling import PartName

@@ -99,7 +99,7 @@ def main(pipe: Connection, spec: Spec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     if not spec.verbose:
-        from prune_cli.architecture import calm_libraries
+        from prune_cli.model.architecture import calm_libraries
 
         calm_libraries()
     serve(pipe, spec)

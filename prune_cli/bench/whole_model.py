@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from prune_cli.architecture import position_limit
 from prune_cli.bench.result import Round
 from prune_cli.errors import PruneError, RequestError, one_line
+from prune_cli.model.architecture import position_limit
 
 
 class WholeModel:

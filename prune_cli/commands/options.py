@@ -77,6 +77,6 @@ def calm_libraries(*, verbose: bool, quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not verbose:
-        from prune_cli.architecture import calm_libraries as calm
+        from prune_cli.model.architecture import calm_libraries as calm
 
         calm()

@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.gate.figures import Figures, told_text
 from prune_cli.gate.loadable import load_failure
@@ -19,7 +20,6 @@ from prune_cli.inspection import inspect_model, part_of
 from prune_cli.progress import Progress
 from prune_cli.report_schema import REPORT_JSON
 from prune_cli.saved_report import file_hashes, read_report
-from prune_cli.source import Source, resolve_model
 from prune_cli.sparse.convert import ConvertRequest, convert
 from prune_cli.sparse.format import is_sparse
 

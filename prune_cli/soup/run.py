@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.checkpoint.layout import same_layout
+from prune_cli.checkpoint.output_folder import OutputFolder, hash_files
+from prune_cli.checkpoint.preflight import check_output, check_space
+from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.source import resolve_model
 from prune_cli.errors import RequestError
-from prune_cli.layout import same_layout
-from prune_cli.output import OutputFolder, hash_files
-from prune_cli.output_place import check_output, check_space
 from prune_cli.progress import Progress, Silent
 from prune_cli.soup.average import Masks, average
 from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals
 from prune_cli.soup.survey import Ingredient, TensorSurvey, check_alike, survey
-from prune_cli.source import resolve_model
 from prune_cli.sparse.decoded import refuse_sparse
 from prune_cli.version import __version__
 

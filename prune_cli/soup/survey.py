@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from prune_cli.architecture import read_config
-from prune_cli.checkpoint import FLOATS, Checkpoint
+from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.source import Source
 from prune_cli.errors import RequestError
+from prune_cli.model.architecture import read_config
 from prune_cli.progress import Progress
 from prune_cli.soup.average import Masks, is_sparse, same_bytes
-from prune_cli.source import Source
 
 # They say how a checkpoint was saved or is run, not what its weights mean.
 _CONFIG_IGNORED = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prune_cli.checkpoint import Checkpoint, TensorEntry
+from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
 from prune_cli.errors import RequestError
 from prune_cli.sparse.format import SparseShard, SparseTensor, is_sparse, open_shard
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prune_cli.checkpoint import TensorEntry
+from prune_cli.checkpoint.reader import TensorEntry
 from prune_cli.sparse.coding import BITMASK, mask_bytes
 from prune_cli.sparse.format import item_bytes, may_be_encoded
 from prune_cli.sparse.groups import LARGEST_GROUP

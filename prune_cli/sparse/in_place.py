@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.sparse.config import check_self_contained, with_entry

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_cli.checkpoint import TensorEntry
+from prune_cli.checkpoint.reader import TensorEntry
 from prune_cli.errors import PruneError
 from prune_cli.sparse.coding import Values, decode
 from prune_cli.sparse.deflate import Inflating

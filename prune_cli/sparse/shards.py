@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from prune_cli.checkpoint import BITS, METADATA, TensorEntry, data_bytes, file_metadata, header_bytes, read_header
+from prune_cli.checkpoint.reader import (
+    BITS,
+    METADATA,
+    TensorEntry,
+    data_bytes,
+    file_metadata,
+    header_bytes,
+    read_header,
+)
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.sparse.coding import DENSE, Plan, encode, plan
 from prune_cli.sparse.deflate import DEFLATED, deflated, split_values

@@ -17,10 +17,10 @@ from prune_cli.assemble import (
     warnings_of,
     zeros_in,
 )
-from prune_cli.checkpoint import FLOATS, Checkpoint, TensorEntry, data_bytes
+from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.reader import FLOATS, Checkpoint, TensorEntry, data_bytes
 from prune_cli.evaluate import Evaluation
 from prune_cli.memory import PeakMemory
-from prune_cli.output import OutputFolder
 from prune_cli.report import (
     SCHEMA_VERSION,
     BlockReport,

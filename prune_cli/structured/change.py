@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prune_cli.layout import Planned
+from prune_cli.checkpoint.layout import Planned
 from prune_cli.report import BlockChange
 
 

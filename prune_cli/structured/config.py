@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from prune_cli.architecture import read_config
+from prune_cli.checkpoint.source import Source
 from prune_cli.errors import RequestError, one_line
-from prune_cli.model import Skeleton
-from prune_cli.source import Source
+from prune_cli.model.architecture import read_config
+from prune_cli.model.streamed_model import Skeleton
 
 _COUNT = "num_hidden_layers"
 # Lists of block numbers; every other list with as many entries as there are blocks has one for each.

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import torch
 
-from prune_cli.architecture import model_on_meta
 from prune_cli.errors import RequestError
-from prune_cli.places import Place
+from prune_cli.model.architecture import model_on_meta
+from prune_cli.model.shape_overrides import sizes_entry
+from prune_cli.model.tensor_map import Place
 from prune_cli.prepare import Opened
-from prune_cli.structured.sized import sizes_entry
 
 PartName = Literal["mlp", "heads"]
 WORDS: dict[PartName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}

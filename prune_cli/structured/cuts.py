@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from prune_cli.output import OutputFolder
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.progress import Progress
 from prune_cli.structured.change import Change
 from prune_cli.structured.prepare import StructuredJob

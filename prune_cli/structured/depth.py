@@ -11,8 +11,8 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods.structured.depth import FEW, Options, block_count, cheapest, cheapest_few, closest_run, lowest_influence
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import RequestError
-from prune_cli.output import OutputFolder
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report import BlockChange

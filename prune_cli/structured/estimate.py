@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.estimate import calibration_tokens
-from prune_cli.layout import changed_layout
 from prune_cli.report import Size
 from prune_cli.request import PruneRequest
 from prune_cli.structured import depth, experts, width

@@ -11,9 +11,9 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods.structured.experts import Options, choose, keep_count, scores
-from prune_cli.architecture import model_on_meta, read_config
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import RequestError
-from prune_cli.output import OutputFolder
+from prune_cli.model.architecture import model_on_meta, read_config
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.prune_map import seed_of

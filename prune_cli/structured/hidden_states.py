@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from methods.structured.depth import angular_distances, cosines
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import PruneError
 from prune_cli.lockstep import tensors_in
-from prune_cli.output import OutputFolder
 from prune_cli.prepare import Opened
 from prune_cli.progress import Progress
 from prune_cli.stream import Stream

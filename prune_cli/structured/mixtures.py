@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from prune_cli.checkpoint.layout import Planned
 from prune_cli.errors import RequestError
-from prune_cli.layout import Planned
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.structured.change import Cut
 from prune_cli.structured.config import text_config
 from prune_cli.structured.names import UNUSED

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prune_cli.checkpoint.layout import Planned
 from prune_cli.errors import RequestError
-from prune_cli.layout import Planned
-from prune_cli.model import Skeleton
-from prune_cli.places import Place
+from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.tensor_map import Place
 
 UNUSED = "the architecture does not use it"
 

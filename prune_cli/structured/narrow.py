@@ -8,8 +8,8 @@ from math import prod
 
 import torch
 
-from prune_cli.checkpoint import Checkpoint, data_bytes
-from prune_cli.places import Place
+from prune_cli.checkpoint.reader import Checkpoint, data_bytes
+from prune_cli.model.tensor_map import Place
 from prune_cli.structured.coupling import Part
 
 

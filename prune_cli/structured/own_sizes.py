@@ -10,7 +10,7 @@ import torch
 from calibration.tokens import TokenSet
 from methods.structured.sizes import coarse_shares, proportional_sizes
 from methods.structured.width import default_multiple
-from prune_cli.output import OutputFolder
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.request import PruneRequest

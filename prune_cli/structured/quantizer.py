@@ -8,7 +8,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from prune_cli.structured.sized import QUANT_METHOD, resize
+from prune_cli.model.shape_overrides import QUANT_METHOD, resize
 
 
 class SizesConfig(QuantizationConfigMixin):

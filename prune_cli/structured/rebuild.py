@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prune_cli.architecture import find_blocks, model_on_meta
 from prune_cli.errors import RequestError
-from prune_cli.model import Skeleton
+from prune_cli.model.architecture import find_blocks, model_on_meta
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.structured.change import Change
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)

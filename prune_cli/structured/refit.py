@@ -12,10 +12,10 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods.structured import width
-from prune_cli.checkpoint import Checkpoint
-from prune_cli.layout import Planned
+from prune_cli.checkpoint.layout import Planned
+from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.memory import PeakMemory
-from prune_cli.output import OutputFolder
 from prune_cli.parking import Parking
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress

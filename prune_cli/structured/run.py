@@ -11,10 +11,10 @@ import torch
 
 from calibration.tokens import TokenSet
 from prune_cli.assemble import batch_size_of, versions
-from prune_cli.layout import changed_layout
+from prune_cli.checkpoint.layout import changed_layout
+from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.preflight import check_space
 from prune_cli.memory import PeakMemory
-from prune_cli.output import OutputFolder
-from prune_cli.output_place import check_space
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.progress import Progress
 from prune_cli.report import Report

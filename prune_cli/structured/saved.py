@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from calibration.tokens import TokenSet
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.output import OutputFolder
 from prune_cli.prepare import Opened
 from prune_cli.request import PruneRequest
 

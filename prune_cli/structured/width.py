@@ -12,12 +12,12 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods.structured.width import Options, default_multiple, kept_units
-from prune_cli.architecture import model_on_meta, read_config
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.layout import Planned
+from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
-from prune_cli.layout import Planned
 from prune_cli.memory import PeakMemory
-from prune_cli.output import OutputFolder
+from prune_cli.model.architecture import model_on_meta, read_config
 from prune_cli.parking import Parking
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.errors import RequestError
-from prune_cli.output_files import partial_folder
 from prune_cli.sweep.passage import Measured
 from prune_cli.sweep.request import Point
 

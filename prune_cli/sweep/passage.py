@@ -12,7 +12,7 @@ import torch
 from calibration.tokens import TokenSet
 from methods._pattern import Pattern, Unstructured
 from prune_cli.evaluate import window_losses
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.parking import Parking
 from prune_cli.plan import pattern_of, plan_tensors
 from prune_cli.prepare import Prepared, pick_batch_size

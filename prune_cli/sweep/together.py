@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.parking import Parking
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress

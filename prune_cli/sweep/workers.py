@@ -11,9 +11,9 @@ from queue import SimpleQueue
 
 import torch
 
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.memory import LARGE_INPUTS
-from prune_cli.model import Skeleton
+from prune_cli.model.streamed_model import Skeleton
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
 from prune_cli.sweep.passage import Measured, Texts

@@ -20,10 +20,7 @@ from typing import IO, Any
 
 import torch
 
-from prune_cli.checkpoint import FLOATS, INDEX_FILE, Checkpoint, TensorEntry
-from prune_cli.errors import PruneError, RequestError
-from prune_cli.layout import Layout
-from prune_cli.output_files import (
+from prune_cli.checkpoint.file_names import (
     CARD,
     CONFIG_FILE,
     JOURNAL,
@@ -33,6 +30,9 @@ from prune_cli.output_files import (
     SOURCE_CARD,
     partial_folder,
 )
+from prune_cli.checkpoint.layout import Layout
+from prune_cli.checkpoint.reader import FLOATS, INDEX_FILE, Checkpoint, TensorEntry
+from prune_cli.errors import PruneError, RequestError
 from prune_cli.report_schema import REPORT_JSON
 
 _REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE)

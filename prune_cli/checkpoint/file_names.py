@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prune_cli.checkpoint import PICKLE_SUFFIXES
+from prune_cli.checkpoint.reader import PICKLE_SUFFIXES
 
 OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
 CONFIG_FILE = "config.json"

@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import IO
 
-from prune_cli.checkpoint import INDEX_FILE, Checkpoint, TensorEntry, data_bytes, file_metadata
+from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry, data_bytes, file_metadata
 
 _CHUNK = 1 << 24
 _ALIGNMENT = 8

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
-from prune_cli.checkpoint import Checkpoint, TensorEntry
+from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
 from prune_cli.errors import RequestError
-from prune_cli.experts import ExpertPart, expert_part
-from prune_cli.roles import Role, role_of
+from prune_cli.model.moe import ExpertPart, expert_part
+from prune_cli.model.roles import Role, role_of
 
 
 @dataclass(frozen=True)

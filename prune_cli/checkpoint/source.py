@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from prune_cli.checkpoint import INDEX_FILE, SINGLE_FILE
+from prune_cli.checkpoint.reader import INDEX_FILE, SINGLE_FILE
 from prune_cli.errors import PruneError, RequestError, one_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prune_cli.checkpoint import TensorEntry
+from prune_cli.checkpoint.reader import TensorEntry
 
 # Parameters of the experts' modules: whether the map is the last, whose inputs come from the others.
 _MAPS = {"gate_up_proj": False, "up_proj": False, "down_proj": True}

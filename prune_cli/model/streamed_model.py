@@ -19,10 +19,10 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from prune_cli.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
-from prune_cli.checkpoint import Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import PruneError
-from prune_cli.places import Place, PlaceFinder
+from prune_cli.model.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
+from prune_cli.model.tensor_map import Place, PlaceFinder
 
 
 class Skeleton:

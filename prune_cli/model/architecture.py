@@ -16,8 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.errors import RequestError, one_line
+from prune_cli.model.shape_overrides import is_sized, resize
 from prune_cli.sparse.config import OURS, is_ours, without_ours
-from prune_cli.structured.sized import is_sized, resize
 
 # Their forward is no single sequence of blocks, so one block in memory at a time is impossible.
 _NO_BLOCK_SEQUENCE = frozenset({"xlm", "hrm_text"})
