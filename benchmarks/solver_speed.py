@@ -23,7 +23,7 @@ from safetensors import safe_open
 from watch import watch
 
 from prune_cli.prepare import pick_batch_size
-from prune_cli.presets import PRESETS
+from prune_cli.request.presets import PRESETS
 
 CONTESTANTS = Path(__file__).parent / "contestants"
 PEER = "llm-compressor's sparsegpt"

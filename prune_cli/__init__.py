@@ -28,8 +28,8 @@ def prune(model: str | Path, out: str | Path, **options: Any) -> Report:
     `options` are the fields of `PruneRequest`, named like the options of `prune-cli prune`. Raises RequestError where
     the request cannot be met and PruneError where the run fails.
     """
-    from prune_cli.presets import with_preset
-    from prune_cli.request import PruneRequest
+    from prune_cli.request.presets import with_preset
+    from prune_cli.request.request import PruneRequest
     from prune_cli.run import prune as run
 
     return run(PruneRequest(model=str(model), out=Path(out), **with_preset(options)))

@@ -14,7 +14,6 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods._pattern import NofM
-from prune_cli.allocation import Allocation
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.evaluate import PROTOCOL, Evaluation
@@ -34,7 +33,8 @@ from prune_cli.report import (
     now,
     text_report,
 )
-from prune_cli.request import PruneRequest
+from prune_cli.request.allocation import Allocation
+from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.estimate import saved_bytes
 from prune_cli.version import __version__
 

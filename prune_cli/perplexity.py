@@ -12,7 +12,7 @@ from prune_cli.evaluate import Evaluation, evaluate
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.prepare import Opened, pick_batch_size, read_tokens
 from prune_cli.progress import Progress
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 
 
 def read_texts(request: PruneRequest, job: Opened, progress: Progress) -> tuple[TokenSet | None, TokenSet | None]:

@@ -11,8 +11,8 @@ from prune_cli.checkpoint.reader import FLOATS
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
-from prune_cli.pipeline import Pipeline
-from prune_cli.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
+from prune_cli.request.pipeline import Pipeline
+from prune_cli.request.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
 
 # Their inputs are known when a batch arrives there; for all others only methods without statistics work.
 ROLES_WITH_INPUTS = frozenset({"linear map", "expert", "output head"})

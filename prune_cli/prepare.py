@@ -15,15 +15,15 @@ from calibration.sources import Source as TextSource
 from calibration.tokens import TokenSet, load_tokens
 from methods._allocation import mean_sparsity
 from methods._pattern import Pattern, Unstructured
-from prune_cli.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.pipeline import Pipeline
 from prune_cli.plan import Decision, pattern_of, plan_tensors
-from prune_cli.request import (
+from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
+from prune_cli.request.pipeline import Pipeline
+from prune_cli.request.request import (
     DEFAULT_SAMPLES,
     DEFAULT_SEQ_LEN,
     DEFAULT_SOURCE,

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prune_cli.request_schema import request_schema
+from prune_cli.request.schema import request_schema
 
 SCHEMA_VERSION = 1
 REPORT_JSON = "prune_report.json"

@@ -12,7 +12,6 @@ import torch
 from calibration.tokens import TokenSet
 from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.allocate import allocate
-from prune_cli.allocation import Allocation
 from prune_cli.assemble import assemble_report, fingerprint, of_sparse_files
 from prune_cli.checkpoint.layout import same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
@@ -27,7 +26,8 @@ from prune_cli.prune_block import BlockPruner, run_beside_dense
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.report import Report
 from prune_cli.report_files import report_files
-from prune_cli.request import PruneRequest
+from prune_cli.request.allocation import Allocation
+from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.config import LOADER, loader
 from prune_cli.sparse.in_place import decode_shards, encode_shards
 from prune_cli.stream import Stream

@@ -9,7 +9,7 @@ import torch
 
 from prune_cli.errors import RequestError
 from prune_cli.prepare import Opened, open_model
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 from prune_cli.structured.coupling import Cut, PartName, find_part, unit_count
 from prune_cli.structured.removal import proven_part
 from tests.tiny import save_tiny

@@ -18,8 +18,8 @@ from prune_cli.commands.said import _FIELDS, merged
 from prune_cli.errors import RequestError
 from prune_cli.recipes.reading import read_recipe
 from prune_cli.recipes.writing import recipe_text
-from prune_cli.request import PruneRequest
-from prune_cli.request_schema import request_schema
+from prune_cli.request.request import PruneRequest
+from prune_cli.request.schema import request_schema
 from tests.conftest import RunCommand, folder_bytes, in_new_process
 
 _WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 import prune_cli.run
 from prune_cli.cli import app
-from prune_cli.presets import PRESETS, with_preset
-from prune_cli.repeat import command_of
-from prune_cli.request import PruneRequest
+from prune_cli.request.command_line import command_of
+from prune_cli.request.presets import PRESETS, with_preset
+from prune_cli.request.request import PruneRequest
 from tests.conftest import RunCommand, folder_bytes
 
 # Words that shells, option parsers and globs would take apart.

@@ -14,8 +14,8 @@ import pytest
 
 from prune_cli.errors import RequestError
 from prune_cli.report_schema import report_schema
-from prune_cli.request import PruneRequest
-from prune_cli.request_schema import request_schema
+from prune_cli.request.request import PruneRequest
+from prune_cli.request.schema import request_schema
 from prune_cli.saved_report import read_report
 from tests.conftest import RunCommand
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from methods.structured.sizes import coarse_shares, proportional_sizes
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.prepare import open_model
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 from prune_cli.structured.coupling import PartName
 from prune_cli.structured.removal import proven_part
 from tests.conftest import RunCommand, folder_bytes, token_ids

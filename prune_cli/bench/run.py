@@ -28,7 +28,7 @@ from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.prepare import pick_device, pick_dtype
 from prune_cli.progress import Progress, Silent
-from prune_cli.request import Dtype, check_device
+from prune_cli.request.request import Dtype, check_device
 from prune_cli.sparse.decoded import open_checkpoint
 from prune_cli.version import __version__
 

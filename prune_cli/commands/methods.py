@@ -20,10 +20,10 @@ def methods(
     """What each method, step and allocation does, needs and costs, its options and its paper."""
     with told_failures(as_json=as_json, verbose=False):
         from methods.steps import step_names
-        from prune_cli.allocation import STRATEGIES
-        from prune_cli.describe import describe
-        from prune_cli.pipeline import find_method
         from prune_cli.render import show_methods
+        from prune_cli.request.allocation import STRATEGIES
+        from prune_cli.request.method_info import describe
+        from prune_cli.request.pipeline import find_method
 
         if name is not None and name not in (*structured_names(), *step_names(), *STRATEGIES):
             find_method(name)

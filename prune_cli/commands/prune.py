@@ -14,7 +14,7 @@ from prune_cli.commands import prune_options as its
 from prune_cli.failures import told_failures
 
 if TYPE_CHECKING:
-    from prune_cli.request import PruneRequest
+    from prune_cli.request.request import PruneRequest
 
 
 def prune(
@@ -83,7 +83,7 @@ def _request(
     from prune_cli.commands.said import merged, said_by
     from prune_cli.recipes.reading import read_recipe, told_places
     from prune_cli.recipes.writing import check_recipe_path
-    from prune_cli.request import PruneRequest
+    from prune_cli.request.request import PruneRequest
 
     said = said_by(context)
     recipe = read_recipe(recipe_file) if recipe_file is not None else None

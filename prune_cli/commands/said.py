@@ -11,8 +11,8 @@ import typer
 
 from prune_cli.commands.options import batch_size_of, key_values
 from prune_cli.errors import RequestError
-from prune_cli.presets import PRESETS, with_preset
-from prune_cli.request import PruneRequest
+from prune_cli.request.presets import PRESETS, with_preset
+from prune_cli.request.request import PruneRequest
 
 if TYPE_CHECKING:
     from prune_cli.recipes.reading import Recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from prune_cli.gate.rules import Asked, Verdict
-from prune_cli.request import Dtype
+from prune_cli.request.request import Dtype
 
 
 @dataclass(frozen=True)

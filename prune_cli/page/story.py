@@ -9,7 +9,7 @@ from typing import Any
 
 from prune_cli.markdown import percent
 from prune_cli.page.figures import Figure, change_of, figures_of, size, text_name
-from prune_cli.repeat import command_of
+from prune_cli.request.command_line import command_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from prune_cli.errors import RequestError
 from prune_cli.recipes.core_yaml import dump
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 from prune_cli.version import __version__
 
 _HEADER = """\

@@ -32,7 +32,7 @@ from prune_cli.report import (
     now,
     text_report,
 )
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 from prune_cli.structured import depth, experts, width
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from

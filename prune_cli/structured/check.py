@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prune_cli.errors import RequestError
 
 if TYPE_CHECKING:
-    from prune_cli.request import PruneRequest
+    from prune_cli.request.request import PruneRequest
 
 
 def check_structured(request: PruneRequest) -> None:

@@ -16,7 +16,7 @@ from prune_cli.errors import RequestError
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report import BlockChange
-from prune_cli.request import DEFAULT_SAMPLES, PruneRequest
+from prune_cli.request.request import DEFAULT_SAMPLES, PruneRequest
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from, config_without_blocks
 from prune_cli.structured.greedy import Removals

@@ -13,7 +13,7 @@ from methods.structured.width import default_multiple
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 from prune_cli.structured.coupling import Part
 from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.prepare import StructuredJob

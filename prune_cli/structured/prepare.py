@@ -9,7 +9,7 @@ from methods.structured import load_structured
 from methods.structured._method import StructuredMethod
 from prune_cli.errors import RequestError
 from prune_cli.prepare import Opened, open_model
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.progress import Progress
 from prune_cli.report import Report
 from prune_cli.report_files import report_files
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 from prune_cli.structured import depth, experts, width
 from prune_cli.structured.assemble import assemble_structured
 from prune_cli.structured.config import config_from

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prune_cli.errors import RequestError
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 
 _DEFAULT = 0.25
 

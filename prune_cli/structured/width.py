@@ -22,7 +22,7 @@ from prune_cli.parking import Parking
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report import BlockChange
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 from prune_cli.stream import Stream
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from, text_config

@@ -9,7 +9,7 @@ from typing import Any
 
 from methods import method_names
 from prune_cli.errors import RequestError
-from prune_cli.presets import PRESETS
+from prune_cli.request.presets import PRESETS
 
 _MOST_SPARSITIES = 1000
 _DENSE = "dense"

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 import torch
 
 from calibration.tokens import TokenSet
-from prune_cli.allocation import Allocation
 from prune_cli.assemble import environment
 from prune_cli.checkpoint.output_folder import hash_files
 from prune_cli.errors import RequestError
@@ -20,7 +19,8 @@ from prune_cli.model.architecture import load_tokenizer
 from prune_cli.prepare import Prepared, open_text, pick_batch_size, read_tokens
 from prune_cli.progress import Progress, Silent
 from prune_cli.report import text_report
-from prune_cli.request import DEFAULT_SOURCE
+from prune_cli.request.allocation import Allocation
+from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sweep.curves import increases
 from prune_cli.sweep.journal import Journal
 from prune_cli.sweep.passage import Measured, Texts

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from prune_cli.request import PruneRequest
+from prune_cli.request.request import PruneRequest
 
 _SIMPLE = {str: "string", Path: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
 

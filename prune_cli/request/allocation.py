@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_cli.errors import RequestError
-from prune_cli.options import parse_options
+from prune_cli.request.options import parse_options
 
 FILE = "file:"
 _SCHEMA_VERSION = 1

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from methods.structured import load_structured, structured_names
-from prune_cli.allocation import FILE, STRATEGIES, check_allocation
 from prune_cli.errors import RequestError
-from prune_cli.options import parse_options
-from prune_cli.pipeline import Pipeline, make_pipeline
+from prune_cli.request.allocation import FILE, STRATEGIES, check_allocation
+from prune_cli.request.options import parse_options
+from prune_cli.request.pipeline import Pipeline, make_pipeline
 from prune_cli.structured.check import check_structured
 
 DEFAULT_SPARSITY = 0.5

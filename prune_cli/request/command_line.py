@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prune_cli.presets import PRESETS
-from prune_cli.request import PruneRequest
+from prune_cli.request.presets import PRESETS
+from prune_cli.request.request import PruneRequest
 
 _POSITIONAL = ("model", "out")
 

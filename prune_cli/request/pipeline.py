@@ -12,7 +12,7 @@ from methods._method import Method, Step
 from methods.steps import load_step, step_names
 from methods.structured import structured_names
 from prune_cli.errors import RequestError
-from prune_cli.options import parse_options
+from prune_cli.request.options import parse_options
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from methods import load_method, method_names
 from methods.steps import load_step, step_names
 from methods.structured import load_structured, structured_names
-from prune_cli.allocation import STRATEGIES
+from prune_cli.request.allocation import STRATEGIES
 
 
 def describe(name: str) -> list[dict[str, Any]]:
