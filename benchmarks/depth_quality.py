@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prune_cli.markdown import table
 from prune_cli.measure import EvaluationRequest, measure
 from prune_cli.model.architecture import calm_libraries
+from prune_cli.report.markdown import table
 
 # Table -> what is asked for -> row -> options.
 DEPTH_SCORES = {

@@ -18,9 +18,9 @@ from typing import Any
 
 from watch import watch
 
-from prune_cli.markdown import table
 from prune_cli.measure import EvaluationRequest, measure
 from prune_cli.model.architecture import calm_libraries
+from prune_cli.report.markdown import table
 
 LEVELS: dict[str, list[str]] = {
     "50 %": ["--sparsity", "0.5"],

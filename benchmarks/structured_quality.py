@@ -20,9 +20,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from width_papers import loss_of, pruned_by_paper
 
-from prune_cli.markdown import table
 from prune_cli.model.architecture import calm_libraries, load_tokenizer
 from prune_cli.prepare import open_model, open_text, read_tokens
+from prune_cli.report.markdown import table
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.coupling import PartName
 

@@ -12,7 +12,7 @@ from prune_cli.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
-    from prune_cli.report import Report
+    from prune_cli.report.types import Report
     from prune_cli.sparse.semi_structured import SemiStructured
 
 __all__ = ["PruneError", "RequestError", "__version__", "prune", "to_semi_structured"]

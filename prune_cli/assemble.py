@@ -21,7 +21,7 @@ from prune_cli.input_statistics import sketch_rows
 from prune_cli.memory import PeakMemory
 from prune_cli.plan import Decision
 from prune_cli.prepare import Opened, Prepared, pick_batch_size
-from prune_cli.report import (
+from prune_cli.report.types import (
     SCHEMA_VERSION,
     BlockReport,
     EvaluationReport,

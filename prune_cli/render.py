@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.markdown import percent
-from prune_cli.structured.tables import BLOCKS, SIZES, block_rows, share_text, size_rows
+from prune_cli.report.markdown import percent
+from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prune_cli.inspection import Inspection
     from prune_cli.measure import EvaluationResult
     from prune_cli.push import Push
-    from prune_cli.report import Report, StructureReport
+    from prune_cli.report.types import Report, StructureReport
     from prune_cli.structured.estimate import StructuredDryRun
     from prune_cli.tasks import TaskScores
 

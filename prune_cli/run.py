@@ -24,8 +24,8 @@ from prune_cli.prepare import Prepared, pick_batch_size, prepare
 from prune_cli.progress import Progress, Silent
 from prune_cli.prune_block import BlockPruner, run_beside_dense
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
-from prune_cli.report import Report
-from prune_cli.report_files import report_files
+from prune_cli.report.files import report_files
+from prune_cli.report.types import Report
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.config import LOADER, loader

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from prune_cli.card import card_of, read_card, warnings_of
+from prune_cli.report.card import card_of, read_card, warnings_of
 from tests.conftest import RunCommand
 from tests.test_repeat import parsed
 

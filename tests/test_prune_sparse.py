@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import prune_cli.sparse.in_place
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
-from prune_cli.report_schema import report_schema
+from prune_cli.report.schema import report_schema
 from prune_cli.sparse.format import is_sparse
 from tests.broken import change_config
 from tests.conftest import RunCommand, folder_bytes

@@ -13,10 +13,10 @@ import jsonschema
 import pytest
 
 from prune_cli.errors import RequestError
-from prune_cli.report_schema import report_schema
+from prune_cli.report.read import read_report
+from prune_cli.report.schema import report_schema
 from prune_cli.request.request import PruneRequest
 from prune_cli.request.schema import request_schema
-from prune_cli.saved_report import read_report
 from tests.conftest import RunCommand
 
 
@@ -82,6 +82,6 @@ def test_every_field_of_a_request_stands_in_the_schema_with_its_type() -> None:
 
 
 def test_reading_a_report_imports_no_torch(out: Path) -> None:
-    code = f"import sys; from prune_cli.saved_report import read_report; read_report({str(out)!r}); print(*sys.modules)"
+    code = f"import sys; from prune_cli.report.read import read_report; read_report({str(out)!r}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers"} & set(modules)

@@ -6,7 +6,7 @@ from prune_cli.errors import RequestError
 from prune_cli.gate.figures import figures_of_report
 from prune_cli.gate.request import GateRequest, GateResult
 from prune_cli.progress import Progress, Silent
-from prune_cli.saved_report import read_report
+from prune_cli.report.read import read_report
 
 _MEASURING = ("data", "against", "samples", "seq_len", "revision")
 

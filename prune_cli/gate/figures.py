@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prune_cli.errors import RequestError
-from prune_cli.saved_report import SavedReport
+from prune_cli.report.read import SavedReport
 
 
 @dataclass(frozen=True)

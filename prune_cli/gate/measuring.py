@@ -18,8 +18,8 @@ from prune_cli.gate.loadable import load_failure
 from prune_cli.gate.request import GateRequest
 from prune_cli.inspection import inspect_model, part_of
 from prune_cli.progress import Progress
-from prune_cli.report_schema import REPORT_JSON
-from prune_cli.saved_report import file_hashes, read_report
+from prune_cli.report.read import file_hashes, read_report
+from prune_cli.report.schema import REPORT_JSON
 from prune_cli.sparse.convert import ConvertRequest, convert
 from prune_cli.sparse.format import is_sparse
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from prune_cli.errors import RequestError
 from prune_cli.gate.figures import Figures
 from prune_cli.gate.limits import Kind, Limit, parse_limit
-from prune_cli.markdown import percent
 from prune_cli.render import size
+from prune_cli.report.markdown import percent
 
 
 @dataclass(frozen=True)

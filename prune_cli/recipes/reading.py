@@ -15,8 +15,8 @@ import yaml
 
 from prune_cli.errors import RequestError
 from prune_cli.recipes import core_yaml
+from prune_cli.report.read import read_report
 from prune_cli.request.schema import request_schema
-from prune_cli.saved_report import read_report
 
 _WORDS = {
     "string": "text",

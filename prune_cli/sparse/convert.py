@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from prune_cli.card import Form, for_format
 from prune_cli.checkpoint.file_names import CARD, partial_folder
 from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
+from prune_cli.report.card import Form, for_format
 from prune_cli.request.request import Format, check_format
 from prune_cli.sparse.config import LOADER, check_self_contained, is_self_contained, loader, with_entry, without_entry
 from prune_cli.sparse.format import DEFLATING_VERSION, VERSION, is_sparse, open_shard

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prune_cli.checkpoint.layout import Planned
-from prune_cli.report import BlockChange
+from prune_cli.report.types import BlockChange
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import RequestError
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
-from prune_cli.report import BlockChange
+from prune_cli.report.types import BlockChange
 from prune_cli.request.request import DEFAULT_SAMPLES, PruneRequest
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from, config_without_blocks

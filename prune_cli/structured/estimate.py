@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.estimate import calibration_tokens
-from prune_cli.report import Size
+from prune_cli.report.types import Size
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured import depth, experts, width
 from prune_cli.structured.assemble import gain_of_sizes, sizes

@@ -17,8 +17,8 @@ from prune_cli.checkpoint.preflight import check_space
 from prune_cli.memory import PeakMemory
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.progress import Progress
-from prune_cli.report import Report
-from prune_cli.report_files import report_files
+from prune_cli.report.files import report_files
+from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured import depth, experts, width
 from prune_cli.structured.assemble import assemble_structured

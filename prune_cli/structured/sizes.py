@@ -10,7 +10,7 @@ import torch
 from prune_cli.checkpoint.reader import TensorEntry
 from prune_cli.model.architecture import find_blocks, model_on_meta
 from prune_cli.model.roles import role_of
-from prune_cli.report import Size
+from prune_cli.report.types import Size
 
 # The one dtype in which experts can be run on meta.
 _ON_META = torch.bfloat16

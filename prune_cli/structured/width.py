@@ -21,7 +21,7 @@ from prune_cli.model.architecture import model_on_meta, read_config
 from prune_cli.parking import Parking
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
-from prune_cli.report import BlockChange
+from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
 from prune_cli.stream import Stream
 from prune_cli.structured.change import Change

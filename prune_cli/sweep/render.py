@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.markdown import percent
 from prune_cli.render import size
+from prune_cli.report.markdown import percent
 
 if TYPE_CHECKING:
     from prune_cli.sweep.estimate import Estimate

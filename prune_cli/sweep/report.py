@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from prune_cli.evaluate import Evaluation
-from prune_cli.report import TextReport
+from prune_cli.report.types import TextReport
 from prune_cli.sweep.knee import Knee
 
 SCHEMA_VERSION = 1

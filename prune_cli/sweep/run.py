@@ -19,7 +19,7 @@ from prune_cli.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.prepare import Prepared, open_text, pick_batch_size, prepare, read_tokens
 from prune_cli.progress import Progress, Silent
-from prune_cli.report import text_report
+from prune_cli.report.types import text_report
 from prune_cli.request.request import DEFAULT_SOURCE, check_device
 from prune_cli.sweep.curves import knees, point_reports, sensitivity
 from prune_cli.sweep.journal import Journal, check_folder

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from prune_cli.evaluate import Evaluation, mean, standard_error
-from prune_cli.report import TextReport
+from prune_cli.report.types import TextReport
 
 SCHEMA_VERSION = 1
 SEARCH_JSON, ALLOCATION_JSON = "search.json", "allocation.json"

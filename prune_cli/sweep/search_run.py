@@ -18,7 +18,7 @@ from prune_cli.evaluate import PROTOCOL, mean, standard_error, summary
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.prepare import Prepared, open_text, pick_batch_size, read_tokens
 from prune_cli.progress import Progress, Silent
-from prune_cli.report import text_report
+from prune_cli.report.types import text_report
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sweep.curves import increases

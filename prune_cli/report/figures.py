@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prune_cli.markdown import percent
+from prune_cli.report.markdown import percent
 
 _MB, _GB = 1e6, 1e9
 OF_THE_RUN = ("Time of the run", "Peak memory")

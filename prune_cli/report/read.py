@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_cli.errors import RequestError
-from prune_cli.report_schema import REPORT_JSON, SCHEMA_VERSION, report_schema
+from prune_cli.report.schema import REPORT_JSON, SCHEMA_VERSION, report_schema
 
 _LONGEST = 120
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prune_cli.report import BlockChange, Size, StructureReport
+    from prune_cli.report.types import BlockChange, Size, StructureReport
 
 SIZES = ("", "before", "after", "after / before")
 BLOCKS = ("block", "now", "removed", "why", "scores")

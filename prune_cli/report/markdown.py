@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from prune_cli.structured.tables import BLOCKS, SIZES, block_rows, share_text, size_rows
+from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
 if TYPE_CHECKING:
-    from prune_cli.report import Report, StructureReport, TensorReport
+    from prune_cli.report.types import Report, StructureReport, TensorReport
 
 
 def to_markdown(report: Report) -> str:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from calibration.tokens import TokenSet
 from prune_cli.evaluate import Evaluation
-from prune_cli.page.figures import change_of, size
-from prune_cli.report_schema import SCHEMA_VERSION as SCHEMA_VERSION
-from prune_cli.report_schema import report_schema as report_schema
+from prune_cli.report.figures import change_of, size
+from prune_cli.report.schema import SCHEMA_VERSION as SCHEMA_VERSION
+from prune_cli.report.schema import report_schema as report_schema
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prune_cli.card import card_of, read_card
 from prune_cli.checkpoint.file_names import CARD, REPORT_MARKDOWN, REPORT_PAGE
-from prune_cli.markdown import to_markdown
 from prune_cli.page.make import page_of
-from prune_cli.report_schema import REPORT_JSON
+from prune_cli.report.card import card_of, read_card
+from prune_cli.report.markdown import to_markdown
+from prune_cli.report.schema import REPORT_JSON
 
 if TYPE_CHECKING:
-    from prune_cli.report import Report
+    from prune_cli.report.types import Report
 
 
 def report_files(report: Report, source: Path) -> dict[str, str]:
