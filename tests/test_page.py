@@ -13,11 +13,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 import prune_cli
-from prune_cli.page.charts import COLOURS
-from prune_cli.page.make import page_of
-from prune_cli.page.story import labels_of, remarks_on, tell
-from prune_cli.page.tensors import kinds_of, means, points_of
 from prune_cli.report.figures import change_of
+from prune_cli.report.html.charts import COLOURS
+from prune_cli.report.html.page import page_of
+from prune_cli.report.html.summary import labels_of, remarks_on, tell
+from prune_cli.report.html.tensor_table import kinds_of, means, points_of
 from tests.browser import CHROMIUM, browser
 from tests.conftest import RunCommand
 from tests.test_repeat import parsed

@@ -28,7 +28,7 @@ def report(
     """
     with told_failures(as_json=False, verbose=verbose):
         from prune_cli.errors import RequestError
-        from prune_cli.page.make import page_of
+        from prune_cli.report.html.page import page_of
         from prune_cli.report.read import read_report
 
         if page.is_dir() or not page.parent.is_dir():

@@ -12,8 +12,8 @@ import yaml
 
 from prune_cli.checkpoint.file_names import SOURCE_CARD
 from prune_cli.errors import one_line
-from prune_cli.page.story import exact_request, model_name, tell
 from prune_cli.report.figures import OF_THE_RUN, figures_of, text_name
+from prune_cli.report.html.summary import exact_request, model_name, tell
 from prune_cli.report.markdown import table
 from prune_cli.request.command_line import command_of
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prune_cli.page.charts import OUTPUT_ERROR, SCORE, SPARSITY, Chart, by_block, charts_of, is_flat
-from prune_cli.page.story import labels_of, remarks_on, side_by_side, tell
-from prune_cli.page.tensors import points_of, rows_of, scores_of
+from prune_cli.report.html.charts import OUTPUT_ERROR, SCORE, SPARSITY, Chart, by_block, charts_of, is_flat
+from prune_cli.report.html.summary import labels_of, remarks_on, side_by_side, tell
+from prune_cli.report.html.tensor_table import points_of, rows_of, scores_of
 from prune_cli.version import __version__
 
 _HERE = Path(__file__).parent

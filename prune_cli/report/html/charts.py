@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prune_cli.page.tensors import Point, means
+from prune_cli.report.html.tensor_table import Point, means
 from prune_cli.report.markdown import percent
 
 # Each has a contrast of at least 3 to 1 with the page's light and its dark background.
