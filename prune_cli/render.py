@@ -13,8 +13,8 @@ from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_t
 
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
+    from prune_cli.checks.inspection import Inspection
     from prune_cli.estimate import DryRun
-    from prune_cli.inspection import Inspection
     from prune_cli.measure import EvaluationResult
     from prune_cli.push import Push
     from prune_cli.report.types import Report, StructureReport

@@ -9,8 +9,8 @@ from rich.console import Console
 from prune_cli.render import size
 
 if TYPE_CHECKING:
+    from prune_cli.checks.verify import Verification
     from prune_cli.sparse.convert import Conversion
-    from prune_cli.verify import Verification
 
 
 def show_conversion(console: Console, done: Conversion) -> None:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import prune_cli
+from prune_cli.checks.limits import Limit, parse_limit
+from prune_cli.checks.outputs import to_junit
+from prune_cli.checks.request import GateResult
+from prune_cli.checks.rules import Verdict
 from prune_cli.errors import RequestError
-from prune_cli.gate.limits import Limit, parse_limit
-from prune_cli.gate.outputs import to_junit
-from prune_cli.gate.request import GateResult
-from prune_cli.gate.rules import Verdict
 from prune_cli.render import size
 from tests import reference
 from tests.conftest import Outcome, RunCommand, token_ids

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.checks.inspection import inspect_model
 from prune_cli.errors import RequestError
-from prune_cli.inspection import inspect_model
 from tests.broken import INDEX, SHARD, join_shard, split_shard
 
 

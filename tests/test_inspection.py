@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from prune_cli.inspection import find_pattern, inspect_model, part_of
+from prune_cli.checks.inspection import find_pattern, inspect_model, part_of
 from tests import reference
 from tests.conftest import RunCommand
 from tests.tiny import save_gpt2_without_prefix, save_tiny
@@ -220,7 +220,7 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path, command: RunCom
 
 def test_a_wrong_name_is_told_without_importing_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom prune_cli.errors import RequestError\nfrom prune_cli.inspection import inspect_model\n"
+        "import sys\nfrom prune_cli.errors import RequestError\nfrom prune_cli.checks.inspection import inspect_model\n"
         f"try:\n    inspect_model({str(tmp_path)!r})\nexcept RequestError:\n    print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

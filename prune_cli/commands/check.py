@@ -16,7 +16,7 @@ from prune_cli.failures import told_failures
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from prune_cli.gate.request import GateRequest
+    from prune_cli.checks.request import GateRequest
 
 
 def check(
@@ -59,8 +59,8 @@ def check(
         "--max-size": max_size,
     }
     with told_failures(as_json=as_json, verbose=verbose):
-        from prune_cli.gate.request import GateRequest
-        from prune_cli.gate.rules import Asked
+        from prune_cli.checks.request import GateRequest
+        from prune_cli.checks.rules import Asked
 
         request = GateRequest(
             target=target,
@@ -83,8 +83,8 @@ def check(
 
 
 def _decide(request: GateRequest, junit: Path | None, on_github: bool, *, as_json: bool, quiet: bool) -> bool:
-    from prune_cli.gate import outputs
-    from prune_cli.gate.check import check as decide
+    from prune_cli.checks import outputs
+    from prune_cli.checks.check import check as decide
     from prune_cli.progress import progress_on
 
     if junit is not None:

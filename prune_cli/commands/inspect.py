@@ -14,7 +14,7 @@ def inspect(
 ) -> None:
     """Per tensor: shape, dtype, zeros and the N:M pattern found; totals of embeddings, blocks and head."""
     with told_failures(as_json=as_json, verbose=verbose):
-        from prune_cli.inspection import inspect_model
+        from prune_cli.checks.inspection import inspect_model
         from prune_cli.render import show_inspection
 
         inspection = inspect_model(model, revision)

@@ -26,9 +26,9 @@ def verify(
     Exit codes: 0 sound, 1 something is wrong (each problem is told with the tensor's or file's name), 2 no checkpoint.
     """
     with told_failures(as_json=as_json, verbose=verbose):
+        from prune_cli.checks.verify import verify as run
         from prune_cli.progress import progress_on
         from prune_cli.render_sparse import show_verification
-        from prune_cli.verify import verify as run
 
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             found = run(model, against, revision, progress)

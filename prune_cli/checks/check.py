@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from prune_cli.checks.figures import figures_of_report
+from prune_cli.checks.request import GateRequest, GateResult
 from prune_cli.errors import RequestError
-from prune_cli.gate.figures import figures_of_report
-from prune_cli.gate.request import GateRequest, GateResult
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.read import read_report
 
@@ -16,7 +16,7 @@ def check(request: GateRequest, progress: Progress | None = None) -> GateResult:
     progress = progress or Silent()
     if request.is_report:
         return _check_report(request)
-    from prune_cli.gate.measuring import measure_figures
+    from prune_cli.checks.measuring import measure_figures
 
     measured = measure_figures(request, progress)
     verdicts = request.asked.decide(measured.figures)

@@ -12,11 +12,11 @@ from typing import Any
 
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
+from prune_cli.checks.figures import Figures, told_text
+from prune_cli.checks.inspection import inspect_model, part_of
+from prune_cli.checks.loadable import load_failure
+from prune_cli.checks.request import GateRequest
 from prune_cli.errors import RequestError
-from prune_cli.gate.figures import Figures, told_text
-from prune_cli.gate.loadable import load_failure
-from prune_cli.gate.request import GateRequest
-from prune_cli.inspection import inspect_model, part_of
 from prune_cli.progress import Progress
 from prune_cli.report.read import file_hashes, read_report
 from prune_cli.report.schema import REPORT_JSON

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.table import Table
 
+from prune_cli.checks.request import GateResult
+from prune_cli.checks.rules import Verdict
 from prune_cli.errors import RequestError
-from prune_cli.gate.request import GateResult
-from prune_cli.gate.rules import Verdict
 from prune_cli.report.markdown import table as markdown_table
 
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from prune_cli.gate.rules import Asked, Verdict
+from prune_cli.checks.rules import Asked, Verdict
 from prune_cli.request.request import Dtype
 
 

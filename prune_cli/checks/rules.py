@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from prune_cli.checks.figures import Figures
+from prune_cli.checks.limits import Kind, Limit, parse_limit
 from prune_cli.errors import RequestError
-from prune_cli.gate.figures import Figures
-from prune_cli.gate.limits import Kind, Limit, parse_limit
 from prune_cli.render import size
 from prune_cli.report.markdown import percent
 
