@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from prune_cli.render import size
+from prune_cli.commands.terminal import size
 
 if TYPE_CHECKING:
     from prune_cli.checks.verify import Verification

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prune_cli.commands.merge_options import _FIELDS, merged
 from prune_cli.commands.prune import prune
-from prune_cli.commands.said import _FIELDS, merged
 from prune_cli.errors import RequestError
 from prune_cli.recipes.reading import read_recipe
 from prune_cli.recipes.writing import recipe_text

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prune_cli.commands import check_options as its
 from prune_cli.commands import options
-from prune_cli.failures import told_failures
+from prune_cli.commands.error_handling import told_failures
 
 if TYPE_CHECKING:
     from pathlib import Path

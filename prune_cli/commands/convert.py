@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
-from prune_cli.failures import told_failures
+from prune_cli.commands.error_handling import told_failures
 
 
 def convert(

@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
+from prune_cli.commands.error_handling import told_failures
 from prune_cli.errors import RequestError
-from prune_cli.failures import told_failures
 
 if TYPE_CHECKING:
     from prune_cli.measure import EvaluationResult
@@ -78,9 +78,9 @@ def evaluate(
         )
         if not verbose:
             _calm_harness()
+        from prune_cli.commands.terminal import show_evaluation, show_tasks
         from prune_cli.measure import EvaluationRequest, measure
         from prune_cli.progress import progress_on
-        from prune_cli.render import show_evaluation, show_tasks
         from prune_cli.tasks import TasksRequest, measure_tasks
 
         options.calm_libraries(verbose=verbose, quiet=quiet)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from prune_cli.commands.error_handling import told_failures
 from prune_cli.commands.options import Json, Model, Revision, Verbose, print_result
-from prune_cli.failures import told_failures
 
 
 def inspect(
@@ -15,7 +15,7 @@ def inspect(
     """Per tensor: shape, dtype, zeros and the N:M pattern found; totals of embeddings, blocks and head."""
     with told_failures(as_json=as_json, verbose=verbose):
         from prune_cli.checks.inspection import inspect_model
-        from prune_cli.render import show_inspection
+        from prune_cli.commands.terminal import show_inspection
 
         inspection = inspect_model(model, revision)
         print_result(

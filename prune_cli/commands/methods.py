@@ -9,8 +9,8 @@ import typer
 
 from methods import method_names
 from methods.structured import structured_names
+from prune_cli.commands.error_handling import told_failures
 from prune_cli.commands.options import Json, complete_method, print_result
-from prune_cli.failures import told_failures
 
 
 def methods(
@@ -20,7 +20,7 @@ def methods(
     """What each method, step and allocation does, needs and costs, its options and its paper."""
     with told_failures(as_json=as_json, verbose=False):
         from methods.steps import step_names
-        from prune_cli.render import show_methods
+        from prune_cli.commands.terminal import show_methods
         from prune_cli.request.allocation import STRATEGIES
         from prune_cli.request.method_info import describe
         from prune_cli.request.pipeline import find_method

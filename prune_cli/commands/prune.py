@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as its
-from prune_cli.failures import told_failures
+from prune_cli.commands.error_handling import told_failures
 
 if TYPE_CHECKING:
     from prune_cli.request.request import PruneRequest
@@ -80,7 +80,7 @@ def _request(
     context: typer.Context, recipe_file: Path | None, save_recipe: Path | None
 ) -> tuple[PruneRequest, Collection[str]]:
     """The checked request, and the names of the fields that were said. Typer's context knows them from defaults."""
-    from prune_cli.commands.said import merged, said_by
+    from prune_cli.commands.merge_options import merged, said_by
     from prune_cli.recipes.reading import read_recipe, told_places
     from prune_cli.recipes.writing import check_recipe_path
     from prune_cli.request.request import PruneRequest
@@ -98,8 +98,8 @@ def _request(
 
 def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
     """Shows the plan; returns the commit of a hub model."""
+    from prune_cli.commands.terminal import show_dry_run, show_structured_dry_run
     from prune_cli.estimate import dry_run
-    from prune_cli.render import show_dry_run, show_structured_dry_run
 
     if request.is_structured:
         from prune_cli.structured.estimate import dry_run_structured
@@ -115,8 +115,8 @@ def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
 
 def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) -> str | None:
     """Prunes and shows the report; returns the commit of a hub model."""
+    from prune_cli.commands.terminal import show_report
     from prune_cli.progress import progress_on
-    from prune_cli.render import show_report
     from prune_cli.run import prune
 
     with progress_on(Console(stderr=True), quiet=quiet) as progress:

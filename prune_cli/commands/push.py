@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from prune_cli.commands.error_handling import told_failures
 from prune_cli.commands.options import Json, Quiet, Verbose, print_result
-from prune_cli.failures import told_failures
 
 _CONTINUE = "Interrupted; run the same command again: files that arrived are not sent again."
 
@@ -38,10 +38,10 @@ def push(
     HF_TOKEN. After an interruption, run the same command again: what arrived is not sent twice.
     """
     with told_failures(as_json=as_json, verbose=verbose, interrupted_says=_CONTINUE):
+        from prune_cli.commands.terminal import show_push
         from prune_cli.progress import Lines, Silent
         from prune_cli.push import PushRequest
         from prune_cli.push import push as run
-        from prune_cli.render import show_push
 
         _calm_client(verbose=verbose, quiet=quiet)
         request = PushRequest(out, repo, private, revision, create_pr, message, dry_run)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from prune_cli.commands.error_handling import told_failures
 from prune_cli.commands.options import Quiet, Verbose
-from prune_cli.failures import told_failures
 
 
 def report(

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
+from prune_cli.commands.error_handling import told_failures
 from prune_cli.commands.prune_options import DryRun, Overwrite, Resume
 from prune_cli.errors import RequestError
-from prune_cli.failures import told_failures
 
 
 def soup(

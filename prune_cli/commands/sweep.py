@@ -10,7 +10,7 @@ from rich.console import Console
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as its
 from prune_cli.commands import sweep_options as grid
-from prune_cli.failures import told_failures
+from prune_cli.commands.error_handling import told_failures
 
 if TYPE_CHECKING:
     from prune_cli.sweep.request import SweepRequest

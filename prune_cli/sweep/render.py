@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.render import size
+from prune_cli.commands.terminal import size
 from prune_cli.report.markdown import percent
 
 if TYPE_CHECKING:
