@@ -19,8 +19,9 @@ from methods._allocation import (
     steepest_slope,
 )
 from methods._pattern import Unstructured
-from prune_cli.evaluate import window_losses
-from prune_cli.lockstep import SameInputs
+from prune_cli.engine.evaluate import window_losses
+from prune_cli.engine.lockstep import SameInputs
+from prune_cli.engine.stream import Stream
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared, pick_batch_size
 from prune_cli.progress import Progress
@@ -30,7 +31,6 @@ from prune_cli.prune_map import Settings, as_matrix
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.pipeline import make_pipeline
 from prune_cli.request.request import PruneRequest
-from prune_cli.stream import Stream
 
 
 def allocate(request: PruneRequest, job: Prepared, calibration: TokenSet | None, progress: Progress) -> Allocation:

@@ -16,9 +16,9 @@ from calibration.tokens import TokenSet
 from methods._pattern import NofM
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint
-from prune_cli.evaluate import PROTOCOL, Evaluation
-from prune_cli.input_statistics import sketch_rows
-from prune_cli.memory import PeakMemory
+from prune_cli.engine.evaluate import PROTOCOL, Evaluation
+from prune_cli.engine.input_statistics import sketch_rows
+from prune_cli.engine.memory import PeakMemory
 from prune_cli.plan import Decision
 from prune_cli.prepare import Opened, Prepared, pick_batch_size
 from prune_cli.report.types import (

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from prune_cli.memory import LARGE_INPUTS, gram_bytes
+from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
 from prune_cli.plan import matrix_shape, pruned_parameters
 from prune_cli.prepare import Opened, Prepared, prepare, read_tokens
 from prune_cli.report.types import gain_of_sparse_files, gain_of_zeros

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from prune_cli.checkpoint.source import Source, resolve_model
+from prune_cli.engine.evaluate import PROTOCOL, Comparison, Evaluation, compare, evaluate
 from prune_cli.errors import RequestError
-from prune_cli.evaluate import PROTOCOL, Comparison, Evaluation, compare, evaluate
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.prepare import check_seq_len, open_text, pick_batch_size, pick_device, pick_dtype, read_tokens

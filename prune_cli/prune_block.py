@@ -8,16 +8,16 @@ from contextlib import ExitStack
 import torch
 
 from calibration.statistics import Cross
-from prune_cli.input_statistics import InputStatistics
-from prune_cli.lockstep import SameInputs
+from prune_cli.engine.input_statistics import InputStatistics
+from prune_cli.engine.lockstep import SameInputs
+from prune_cli.engine.residual_drift import residual_drift, residual_factors
+from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
 from prune_cli.prune_experts import AtExperts, ExpertsPruner, at_experts, experts_by_module
 from prune_cli.prune_map import PrunedMap, Settings, prune_map
-from prune_cli.residual import residual_drift, residual_factors
-from prune_cli.stream import Stream
 
 
 class BlockPruner:

@@ -16,10 +16,11 @@ from prune_cli.assemble import assemble_report, fingerprint, of_sparse_files
 from prune_cli.checkpoint.layout import same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.memory import PeakMemory
+from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
+from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.parking import Parking
-from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.prepare import Prepared, pick_batch_size, prepare
 from prune_cli.progress import Progress, Silent
 from prune_cli.prune_block import BlockPruner, run_beside_dense
@@ -30,7 +31,6 @@ from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.config import LOADER, loader
 from prune_cli.sparse.in_place import decode_shards, encode_shards
-from prune_cli.stream import Stream
 from prune_cli.structured.run import prune_structured
 
 

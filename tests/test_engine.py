@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.lockstep import Lockstep
+from prune_cli.engine.lockstep import Lockstep
+from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.stream import Stream
 from tests import reference
 from tests.conftest import RunCommand, token_ids
 from tests.tiny import ARCHITECTURES, load_plain, save_gpt2_without_prefix, save_tiny

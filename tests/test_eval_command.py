@@ -70,7 +70,7 @@ def test_many_windows_in_several_passes(
     llama: Path, tokens_file: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
-    monkeypatch.setattr("prune_cli.evaluate._GROUP_BYTES", 1)
+    monkeypatch.setattr("prune_cli.engine.evaluate._GROUP_BYTES", 1)
     passes = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
     assert whole["evaluation"] == passes["evaluation"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from prune_cli.engine.lockstep import Lockstep
 from prune_cli.errors import PruneError
-from prune_cli.lockstep import Lockstep
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prune_cli import parking
+from prune_cli.engine import activation_offload as parking
 from tests.conftest import RunCommand, folder_bytes
 
 
@@ -73,7 +73,7 @@ def test_memory_between_live_pieces_is_returned() -> None:
     """In a process of its own: the setting stays for good."""
     code = """
 import torch
-from prune_cli.memory import _host_bytes, keep_no_holes
+from prune_cli.engine.memory import _host_bytes, keep_no_holes
 torch.ones(1 << 18)  # once it is freed, glibc by itself takes such pieces from the heap
 keep_no_holes()
 pieces = [torch.ones(1 << 18) for _ in range(200)]

@@ -11,9 +11,9 @@ from methods import load_method
 from methods._pattern import Unstructured
 from methods.steps import load_step
 from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.engine.residual_drift import residual_drift, residual_factors
+from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.residual import residual_drift, residual_factors
-from prune_cli.stream import Stream
 from tests.conftest import token_ids
 from tests.tiny import save_tiny
 

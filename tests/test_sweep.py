@@ -11,8 +11,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from prune_cli import parking
 from prune_cli.checkpoint.file_names import partial_folder
+from prune_cli.engine import activation_offload as parking
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.sweep import workers
 from prune_cli.sweep.grid import parse_method, parse_sparsities

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from calibration.tokens import TokenSet
-from prune_cli.evaluate import Evaluation
+from prune_cli.engine.evaluate import Evaluation
 from prune_cli.report.figures import change_of, size
 from prune_cli.report.schema import SCHEMA_VERSION as SCHEMA_VERSION
 from prune_cli.report.schema import report_schema as report_schema

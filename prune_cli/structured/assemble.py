@@ -19,8 +19,8 @@ from prune_cli.assemble import (
 )
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint, TensorEntry, data_bytes
-from prune_cli.evaluate import Evaluation
-from prune_cli.memory import PeakMemory
+from prune_cli.engine.evaluate import Evaluation
+from prune_cli.engine.memory import PeakMemory
 from prune_cli.report.types import (
     SCHEMA_VERSION,
     BlockReport,

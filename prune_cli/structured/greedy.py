@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from prune_cli.engine.evaluate import mean, window_losses
+from prune_cli.engine.lockstep import Instead, tensors_in
+from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
-from prune_cli.evaluate import mean, window_losses
-from prune_cli.lockstep import Instead, tensors_in
 from prune_cli.prepare import Opened
 from prune_cli.progress import Progress
-from prune_cli.stream import Stream
 from prune_cli.structured.hidden_states import refuse_changed_input
 from prune_cli.structured.skipping import Skipping
 

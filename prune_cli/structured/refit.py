@@ -15,12 +15,12 @@ from methods.structured import width
 from prune_cli.checkpoint.layout import Planned
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.memory import PeakMemory
-from prune_cli.parking import Parking
+from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.stream import Stream
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.request.request import PruneRequest
-from prune_cli.stream import Stream
 from prune_cli.structured.change import Change
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.skipping import Skipping

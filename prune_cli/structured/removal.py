@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
 from prune_cli.prepare import Opened
-from prune_cli.stream import Stream
 from prune_cli.structured.coupling import WORDS, Part, PartName, config_with, find_part, sized_config
 from prune_cli.structured.narrow import Narrowed
 

@@ -14,8 +14,8 @@ from prune_cli.assemble import batch_size_of, versions
 from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
-from prune_cli.memory import PeakMemory
-from prune_cli.perplexity import perplexity, perplexity_before, read_texts
+from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report

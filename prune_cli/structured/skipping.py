@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from prune_cli.engine.lockstep import Instead, tensors_in
 from prune_cli.errors import PruneError
-from prune_cli.lockstep import Instead, tensors_in
 from prune_cli.structured.hidden_states import hidden_states
 
 

@@ -15,15 +15,15 @@ from methods.structured.width import Options, default_multiple, kept_units
 from prune_cli.checkpoint.layout import Planned
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
-from prune_cli.memory import PeakMemory
 from prune_cli.model.architecture import model_on_meta, read_config
-from prune_cli.parking import Parking
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
-from prune_cli.stream import Stream
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from, text_config
 from prune_cli.structured.coupling import WORDS, Part, PartName, sized_entry, unit_count

@@ -12,14 +12,14 @@ from calibration.statistics import ACCUMULATORS, Accumulator, Cross
 from methods._gram import dense_target
 from methods.structured.units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
+from prune_cli.engine.lockstep import SameInputs
+from prune_cli.engine.memory import home_of_gram
+from prune_cli.engine.residual_drift import residual_drift, residual_factors
+from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
-from prune_cli.lockstep import SameInputs
-from prune_cli.memory import home_of_gram
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
 from prune_cli.prune_map import as_matrix
-from prune_cli.residual import residual_drift, residual_factors
-from prune_cli.stream import Stream
 from prune_cli.structured.coupling import Part
 
 

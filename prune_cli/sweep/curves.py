@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from calibration.tokens import TokenSet
-from prune_cli.evaluate import mean, standard_error, summary
+from prune_cli.engine.evaluate import mean, standard_error, summary
 from prune_cli.plan import pattern_of
 from prune_cli.sweep.knee import find_knee
 from prune_cli.sweep.passage import Measured

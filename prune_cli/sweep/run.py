@@ -14,8 +14,8 @@ import torch
 from calibration.tokens import TokenSet
 from prune_cli.assemble import environment, versions
 from prune_cli.checkpoint.output_folder import hash_files
+from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.errors import RequestError
-from prune_cli.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.prepare import Prepared, open_text, pick_batch_size, prepare, read_tokens
 from prune_cli.progress import Progress, Silent

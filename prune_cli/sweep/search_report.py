@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prune_cli.evaluate import Evaluation, mean, standard_error
+from prune_cli.engine.evaluate import Evaluation, mean, standard_error
 from prune_cli.report.types import TextReport
 
 SCHEMA_VERSION = 1

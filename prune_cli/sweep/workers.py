@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import torch
 
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.memory import LARGE_INPUTS
+from prune_cli.engine.memory import LARGE_INPUTS
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.progress import Progress
-from prune_cli.stream import Stream
 
 PROTOCOL = (
     "perplexity = exp(mean over windows of a window's mean next-token loss in nats); each window is predicted on its "

@@ -16,8 +16,8 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
+from prune_cli.engine.activation_offload import Parking
 from prune_cli.errors import PruneError
-from prune_cli.parking import Parking
 
 # Called when one batch passes a map in a rehearsal: (name of the map, the tensors that it is called with).
 Observe = Callable[[str, list[torch.Tensor]], None]

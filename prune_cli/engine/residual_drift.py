@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from prune_cli.stream import Stream
+from prune_cli.engine.stream import Stream
 
 # The sum may miss what rounding takes, for nearly every element; and must explain most of what the block changes.
 _ROUNDINGS, _NEARLY_ALL, _MOST = 8.0, 0.98, 0.5

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.lockstep import Instead, Lockstep, Observe
-from prune_cli.memory import LARGE_INPUTS, keep_no_holes
+from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.lockstep import Instead, Lockstep, Observe
+from prune_cli.engine.memory import LARGE_INPUTS, keep_no_holes
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.parking import Parking
 
 
 class Stream:

@@ -8,7 +8,7 @@ from typing import Any
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.evaluate import Evaluation, evaluate
+from prune_cli.engine.evaluate import Evaluation, evaluate
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.prepare import Opened, pick_batch_size, read_tokens
 from prune_cli.progress import Progress

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
-from prune_cli.memory import home_of_gram
+from prune_cli.engine.memory import home_of_gram
 
 _SKETCH_SEED = 0
 # Up to this many tokens the output error is exact; above, it is estimated from a sketch of 1/64 of the tokens.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from prune_cli.memory import LARGE_INPUTS, keep_no_holes
+from prune_cli.engine.memory import LARGE_INPUTS, keep_no_holes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
