@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from prune_cli import prune
-from prune_cli.measure import EvaluationRequest, measure
+from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 from prune_cli.model.architecture import calm_libraries
 from prune_cli.report.markdown import table
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from watch import watch
 
-from prune_cli.measure import EvaluationRequest, measure
+from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 from prune_cli.model.architecture import calm_libraries
 from prune_cli.report.markdown import table
 

@@ -147,7 +147,7 @@ def _run(
     progress: Progress,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Perplexities and distances on one text, both models in step."""
-    from prune_cli.measure import EvaluationRequest, measure
+    from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 
     own_length = report["request"]["seq_len"] if report is not None and request.data is None else None
     result = measure(

@@ -19,8 +19,8 @@ from prune_cli.commands.error_handling import told_failures
 from prune_cli.errors import RequestError
 
 if TYPE_CHECKING:
-    from prune_cli.measure import EvaluationResult
-    from prune_cli.tasks import TaskScores
+    from prune_cli.evaluation.harness import TaskScores
+    from prune_cli.evaluation.perplexity import EvaluationResult
 
 _TASKS = "Tasks of the lm-evaluation-harness"
 
@@ -79,9 +79,9 @@ def evaluate(
         if not verbose:
             _calm_harness()
         from prune_cli.commands.terminal import show_evaluation, show_tasks
-        from prune_cli.measure import EvaluationRequest, measure
+        from prune_cli.evaluation.harness import TasksRequest, measure_tasks
+        from prune_cli.evaluation.perplexity import EvaluationRequest, measure
         from prune_cli.progress import progress_on
-        from prune_cli.tasks import TasksRequest, measure_tasks
 
         options.calm_libraries(verbose=verbose, quiet=quiet)
         shared = {

@@ -15,11 +15,11 @@ from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_t
 if TYPE_CHECKING:
     from prune_cli.checks.inspection import Inspection
     from prune_cli.estimate import DryRun
-    from prune_cli.measure import EvaluationResult
+    from prune_cli.evaluation.harness import TaskScores
+    from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.push import Push
     from prune_cli.report.types import Report, StructureReport
     from prune_cli.structured.estimate import StructuredDryRun
-    from prune_cli.tasks import TaskScores
 
 
 def size(count: int) -> str:
