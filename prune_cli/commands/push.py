@@ -39,9 +39,9 @@ def push(
     """
     with told_failures(as_json=as_json, verbose=verbose, interrupted_says=_CONTINUE):
         from prune_cli.commands.terminal import show_push
+        from prune_cli.hub.push import PushRequest
+        from prune_cli.hub.push import push as run
         from prune_cli.progress import Lines, Silent
-        from prune_cli.push import PushRequest
-        from prune_cli.push import push as run
 
         _calm_client(verbose=verbose, quiet=quiet)
         request = PushRequest(out, repo, private, revision, create_pr, message, dry_run)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prune_cli.estimate import DryRun
     from prune_cli.evaluation.harness import TaskScores
     from prune_cli.evaluation.perplexity import EvaluationResult
-    from prune_cli.push import Push
+    from prune_cli.hub.push import Push
     from prune_cli.report.types import Report, StructureReport
     from prune_cli.structured.estimate import StructuredDryRun
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from prune_cli.checkpoint.file_names import CARD, JOURNAL, OTHER_WEIGHTS, SOURCE_CARD, partial_folder
 from prune_cli.checkpoint.reader import INDEX_FILE
 from prune_cli.errors import RequestError
+from prune_cli.hub.errors import hub_failures
 from prune_cli.progress import Progress, Silent
-from prune_cli.push_errors import hub_failures
 from prune_cli.report.card import read_card, warnings_of
 from prune_cli.report.html.summary import model_name
 from prune_cli.report.read import SavedReport, file_hashes, read_report
