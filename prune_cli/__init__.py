@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.sparse.register import register_with_transformers
+from prune_cli.loading.register import register_with_transformers
 from prune_cli.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from prune_cli.loading.semi_structured import SemiStructured
     from prune_cli.report.types import Report
-    from prune_cli.sparse.semi_structured import SemiStructured
 
 __all__ = ["PruneError", "RequestError", "__version__", "prune", "to_semi_structured"]
 
@@ -41,6 +41,6 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
     Returns which layers were converted and why others were not. Raises PruneError where the model is on no GPU of
     compute capability 8.0 or newer.
     """
-    from prune_cli.sparse.semi_structured import to_semi_structured as convert
+    from prune_cli.loading.semi_structured import to_semi_structured as convert
 
     return convert(model)

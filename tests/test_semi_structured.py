@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prune_cli import PruneError, to_semi_structured
-from prune_cli.sparse.semi_structured import choose_layers, device_problem
+from prune_cli.loading.semi_structured import choose_layers, device_problem
 
 
 def _model(dtype: torch.dtype = torch.bfloat16) -> Any:

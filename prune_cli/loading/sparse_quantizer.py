@@ -68,7 +68,7 @@ class SparseQuantizer(HfQuantizer):
         """The model's converters, each taking decoded tensors, and one for what none of them takes."""
         from transformers.core_model_loading import WeightConverter
 
-        from prune_cli.sparse.converter import decoding, decoding_rest
+        from prune_cli.loading.decoding_converter import decoding, decoding_rest
 
         conversions = []
         for conversion in weight_conversions:

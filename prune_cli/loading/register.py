@@ -42,8 +42,8 @@ class _WhenRegistryIsImported(MetaPathFinder):
 
 
 def _register() -> None:
-    from prune_cli.sparse.quantizer import register
-    from prune_cli.structured.quantizer import register as register_sizes
+    from prune_cli.loading.shapes_quantizer import register as register_sizes
+    from prune_cli.loading.sparse_quantizer import register
 
     register()
     register_sizes()
