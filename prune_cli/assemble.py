@@ -35,7 +35,7 @@ from prune_cli.report.types import (
 )
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest
-from prune_cli.sparse.estimate import saved_bytes
+from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.version import __version__
 
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"

@@ -29,9 +29,9 @@ from prune_cli.request.request import (
     DEFAULT_SOURCE,
     PruneRequest,
 )
-from prune_cli.sparse.decoded import refuse_sparse
-from prune_cli.sparse.in_place import sparse_config
-from prune_cli.sparse.side_by_side import FILES_AT_A_TIME
+from prune_cli.sparse.dense_view import refuse_sparse
+from prune_cli.sparse.parallel_files import FILES_AT_A_TIME
+from prune_cli.sparse.reencode import sparse_config
 
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
 # Enough tokens a batch to keep the device busy; more only costs memory.

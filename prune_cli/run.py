@@ -30,7 +30,7 @@ from prune_cli.report.types import Report
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.config import LOADER, loader
-from prune_cli.sparse.in_place import decode_shards, encode_shards
+from prune_cli.sparse.reencode import decode_shards, encode_shards
 from prune_cli.structured.run import prune_structured
 
 

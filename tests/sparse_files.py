@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prune_cli.sparse.convert import ConvertRequest, convert
-from prune_cli.sparse.shards import make_sparse
+from prune_cli.sparse.encode_shard import make_sparse
 
 
 def dense_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import prune_cli.sparse.in_place
+import prune_cli.sparse.reencode
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from prune_cli.report.schema import report_schema
 from prune_cli.sparse.format import is_sparse
@@ -85,7 +85,7 @@ def test_the_report_is_of_the_written_files(pair: tuple[Path, Path, list[object]
 def test_stopped_while_encoding_it_continues_to_the_same_bytes(
     shard: int, pair: tuple[Path, Path, list[object]], model: Path, tmp_path: Path, command: RunCommand
 ) -> None:
-    out, original = tmp_path / "out", prune_cli.sparse.in_place.make_sparse
+    out, original = tmp_path / "out", prune_cli.sparse.reencode.make_sparse
     files = sorted(path.name for path in model.glob("*.safetensors"))
     assert len(files) >= 2
 
@@ -97,7 +97,7 @@ def test_stopped_while_encoding_it_continues_to_the_same_bytes(
 
     options = [*pair[2], "--format", "sparse"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prune_cli.sparse.in_place, "make_sparse", stops)
+        patch.setattr(prune_cli.sparse.reencode, "make_sparse", stops)
         assert command("prune", model, out, *options).code == 1
     assert (partial_folder(out) / JOURNAL).exists()
     other = command("prune", model, out, *pair[2], "--resume")

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from examples.read_sparse import kept_elements, read_file
 from prune_cli.sparse import coding
 from prune_cli.sparse.coding import BITMASK, DENSE, decode, encode, mask_bytes, plan
+from prune_cli.sparse.decode_shard import decoded
 from prune_cli.sparse.format import open_shard
 from prune_cli.sparse.groups import CodingError, GroupCode, fullest, group_numbers
-from prune_cli.sparse.reading import decoded
 from tests.sparse_files import dense_file, sparse_file
 
 _KINDS = [np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")]

@@ -21,11 +21,11 @@ from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.errors import PruneError
 from prune_cli.progress import Silent
 from prune_cli.sparse import convert as sparse_convert
-from prune_cli.sparse import shards
+from prune_cli.sparse import encode_shard as shards
 from prune_cli.sparse.convert import JOURNAL
+from prune_cli.sparse.encode_shard import Written, make_dense
 from prune_cli.sparse.format import open_shard
-from prune_cli.sparse.shards import Written, make_dense
-from prune_cli.sparse.side_by_side import each_file
+from prune_cli.sparse.parallel_files import each_file
 from tests.broken import INDEX, change_config
 from tests.conftest import RunCommand, folder_bytes, in_new_process
 from tests.sparse_files import sparse_file, zeroed

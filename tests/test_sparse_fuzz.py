@@ -16,10 +16,10 @@ import torch
 
 from prune_cli.errors import PruneError
 from prune_cli.sparse.coding import decode, encode, mask_bytes
+from prune_cli.sparse.decode_shard import decoded
 from prune_cli.sparse.deflate import Inflating
 from prune_cli.sparse.format import METADATA_KEY, open_shard
 from prune_cli.sparse.groups import CodingError, GroupCode
-from prune_cli.sparse.reading import decoded
 from tests.broken import join_shard, split_shard
 from tests.sparse_files import dense_file, sparse_file
 

@@ -29,7 +29,7 @@ from prune_cli.errors import RequestError
 from prune_cli.prepare import pick_device, pick_dtype
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.request import Dtype, check_device
-from prune_cli.sparse.decoded import open_checkpoint
+from prune_cli.sparse.dense_view import open_checkpoint
 from prune_cli.version import __version__
 
 DEFAULT_PROMPT_TOKENS = 256

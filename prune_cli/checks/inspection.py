@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.checkpoint.source import resolve_model
-from prune_cli.sparse.decoded import Decoded, open_checkpoint
+from prune_cli.sparse.dense_view import Decoded, open_checkpoint
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.report.read import file_hashes, read_report
 from prune_cli.report.schema import REPORT_JSON
 from prune_cli.request.pipeline import make_pipeline
+from prune_cli.sparse.bit_patterns import Stored, StoredTensors
 from prune_cli.sparse.config import is_ours
-from prune_cli.sparse.stored import Stored, StoredTensors
 
 _MOST_THREADS = 8
 _WRITTEN = ("pruned", "kept", "narrowed", "refitted")

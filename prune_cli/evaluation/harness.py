@@ -22,7 +22,7 @@ from prune_cli.model.architecture import load_tokenizer
 from prune_cli.prepare import pick_device, pick_dtype
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.request import Dtype, check_counts, check_device
-from prune_cli.sparse.decoded import open_checkpoint
+from prune_cli.sparse.dense_view import open_checkpoint
 
 INSTALL = "pip install 'prune-cli[eval]'"
 

@@ -17,7 +17,7 @@ from prune_cli.prepare import check_seq_len, open_text, pick_batch_size, pick_de
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.types import TextReport, text_report
 from prune_cli.request.request import Dtype, check_counts, check_device
-from prune_cli.sparse.decoded import open_checkpoint
+from prune_cli.sparse.dense_view import open_checkpoint
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.report.card import read_card, warnings_of
 from prune_cli.report.html.summary import model_name
 from prune_cli.report.read import SavedReport, file_hashes, read_report
-from prune_cli.sparse.stored import StoredTensors
+from prune_cli.sparse.bit_patterns import StoredTensors
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

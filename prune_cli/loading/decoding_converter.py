@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from prune_cli.sparse.tensors import SparseFiles
+from prune_cli.sparse.torch_tensors import SparseFiles
 
 _MOST_THREADS = 4
 # Matches every name, and takes nothing of it.

@@ -52,7 +52,7 @@ class SparseQuantizer(HfQuantizer):
             raise RequestError(
                 "Sparse checkpoints are not loaded in parallel shards: prune-cli convert it with --format dense first."
             )
-        from prune_cli.sparse.tensors import SparseFiles
+        from prune_cli.sparse.torch_tensors import SparseFiles
 
         paths = [Path(file) for file in kwargs.get("checkpoint_files") or ()]
         self._files = SparseFiles(

@@ -21,7 +21,7 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.soup.average import Masks, average
 from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals
 from prune_cli.soup.survey import Ingredient, TensorSurvey, check_alike, survey
-from prune_cli.sparse.decoded import refuse_sparse
+from prune_cli.sparse.dense_view import refuse_sparse
 from prune_cli.version import __version__
 
 # Tensors that are written, and noted as done, together.

@@ -21,9 +21,9 @@ from prune_cli.progress import Progress, Silent
 from prune_cli.report.card import Form, for_format
 from prune_cli.request.request import Format, check_format
 from prune_cli.sparse.config import LOADER, check_self_contained, is_self_contained, loader, with_entry, without_entry
+from prune_cli.sparse.encode_shard import Written, make_dense, make_sparse
 from prune_cli.sparse.format import DEFLATING_VERSION, VERSION, is_sparse, open_shard
-from prune_cli.sparse.shards import Written, make_dense, make_sparse
-from prune_cli.sparse.side_by_side import each_file
+from prune_cli.sparse.parallel_files import each_file
 
 JOURNAL = ".convert-journal.jsonl"
 _CONFIG = "config.json"

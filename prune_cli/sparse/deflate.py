@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from prune_cli.sparse.fast_zlib import zlib
 from prune_cli.sparse.groups import CodingError
+from prune_cli.sparse.zlib_backend import zlib
 
 # Where the high byte holds much else than an exponent nothing is gained.
 DEFLATED = frozenset({"BF16", "F16", "F32"})

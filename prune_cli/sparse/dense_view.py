@@ -18,7 +18,7 @@ class Decoded(Checkpoint):
     """`stored` through its sparse shards; entries are those of the dense files, `sparse` tells how each is stored."""
 
     def __init__(self, stored: Checkpoint, shards: Mapping[str, SparseShard]) -> None:
-        from prune_cli.sparse.tensors import SparseFiles
+        from prune_cli.sparse.torch_tensors import SparseFiles
 
         entries: dict[str, TensorEntry] = {e.name: e for e in stored.entries.values() if e.file not in shards}
         for shard in shards.values():

@@ -11,9 +11,9 @@ from prune_cli.checkpoint.reader import TensorEntry
 from prune_cli.errors import PruneError
 from prune_cli.sparse.coding import Values, decode
 from prune_cli.sparse.deflate import Inflating
-from prune_cli.sparse.fast_zlib import zlib
 from prune_cli.sparse.format import SparseShard, SparseTensor, unsigned
 from prune_cli.sparse.groups import CodingError
+from prune_cli.sparse.zlib_backend import zlib
 
 _PIECE = 1 << 22
 

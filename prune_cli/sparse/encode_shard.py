@@ -24,8 +24,8 @@ from prune_cli.checkpoint.reader import (
 )
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.sparse.coding import DENSE, Plan, encode, plan
+from prune_cli.sparse.decode_shard import decoded, elements, mapped, split
 from prune_cli.sparse.deflate import DEFLATED, deflated, split_values
-from prune_cli.sparse.fast_zlib import zlib
 from prune_cli.sparse.format import (
     HIGH_SUFFIX,
     MASK_SUFFIX,
@@ -36,8 +36,8 @@ from prune_cli.sparse.format import (
     is_reserved,
     may_be_encoded,
 )
-from prune_cli.sparse.reading import decoded, elements, mapped, split
-from prune_cli.sparse.spool import Spool
+from prune_cli.sparse.scratch_file import Spool
+from prune_cli.sparse.zlib_backend import zlib
 
 _ALIGNMENT = 8
 # Dense bytes of finished tensors after which they are sent to the disk, while others are still worked on.

@@ -11,9 +11,9 @@ from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.sparse.config import check_self_contained, with_entry
+from prune_cli.sparse.encode_shard import Written, make_dense, make_sparse
 from prune_cli.sparse.format import is_reserved, is_sparse, open_shard
-from prune_cli.sparse.shards import Written, make_dense, make_sparse
-from prune_cli.sparse.side_by_side import each_file
+from prune_cli.sparse.parallel_files import each_file
 
 # What a kill leaves of such files the next run writes anew.
 _BESIDE = ".recoded"

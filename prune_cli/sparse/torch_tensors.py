@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from prune_cli.sparse.decode_shard import decoded, mapped
 from prune_cli.sparse.format import SparseShard, SparseTensor, unsigned
-from prune_cli.sparse.reading import decoded, mapped
 
 _TYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from threading import Event, Lock
 
 from prune_cli.progress import Progress
-from prune_cli.sparse.shards import Written
+from prune_cli.sparse.encode_shard import Written
 
 FILES_AT_A_TIME = 2
 _MOST_THREADS = 8
