@@ -138,7 +138,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(
             )
         assert stopped.code == 130
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prune_cli.structured.depth.Removals.losses", None)
+        patch.setattr("prune_cli.structured.depth.choose.Removals.losses", None)
         patch.setattr("prune_cli.structured.hidden_states.measure_states", None)
         _depth(command, five, out, tokens_file, *options, "--resume")
     assert folder_bytes(out) == folder_bytes(tmp_path / "expected")

@@ -73,7 +73,7 @@ def test_greedy_in_several_passes_finds_the_same(
 ) -> None:
     options = ("-o", "remove=2", "--calibration", tokens_file)
     at_once = _run(command, models["llama-tied"], tmp_path / "once", *options)
-    monkeypatch.setattr("prune_cli.structured.greedy.Removals._together", lambda _: 2)
+    monkeypatch.setattr("prune_cli.structured.depth.greedy.Removals._together", lambda _: 2)
     assert _run(command, models["llama-tied"], tmp_path / "out", *options)["blocks"] == at_once["blocks"]
 
 
@@ -119,7 +119,7 @@ def test_saved_statistics_serve_other_sparsities(
     for remove in (1, 2):
         _run(command, model, tmp_path / f"expected-{remove}", *options, "-o", f"remove={remove}")
     _run(command, model, tmp_path / "first", *options, "-o", "remove=2", "--save-statistics", saved)
-    monkeypatch.setattr("prune_cli.structured.depth.Removals.losses", None)
+    monkeypatch.setattr("prune_cli.structured.depth.choose.Removals.losses", None)
     monkeypatch.setattr("prune_cli.structured.hidden_states.measure_states", None)
     for remove in (1, 2):
         out = tmp_path / f"out-{remove}"

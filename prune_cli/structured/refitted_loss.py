@@ -10,8 +10,8 @@ import torch
 from prune_cli.engine.evaluate import mean, window_losses
 from prune_cli.engine.stream import Stream
 from prune_cli.progress import Progress
+from prune_cli.structured.depth.refit import fit_block, pass_both, two_streams
 from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.refit import fit_block, pass_both, two_streams
 
 
 def refitted_loss(

@@ -24,8 +24,8 @@ from prune_cli.structured import depth, experts, width
 from prune_cli.structured.assemble import assemble_structured
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cuts import write_cuts
+from prune_cli.structured.depth.refit import refit
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
-from prune_cli.structured.refit import refit
 
 
 @torch.no_grad()

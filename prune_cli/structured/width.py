@@ -27,7 +27,7 @@ from prune_cli.request.request import PruneRequest
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from, text_config
 from prune_cli.structured.coupling import WORDS, Part, PartName, sized_entry, unit_count
-from prune_cli.structured.names import UNUSED
+from prune_cli.structured.depth.renumber import UNUSED
 from prune_cli.structured.narrow import Widened
 from prune_cli.structured.own_sizes import angles_of_blocks, with_sizes
 from prune_cli.structured.prepare import StructuredJob

@@ -14,8 +14,8 @@ from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.prepare import Opened
 from prune_cli.progress import Progress
+from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.hidden_states import refuse_changed_input
-from prune_cli.structured.skipping import Skipping
 
 # Hidden states of all candidates on their way together; more candidates mean another pass over the weights.
 _GROUP_BYTES = 4 << 30
