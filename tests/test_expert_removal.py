@@ -211,7 +211,7 @@ def test_a_run_goes_on_after_a_kill(
     monkeypatch.setattr(OutputFolder, "write_block", stop)
     assert command("prune", models[kind], tmp_path / "out", *arguments).code == 130
     monkeypatch.undo()
-    monkeypatch.setattr("prune_cli.structured.experts.measure_experts", None)
+    monkeypatch.setattr("prune_cli.structured.moe.choose.measure_experts", None)
     assert command("prune", models[kind], tmp_path / "out", *arguments, "--resume").code == 0
     assert folder_bytes(tmp_path / "out") == folder_bytes(outputs[kind])
 
@@ -228,7 +228,7 @@ def test_several_ratios_cost_one_pass(
     kept = tmp_path / "sums.safetensors"
     first = command("prune", models["olmoe"], tmp_path / "a", *arguments, "-s", "0.5", "--save-statistics", kept)
     assert first.code == 0, first.stderr
-    monkeypatch.setattr("prune_cli.structured.experts.measure_experts", None)
+    monkeypatch.setattr("prune_cli.structured.moe.choose.measure_experts", None)
     again = command("prune", models["olmoe"], tmp_path / "b", *arguments, "-s", "0.25", "--statistics", kept)
     assert again.code == 0, again.stderr
     assert folder_bytes(tmp_path / "b") == folder_bytes(outputs["olmoe"])

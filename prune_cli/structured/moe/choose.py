@@ -21,8 +21,8 @@ from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from
-from prune_cli.structured.expert_outputs import measure_experts
-from prune_cli.structured.mixtures import (
+from prune_cli.structured.moe.expert_statistics import measure_experts
+from prune_cli.structured.moe.mixtures import (
     Mixture,
     changed_shapes,
     config_with_experts,

@@ -13,7 +13,7 @@ from prune_cli.model.moe import outputs_of
 from prune_cli.prepare import Opened
 from prune_cli.progress import Progress
 from prune_cli.prune_experts import AtExperts, at_experts
-from prune_cli.structured.mixtures import Mixture
+from prune_cli.structured.moe.mixtures import Mixture
 
 
 def measure_experts(
