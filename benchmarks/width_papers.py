@@ -22,8 +22,8 @@ from methods.structured.sizes import coarse_shares, proportional_sizes
 from methods.structured.units import Units, highest, inputs_of
 from prune_cli.prepare import open_model
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.coupling import Part, PartName, unit_count
-from prune_cli.structured.removal import proven_part
+from prune_cli.structured.width.coupling import Part, PartName, unit_count
+from prune_cli.structured.width.verify_coupling import proven_part
 
 _BATCH = 8
 

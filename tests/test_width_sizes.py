@@ -15,8 +15,8 @@ from methods.structured.sizes import coarse_shares, proportional_sizes
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.prepare import open_model
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.coupling import PartName
-from prune_cli.structured.removal import proven_part
+from prune_cli.structured.width.coupling import PartName
+from prune_cli.structured.width.verify_coupling import proven_part
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.test_resume import _stop_when
 from tests.tiny import save_tiny

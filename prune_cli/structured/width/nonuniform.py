@@ -14,11 +14,11 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.coupling import Part
 from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.saved import Statistics, measured
 from prune_cli.structured.share import asked_share
+from prune_cli.structured.width.coupling import Part
 
 
 def angles_of_blocks(
