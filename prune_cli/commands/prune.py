@@ -102,7 +102,7 @@ def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
     from prune_cli.estimate import dry_run
 
     if request.is_structured:
-        from prune_cli.structured.estimate import dry_run_structured
+        from prune_cli.structured.dry_run import dry_run_structured
 
         smaller = dry_run_structured(request)
         shown = smaller.to_json(), lambda console: show_structured_dry_run(console, smaller)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.hub.push import Push
     from prune_cli.report.types import Report, StructureReport
-    from prune_cli.structured.estimate import StructuredDryRun
+    from prune_cli.structured.dry_run import StructuredDryRun
 
 
 def size(count: int) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.progress import Progress
-from prune_cli.structured.change import Change
+from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
 
 

@@ -21,7 +21,7 @@ from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured import depth, experts, width
-from prune_cli.structured.assemble import assemble_structured
+from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cuts import write_cuts
 from prune_cli.structured.depth.refit import refit

@@ -19,7 +19,7 @@ from prune_cli.progress import Progress
 from prune_cli.prune_map import seed_of
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.change import Change
+from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
 from prune_cli.structured.moe.expert_statistics import measure_experts
 from prune_cli.structured.moe.mixtures import (
@@ -29,10 +29,10 @@ from prune_cli.structured.moe.mixtures import (
     find_mixtures,
     without_experts,
 )
+from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.rebuild import rebuild
-from prune_cli.structured.saved import Statistics, check_statistics, measured
 from prune_cli.structured.share import asked_share, refuse_both
+from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
 
 # Plain attributes of mixtures and routers that count the experts.
 _COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes", "out_features"})

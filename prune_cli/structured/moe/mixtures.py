@@ -12,9 +12,9 @@ from torch import nn
 from prune_cli.checkpoint.layout import Planned
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.structured.change import Cut
 from prune_cli.structured.config import text_config
 from prune_cli.structured.depth.renumber import UNUSED
+from prune_cli.structured.plan import Cut
 
 _NUMBER = re.compile(r"(\.experts?\.)(\d+)(\.)")
 _NO_COUNT = ("per_tok", "per_token", "shared", "top", "null", "zero", "group")

@@ -24,18 +24,18 @@ from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.change import Change
+from prune_cli.structured.check_rebuilt import compare_shapes
 from prune_cli.structured.config import config_from, text_config
 from prune_cli.structured.depth.renumber import UNUSED
+from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
+from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.rebuild import compare_shapes
-from prune_cli.structured.saved import check_statistics
 from prune_cli.structured.share import asked_share
+from prune_cli.structured.statistics_file import check_statistics
 from prune_cli.structured.width.checkpoint_views import Widened
 from prune_cli.structured.width.coupling import WORDS, Part, PartName, sized_entry, unit_count
 from prune_cli.structured.width.nonuniform import angles_of_blocks, with_sizes
 from prune_cli.structured.width.verify_coupling import proven_part
-from prune_cli.structured.width_block import BlockNarrower, NarrowedBlock, maps_and_biases
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import find_blocks, model_on_meta
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.structured.change import Change
+from prune_cli.structured.plan import Change
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 _IGNORED = frozenset({"training", "config"})

@@ -34,10 +34,10 @@ from prune_cli.report.types import (
 )
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured import depth, experts, width
-from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from
+from prune_cli.structured.model_size import size_of
+from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.sizes import size_of
 
 
 def assemble_structured(
