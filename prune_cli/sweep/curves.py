@@ -8,7 +8,7 @@ from calibration.tokens import TokenSet
 from prune_cli.engine.evaluate import mean, standard_error, summary
 from prune_cli.plan import pattern_of
 from prune_cli.sweep.knee import find_knee
-from prune_cli.sweep.passage import Measured
+from prune_cli.sweep.point_run import Measured
 from prune_cli.sweep.report import BlockSensitivity, KneeReport, PointReport, Sensitivity
 
 

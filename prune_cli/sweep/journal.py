@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.errors import RequestError
-from prune_cli.sweep.passage import Measured
+from prune_cli.sweep.point_run import Measured
 from prune_cli.sweep.request import Point
 
 POINTS = "points.jsonl"

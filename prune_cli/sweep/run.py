@@ -24,8 +24,8 @@ from prune_cli.request.request import DEFAULT_SOURCE, check_device
 from prune_cli.sweep.curves import knees, point_reports, sensitivity
 from prune_cli.sweep.journal import Journal, check_folder
 from prune_cli.sweep.knee import DEFINITION
-from prune_cli.sweep.passage import Measured, Texts, job_of
 from prune_cli.sweep.plot import pictures
+from prune_cli.sweep.point_run import Measured, Texts, job_of
 from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweep.request import Point, SweepRequest
 from prune_cli.sweep.workers import Load, load_of, measure_points

@@ -23,7 +23,7 @@ from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sweep.curves import increases
 from prune_cli.sweep.journal import Journal
-from prune_cli.sweep.passage import Measured, Texts
+from prune_cli.sweep.point_run import Measured, Texts
 from prune_cli.sweep.request import Point
 from prune_cli.sweep.run import Prospect, as_json, evaluate_dense, fingerprint, look_ahead, measure, warnings_of
 from prune_cli.sweep.search import CHILDREN, Table, children, random_tables, start_of_evolution

@@ -19,7 +19,7 @@ from prune_cli.model.streamed_model import Skeleton
 from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
 from prune_cli.prune_block import run_beside_dense
-from prune_cli.sweep.passage import Measured, Passage, Texts, batches_of
+from prune_cli.sweep.point_run import Measured, Passage, Texts, batches_of
 from prune_cli.sweep.request import Point
 
 
