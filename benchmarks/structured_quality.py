@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 from width_papers import loss_of, pruned_by_paper
 
 from prune_cli.model.architecture import calm_libraries, load_tokenizer
-from prune_cli.prepare import open_model, open_text, read_tokens
 from prune_cli.report.markdown import table
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.width.coupling import PartName
+from prune_cli.unstructured.prepare import open_model, open_text, read_tokens
 
 LEVELS = {"12.5 %": 0.125, "25 %": 0.25, "50 %": 0.5}
 # Rules of papers: name -> rule; ours: name -> options.

@@ -11,8 +11,6 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods._pattern import NofM, Pattern, Unstructured
-from prune_cli.allocate import allocate
-from prune_cli.assemble import assemble_report, fingerprint, of_sparse_files
 from prune_cli.checkpoint.layout import same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
@@ -21,10 +19,7 @@ from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.prepare import Prepared, pick_batch_size, prepare
 from prune_cli.progress import Progress, Silent
-from prune_cli.prune_block import BlockPruner, run_beside_dense
-from prune_cli.prune_map import PrunedMap, Settings, prune_map
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
 from prune_cli.request.allocation import Allocation
@@ -32,6 +27,11 @@ from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.config import LOADER, loader
 from prune_cli.sparse.reencode import decode_shards, encode_shards
 from prune_cli.structured.run import prune_structured
+from prune_cli.unstructured.allocate import allocate
+from prune_cli.unstructured.build_report import assemble_report, fingerprint, of_sparse_files
+from prune_cli.unstructured.prepare import Prepared, pick_batch_size, prepare
+from prune_cli.unstructured.prune_block import BlockPruner, run_beside_dense
+from prune_cli.unstructured.prune_linear import PrunedMap, Settings, prune_map
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ def _request(
 def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
     """Shows the plan; returns the commit of a hub model."""
     from prune_cli.commands.terminal import show_dry_run, show_structured_dry_run
-    from prune_cli.estimate import dry_run
+    from prune_cli.unstructured.dry_run import dry_run
 
     if request.is_structured:
         from prune_cli.structured.dry_run import dry_run_structured

@@ -14,12 +14,12 @@ from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_t
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
     from prune_cli.checks.inspection import Inspection
-    from prune_cli.estimate import DryRun
     from prune_cli.evaluation.harness import TaskScores
     from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.hub.push import Push
     from prune_cli.report.types import Report, StructureReport
     from prune_cli.structured.dry_run import StructuredDryRun
+    from prune_cli.unstructured.dry_run import DryRun
 
 
 def size(count: int) -> str:

@@ -13,11 +13,18 @@ from prune_cli.engine.evaluate import PROTOCOL, Comparison, Evaluation, compare,
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.prepare import check_seq_len, open_text, pick_batch_size, pick_device, pick_dtype, read_tokens
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.types import TextReport, text_report
 from prune_cli.request.request import Dtype, check_counts, check_device
 from prune_cli.sparse.dense_view import open_checkpoint
+from prune_cli.unstructured.prepare import (
+    check_seq_len,
+    open_text,
+    pick_batch_size,
+    pick_device,
+    pick_dtype,
+    read_tokens,
+)
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from calibration.tokens import TokenSet
-from prune_cli.assemble import (
-    batch_size_of,
-    environment,
-    measured,
-    model_facts,
-    request_as_json,
-    tool_facts,
-    warnings_of,
-    zeros_in,
-)
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint, TensorEntry, data_bytes
 from prune_cli.engine.evaluate import Evaluation
@@ -38,6 +28,16 @@ from prune_cli.structured.config import config_from
 from prune_cli.structured.model_size import size_of
 from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
+from prune_cli.unstructured.build_report import (
+    batch_size_of,
+    environment,
+    measured,
+    model_facts,
+    request_as_json,
+    tool_facts,
+    warnings_of,
+    zeros_in,
+)
 
 
 def assemble_structured(

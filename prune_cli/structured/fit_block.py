@@ -19,8 +19,8 @@ from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
-from prune_cli.prune_map import as_matrix
 from prune_cli.structured.width.coupling import Part
+from prune_cli.unstructured.prune_linear import as_matrix
 
 
 @dataclass

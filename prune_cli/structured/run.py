@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from calibration.tokens import TokenSet
-from prune_cli.assemble import batch_size_of, versions
 from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
@@ -26,6 +25,7 @@ from prune_cli.structured.config import config_from
 from prune_cli.structured.cuts import write_cuts
 from prune_cli.structured.depth.refit import refit
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
+from prune_cli.unstructured.build_report import batch_size_of, versions
 
 
 @torch.no_grad()

@@ -16,11 +16,11 @@ import torch
 from prune_cli.engine.activation_offload import Parking
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
-from prune_cli.prune_block import run_beside_dense
 from prune_cli.sweep.point_run import Measured, Passage, Texts, batches_of
 from prune_cli.sweep.request import Point
+from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prune_block import run_beside_dense
 
 
 @torch.no_grad()

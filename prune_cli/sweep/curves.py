@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from calibration.tokens import TokenSet
 from prune_cli.engine.evaluate import mean, standard_error, summary
-from prune_cli.plan import pattern_of
 from prune_cli.sweep.knee import find_knee
 from prune_cli.sweep.point_run import Measured
 from prune_cli.sweep.report import BlockSensitivity, KneeReport, PointReport, Sensitivity
+from prune_cli.unstructured.plan import pattern_of
 
 
 def increases(losses: Sequence[float], dense: Sequence[float]) -> list[float]:

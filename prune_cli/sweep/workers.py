@@ -14,11 +14,11 @@ import torch
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.memory import LARGE_INPUTS
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.prepare import Prepared
 from prune_cli.progress import Progress
 from prune_cli.sweep.concurrent_points import measure_together
 from prune_cli.sweep.point_run import Measured, Texts
 from prune_cli.sweep.request import Point
+from prune_cli.unstructured.prepare import Prepared
 
 # More would only delay the journal: what points share is read once for this many.
 _MOST_TOGETHER = 8

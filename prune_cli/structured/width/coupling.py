@@ -18,7 +18,7 @@ from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta
 from prune_cli.model.shape_overrides import sizes_entry
 from prune_cli.model.tensor_map import Place
-from prune_cli.prepare import Opened
+from prune_cli.unstructured.prepare import Opened
 
 PartName = Literal["mlp", "heads"]
 WORDS: dict[PartName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}

@@ -20,7 +20,6 @@ from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
-from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
@@ -36,6 +35,7 @@ from prune_cli.structured.width.checkpoint_views import Widened
 from prune_cli.structured.width.coupling import WORDS, Part, PartName, sized_entry, unit_count
 from prune_cli.structured.width.nonuniform import angles_of_blocks, with_sizes
 from prune_cli.structured.width.verify_coupling import proven_part
+from prune_cli.unstructured.prepare import pick_batch_size
 
 
 @dataclass(frozen=True)

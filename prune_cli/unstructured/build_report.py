@@ -19,8 +19,6 @@ from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.engine.evaluate import PROTOCOL, Evaluation
 from prune_cli.engine.input_statistics import sketch_rows
 from prune_cli.engine.memory import PeakMemory
-from prune_cli.plan import Decision
-from prune_cli.prepare import Opened, Prepared, pick_batch_size
 from prune_cli.report.types import (
     SCHEMA_VERSION,
     BlockReport,
@@ -36,6 +34,8 @@ from prune_cli.report.types import (
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.saved_bytes import saved_bytes
+from prune_cli.unstructured.plan import Decision
+from prune_cli.unstructured.prepare import Opened, Prepared, pick_batch_size
 from prune_cli.version import __version__
 
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"

@@ -13,8 +13,8 @@ from calibration.statistics import sum_dtype
 from methods._pattern import Pattern
 from prune_cli.errors import PruneError
 from prune_cli.model.tensor_map import Place
-from prune_cli.plan import matrix_shape
 from prune_cli.request.pipeline import Pipeline
+from prune_cli.unstructured.plan import matrix_shape
 
 _ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"
 # Weights up to 2 to this power, either way, are left as they are.

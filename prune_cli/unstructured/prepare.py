@@ -20,7 +20,6 @@ from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import Skeleton
-from prune_cli.plan import Decision, pattern_of, plan_tensors
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import (
@@ -32,6 +31,7 @@ from prune_cli.request.request import (
 from prune_cli.sparse.dense_view import refuse_sparse
 from prune_cli.sparse.parallel_files import FILES_AT_A_TIME
 from prune_cli.sparse.reencode import sparse_config
+from prune_cli.unstructured.plan import Decision, pattern_of, plan_tensors
 
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
 # Enough tokens a batch to keep the device busy; more only costs memory.
