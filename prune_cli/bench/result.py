@@ -94,7 +94,7 @@ class BenchResult:
 @cache
 def bench_schema() -> dict[str, Any]:
     """The JSON Schema that every result satisfies."""
-    return json.loads(resources.files("prune_cli").joinpath("bench.schema.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files("prune_cli.bench").joinpath("bench.schema.json").read_text(encoding="utf-8"))
 
 
 Rate = Callable[[Round], float]

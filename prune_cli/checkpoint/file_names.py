@@ -18,3 +18,6 @@ SOURCE_CARD = "SOURCE_README.md"
 def partial_folder(out: Path) -> Path:
     """Where OUT is built before one rename makes it OUT."""
     return out.with_name(out.name + ".partial")
+
+
+REPORT_JSON = "prune_report.json"

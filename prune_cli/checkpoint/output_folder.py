@@ -25,6 +25,7 @@ from prune_cli.checkpoint.file_names import (
     CONFIG_FILE,
     JOURNAL,
     OTHER_WEIGHTS,
+    REPORT_JSON,
     REPORT_MARKDOWN,
     REPORT_PAGE,
     SOURCE_CARD,
@@ -33,7 +34,6 @@ from prune_cli.checkpoint.file_names import (
 from prune_cli.checkpoint.layout import Layout
 from prune_cli.checkpoint.reader import FLOATS, INDEX_FILE, Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.report.schema import REPORT_JSON
 
 _REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE)
 _FILE_THREADS = 2

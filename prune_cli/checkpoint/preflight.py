@@ -6,10 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from prune_cli.checkpoint.file_names import CONFIG_FILE, partial_folder
+from prune_cli.checkpoint.file_names import CONFIG_FILE, REPORT_JSON, partial_folder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
-from prune_cli.report.schema import REPORT_JSON
 
 _SPARE_BYTES = 1 << 26
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from prune_cli.checkpoint.file_names import REPORT_JSON
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.checks.figures import Figures, told_text
@@ -19,7 +20,6 @@ from prune_cli.checks.request import GateRequest
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress
 from prune_cli.report.read import file_hashes, read_report
-from prune_cli.report.schema import REPORT_JSON
 from prune_cli.sparse.convert import ConvertRequest, convert
 from prune_cli.sparse.format import is_sparse
 

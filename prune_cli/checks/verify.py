@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from prune_cli.checkpoint.file_names import CONFIG_FILE
+from prune_cli.checkpoint.file_names import CONFIG_FILE, REPORT_JSON
 from prune_cli.checkpoint.source import resolve_model
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.read import file_hashes, read_report
-from prune_cli.report.schema import REPORT_JSON
 from prune_cli.request.pipeline import make_pipeline
 from prune_cli.sparse.bit_patterns import Stored, StoredTensors
 from prune_cli.sparse.config import is_ours

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prune_cli.checkpoint.file_names import CARD, REPORT_MARKDOWN, REPORT_PAGE
+from prune_cli.checkpoint.file_names import CARD, REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE
 from prune_cli.report.card import card_of, read_card
 from prune_cli.report.html.page import page_of
 from prune_cli.report.markdown import to_markdown
-from prune_cli.report.schema import REPORT_JSON
 
 if TYPE_CHECKING:
     from prune_cli.report.types import Report

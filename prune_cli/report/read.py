@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prune_cli.checkpoint.file_names import REPORT_JSON
 from prune_cli.errors import RequestError
-from prune_cli.report.schema import REPORT_JSON, SCHEMA_VERSION, report_schema
+from prune_cli.report.schema import SCHEMA_VERSION, report_schema
 
 _LONGEST = 120
 

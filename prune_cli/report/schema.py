@@ -10,12 +10,11 @@ from typing import Any
 from prune_cli.request.schema import request_schema
 
 SCHEMA_VERSION = 1
-REPORT_JSON = "prune_report.json"
 
 
 @cache
 def report_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) that every report satisfies."""
-    schema = json.loads(resources.files("prune_cli").joinpath("report.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(resources.files("prune_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
     schema["properties"]["request"] = request_schema()
     return schema

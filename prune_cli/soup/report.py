@@ -71,4 +71,4 @@ class SoupReport:
 @cache
 def soup_schema() -> dict[str, Any]:
     """The JSON Schema that every report of a soup satisfies."""
-    return json.loads(resources.files("prune_cli").joinpath("soup.schema.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files("prune_cli.soup").joinpath("soup.schema.json").read_text(encoding="utf-8"))

@@ -23,11 +23,13 @@ from prune_cli.report.types import (
     text_report,
 )
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured import depth, experts, width
 from prune_cli.structured.config import config_from
+from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.model_size import size_of
+from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.width import narrow as width
 from prune_cli.unstructured.build_report import (
     batch_size_of,
     environment,

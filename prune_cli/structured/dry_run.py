@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.report.types import Size
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured import depth, experts, width
 from prune_cli.structured.build_report import gain_of_sizes, sizes
+from prune_cli.structured.depth import choose as depth
+from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
+from prune_cli.structured.width import narrow as width
 from prune_cli.unstructured.dry_run import calibration_tokens
 
 

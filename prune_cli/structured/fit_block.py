@@ -17,10 +17,10 @@ from prune_cli.engine.memory import home_of_gram
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
+from prune_cli.model.orientation import as_matrix
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
 from prune_cli.structured.width.coupling import Part
-from prune_cli.unstructured.prune_linear import as_matrix
 
 
 @dataclass

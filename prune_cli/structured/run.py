@@ -19,12 +19,14 @@ from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured import depth, experts, width
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cuts import write_cuts
+from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.depth.refit import refit
+from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
+from prune_cli.structured.width import narrow as width
 from prune_cli.unstructured.build_report import batch_size_of, versions
 
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
+from prune_cli.model.orientation import matrix_shape
 from prune_cli.report.types import gain_of_sparse_files, gain_of_zeros
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest, Target
 from prune_cli.sparse.saved_bytes import saved_bytes
-from prune_cli.unstructured.plan import matrix_shape, pruned_parameters
+from prune_cli.unstructured.plan import pruned_parameters
 from prune_cli.unstructured.prepare import Opened, Prepared, prepare, read_tokens
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.

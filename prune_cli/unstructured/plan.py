@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from methods._pattern import NofM, Pattern, Unstructured, pruned_count
 from prune_cli.checkpoint.reader import FLOATS
 from prune_cli.errors import RequestError
+from prune_cli.model.orientation import matrix_shape
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
 from prune_cli.request.pipeline import Pipeline
@@ -35,17 +36,6 @@ def pattern_of(request: PruneRequest) -> Pattern:
     if request.pattern is not None:
         return NofM(*split_pattern(request.pattern))
     return Unstructured(DEFAULT_SPARSITY if request.sparsity is None else request.sparsity)
-
-
-def matrix_shape(place: Place) -> tuple[int, int]:
-    """(out, in) of the tensor, or of each of its slices, as a method sees it; a vector is one row."""
-    shape, count = place.entry.shape, place.entry.count // place.slices
-    if place.expert is not None:
-        shape = shape[-2:]
-    if len(shape) < 2:
-        return 1, count
-    rows, columns = shape[0], count // shape[0] if shape[0] else 0
-    return (columns, rows) if place.transposed else (rows, columns)
 
 
 def plan_tensors(model: Skeleton, request: PruneRequest, pipeline: Pipeline) -> dict[str, Decision]:

@@ -13,8 +13,9 @@ from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
+from prune_cli.model.orientation import matrix_shape
 from prune_cli.progress import Progress
-from prune_cli.unstructured.plan import ROLES_WITH_INPUTS, matrix_shape
+from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
 from prune_cli.unstructured.prepare import Prepared
 from prune_cli.unstructured.prune_experts import AtExperts, ExpertsPruner, at_experts, experts_by_module
 from prune_cli.unstructured.prune_linear import PrunedMap, Settings, prune_map

@@ -13,10 +13,10 @@ from calibration.statistics import SquaredNorm
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed, before_down
+from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
-from prune_cli.unstructured.plan import matrix_shape
-from prune_cli.unstructured.prune_linear import PrunedMap, Settings, as_matrix, join_slices, prune_slice, slice_name
+from prune_cli.unstructured.prune_linear import PrunedMap, Settings, join_slices, prune_slice, slice_name
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
 FEWEST_TOKENS = 32

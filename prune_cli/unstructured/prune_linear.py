@@ -12,9 +12,9 @@ import torch
 from calibration.statistics import sum_dtype
 from methods._pattern import Pattern
 from prune_cli.errors import PruneError
+from prune_cli.model.orientation import as_stored, as_matrix
 from prune_cli.model.tensor_map import Place
 from prune_cli.request.pipeline import Pipeline
-from prune_cli.unstructured.plan import matrix_shape
 
 _ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"
 # Weights up to 2 to this power, either way, are left as they are.
@@ -117,17 +117,7 @@ def prune_slice(
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     lost, whole = (None, None) if rows is None else _squares(rows, weight, result.weight)
     new = result.weight if scale == 1 else result.weight / scale
-    return PrunedMap(_as_stored(place, new, stored), lost, whole, (*result.notes, *on_host))
-
-
-def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:
-    """(out, in) view of a tensor or slice: GPT-2's Conv1D is stored (in, out), a vector is one row."""
-    return stored.T if place.transposed else stored.reshape(matrix_shape(place))
-
-
-def _as_stored(place: Place, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    oriented = matrix.T if place.transposed else matrix
-    return oriented.to(like.dtype).reshape(like.shape).contiguous()
+    return PrunedMap(as_stored(place, new, stored), lost, whole, (*result.notes, *on_host))
 
 
 def _power_to_ordinary(weight: torch.Tensor) -> float:

@@ -1,0 +1,28 @@
+"""A stored tensor turned to (out, in) and back: GPT-2's Conv1D and the transposed experts are turned here alone."""
+
+from __future__ import annotations
+
+import torch
+
+from prune_cli.model.tensor_map import Place
+
+
+def matrix_shape(place: Place) -> tuple[int, int]:
+    """(out, in) of the tensor, or of each of its slices, as a method sees it; a vector is one row."""
+    shape, count = place.entry.shape, place.entry.count // place.slices
+    if place.expert is not None:
+        shape = shape[-2:]
+    if len(shape) < 2:
+        return 1, count
+    rows, columns = shape[0], count // shape[0] if shape[0] else 0
+    return (columns, rows) if place.transposed else (rows, columns)
+
+
+def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:
+    """(out, in) view of a tensor or slice: GPT-2's Conv1D is stored (in, out), a vector is one row."""
+    return stored.T if place.transposed else stored.reshape(matrix_shape(place))
+
+
+def as_stored(place: Place, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    oriented = matrix.T if place.transposed else matrix
+    return oriented.to(like.dtype).reshape(like.shape).contiguous()
