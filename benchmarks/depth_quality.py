@@ -20,7 +20,7 @@ from typing import Any
 
 from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 from prune_cli.model.architecture import calm_libraries
-from prune_cli.report.markdown import table
+from prune_cli.report.format import table
 
 # Table -> what is asked for -> row -> options.
 DEPTH_SCORES = {

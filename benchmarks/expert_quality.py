@@ -12,7 +12,7 @@ from pathlib import Path
 from prune_cli import prune
 from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 from prune_cli.model.architecture import calm_libraries
-from prune_cli.report.markdown import table
+from prune_cli.report.format import table
 
 SCORES = ("reap", "man", "msan", "frequency", "random")
 SHARES = (0.25, 0.5)

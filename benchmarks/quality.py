@@ -20,7 +20,7 @@ from watch import watch
 
 from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 from prune_cli.model.architecture import calm_libraries
-from prune_cli.report.markdown import table
+from prune_cli.report.format import table
 
 LEVELS: dict[str, list[str]] = {
     "50 %": ["--sparsity", "0.5"],

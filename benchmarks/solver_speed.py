@@ -22,8 +22,8 @@ from rich.table import Table
 from safetensors import safe_open
 from watch import watch
 
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.request.presets import PRESETS
-from prune_cli.unstructured.prepare import pick_batch_size
 
 CONTESTANTS = Path(__file__).parent / "contestants"
 PEER = "llm-compressor's sparsegpt"

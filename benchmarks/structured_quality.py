@@ -20,11 +20,12 @@ import torch
 from transformers import AutoModelForCausalLM
 from width_papers import loss_of, pruned_by_paper
 
+from prune_cli.engine.open_model import open_model
+from prune_cli.engine.texts import open_text, read_tokens
 from prune_cli.model.architecture import calm_libraries, load_tokenizer
-from prune_cli.report.markdown import table
+from prune_cli.report.format import table
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.width.coupling import PartName
-from prune_cli.unstructured.prepare import open_model, open_text, read_tokens
+from prune_cli.structured.units import PartName
 
 LEVELS = {"12.5 %": 0.125, "25 %": 0.25, "50 %": 0.5}
 # Rules of papers: name -> rule; ours: name -> options.

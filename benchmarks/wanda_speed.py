@@ -26,7 +26,7 @@ from rich.table import Table
 from safetensors import safe_open
 from watch import Watched, watch
 
-from prune_cli.unstructured.prepare import pick_batch_size
+from prune_cli.engine.open_model import pick_batch_size
 
 CONTESTANTS = Path(__file__).parent / "contestants"
 TARGET_FORWARD, TARGET_PEER, TARGET_MASKS = 1.25, 0.5, 0.999

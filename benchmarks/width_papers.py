@@ -20,10 +20,11 @@ from methods.structured.refit import bias_of_removed
 from methods.structured.scores import cfsp, flap
 from methods.structured.sizes import coarse_shares, proportional_sizes
 from methods.structured.units import Units, highest, inputs_of
+from prune_cli.engine.open_model import open_model
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.width.coupling import Part, PartName, unit_count
+from prune_cli.structured.units import Part, PartName
+from prune_cli.structured.width.coupling import unit_count
 from prune_cli.structured.width.verify_coupling import proven_part
-from prune_cli.unstructured.prepare import open_model
 
 _BATCH = 8
 

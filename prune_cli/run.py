@@ -16,6 +16,7 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import Parking
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import Skeleton
@@ -29,7 +30,7 @@ from prune_cli.sparse.reencode import decode_shards, encode_shards
 from prune_cli.structured.run import prune_structured
 from prune_cli.unstructured.allocate import allocate
 from prune_cli.unstructured.build_report import assemble_report, fingerprint, of_sparse_files
-from prune_cli.unstructured.prepare import Prepared, pick_batch_size, prepare
+from prune_cli.unstructured.prepare import Prepared, prepare
 from prune_cli.unstructured.prune_block import BlockPruner, run_beside_dense
 from prune_cli.unstructured.prune_linear import PrunedMap, Settings, prune_map
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from prune_cli.engine.open_model import Opened, open_model
 from prune_cli.errors import RequestError
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.width.coupling import Cut, PartName, find_part, unit_count
+from prune_cli.structured.units import Cut, PartName
+from prune_cli.structured.width.coupling import find_part, unit_count
 from prune_cli.structured.width.verify_coupling import proven_part
-from prune_cli.unstructured.prepare import Opened, open_model
 from tests.tiny import save_tiny
 
 # Tensors of the first narrowed block that carry units, by the ends of their names.

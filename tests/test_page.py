@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import prune_cli
-from prune_cli.report.figures import change_of
+from prune_cli.report.format import change_of
 from prune_cli.report.html.charts import COLOURS
 from prune_cli.report.html.page import page_of
 from prune_cli.report.html.summary import labels_of, remarks_on, tell

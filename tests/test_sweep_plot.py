@@ -8,8 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prune_cli.engine.evaluate import Evaluation
-from prune_cli.report.types import TextReport
+from prune_cli.report.types import Evaluation, TextReport
 from prune_cli.sweep.knee import Knee
 from prune_cli.sweep.plot import SWEEP_PNG, SWEEP_SVG, pictures
 from prune_cli.sweep.report import BlockSensitivity, KneeReport, PointReport, Sensitivity, SweepReport

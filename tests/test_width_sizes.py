@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from methods.structured.sizes import coarse_shares, proportional_sizes
 from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.engine.open_model import open_model
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.width.coupling import PartName
+from prune_cli.structured.units import PartName
 from prune_cli.structured.width.verify_coupling import proven_part
-from prune_cli.unstructured.prepare import open_model
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.test_resume import _stop_when
 from tests.tiny import save_tiny

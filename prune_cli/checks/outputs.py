@@ -14,7 +14,7 @@ from rich.table import Table
 from prune_cli.checks.request import GateResult
 from prune_cli.checks.rules import Verdict
 from prune_cli.errors import RequestError
-from prune_cli.report.markdown import table as markdown_table
+from prune_cli.report.format import table as markdown_table
 
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SUMMARY = "GITHUB_STEP_SUMMARY"

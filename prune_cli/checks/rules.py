@@ -9,7 +9,7 @@ from prune_cli.checks.figures import Figures
 from prune_cli.checks.limits import Kind, Limit, parse_limit
 from prune_cli.commands.terminal import size
 from prune_cli.errors import RequestError
-from prune_cli.report.markdown import percent
+from prune_cli.report.format import percent
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.report.markdown import percent
+from prune_cli.report.format import percent
 from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
 # Only their types: `inspect` and `methods` answer without importing transformers.

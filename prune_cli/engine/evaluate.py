@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +12,7 @@ from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.progress import Progress
+from prune_cli.report.types import Comparison, Evaluation
 
 PROTOCOL = (
     "perplexity = exp(mean over windows of a window's mean next-token loss in nats); each window is predicted on its "
@@ -21,29 +21,6 @@ PROTOCOL = (
 # Hidden states of the windows on their way together; more windows mean another pass over the weights.
 _GROUP_BYTES = 4 << 30
 _STATES_PER_TOKEN = 3
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`loss` in nats per predicted token, with the standard error of its mean over windows."""
-
-    perplexity: float
-    loss: float
-    loss_standard_error: float
-    windows: int
-    predicted_tokens: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model against a dense one on the same windows: means over predicted tokens, differences in nats."""
-
-    model: Evaluation
-    dense: Evaluation
-    loss_increase: float
-    loss_increase_standard_error: float
-    kl_from_dense: float
-    top1_agreement: float
 
 
 def evaluate(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> Evaluation:

@@ -8,11 +8,13 @@ from typing import Any
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.engine.evaluate import Evaluation, evaluate
+from prune_cli.engine.evaluate import evaluate
+from prune_cli.engine.open_model import Opened, pick_batch_size
+from prune_cli.engine.texts import read_tokens
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress
+from prune_cli.report.types import Evaluation
 from prune_cli.request.request import PruneRequest
-from prune_cli.unstructured.prepare import Opened, pick_batch_size, read_tokens
 
 
 def read_texts(request: PruneRequest, job: Opened, progress: Progress) -> tuple[TokenSet | None, TokenSet | None]:

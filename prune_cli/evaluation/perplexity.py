@@ -9,22 +9,17 @@ from typing import Literal
 import torch
 
 from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.engine.evaluate import PROTOCOL, Comparison, Evaluation, compare, evaluate
+from prune_cli.engine.evaluate import PROTOCOL, compare, evaluate
+from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
+from prune_cli.engine.provenance import text_report
+from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.progress import Progress, Silent
-from prune_cli.report.types import TextReport, text_report
+from prune_cli.report.types import Comparison, Evaluation, TextReport
 from prune_cli.request.request import Dtype, check_counts, check_device
 from prune_cli.sparse.dense_view import open_checkpoint
-from prune_cli.unstructured.prepare import (
-    check_seq_len,
-    open_text,
-    pick_batch_size,
-    pick_device,
-    pick_dtype,
-    read_tokens,
-)
 
 
 @dataclass(frozen=True)

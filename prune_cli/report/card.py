@@ -6,27 +6,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import yaml
 
 from prune_cli.checkpoint.file_names import SOURCE_CARD
 from prune_cli.errors import one_line
-from prune_cli.report.figures import OF_THE_RUN, figures_of, text_name
+from prune_cli.report.figures import OF_THE_RUN, figures_of
+from prune_cli.report.format import table, text_name
 from prune_cli.report.html.summary import exact_request, model_name, tell
-from prune_cli.report.markdown import table
+from prune_cli.report.loading_section import Form, _loading
 from prune_cli.request.command_line import command_of
 
 # Of what the source's card says, this stays true of the pruned model.
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-# The files that a card is for; the last are sparse too, and have a loader beside them.
-Form = Literal["dense", "sparse", "self-contained"]
-_IMPORT_US = "import prune_cli  # its weights are stored as sparse safetensors, which this reads\n"
-_TRUST = """\
-# Its weights are stored as sparse safetensors. trust_remote_code lets sparse_loader.py, a short program beside them,
-# decode them into a temporary folder; after `import prune_cli` it is not needed.
-"""
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _OPENREVIEW = re.compile(r"openreview (\w+)")
 
@@ -133,32 +127,10 @@ def _measured(report: Mapping[str, Any]) -> str:
     return f"## Measured\n\n{table(('', 'before', 'after', 'change'), rows)}\n\n{note}\n\n{report['gain']}"
 
 
-def _loading(form: Form) -> str:
-    trusting = form == "self-contained"
-    return f"""## Load it
-
-```python
-{_IMPORT_US if form == "sparse" else ""}from transformers import AutoModelForCausalLM, AutoTokenizer
-
-name = "."  # the id of this repository, or the folder that holds it
-{_TRUST if trusting else ""}model = AutoModelForCausalLM.from_pretrained(name, dtype="auto"{
-        ", trust_remote_code=True" if trusting else ""
-    })
-tokenizer = AutoTokenizer.from_pretrained(name)
-```"""
-
-
 def _form(report: Mapping[str, Any]) -> Form:
     if "dense_files" not in report["output"]:
         return "dense"
     return "self-contained" if report["request"].get("self_contained") else "sparse"
-
-
-def for_format(card: str, form: Form) -> str:
-    """A card of ours for the same weights in other files, which load otherwise; any other card unchanged."""
-    for other in get_args(Form):
-        card = card.replace(_loading(other), _loading(form))
-    return card
 
 
 def _method(report: Mapping[str, Any]) -> str:

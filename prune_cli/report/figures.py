@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prune_cli.report.markdown import percent
+from prune_cli.report.format import change_of, count_of, percent, size, text_name
 
-_MB, _GB = 1e6, 1e9
 OF_THE_RUN = ("Time of the run", "Peak memory")
-_COUNTS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
 @dataclass(frozen=True)
@@ -26,26 +24,6 @@ class Figure:
         before = f"{self.before} → " if self.before else ""
         change = f" ({self.change})" if self.change else ""
         return before + self.after + change
-
-
-def change_of(before: float, after: float) -> str:
-    """The relative change of a positive number: '+16.5 %', or 'as before' where nothing of it would be seen."""
-    change = 100 * (after / before - 1)
-    return "as before" if abs(change) < 0.05 else f"{change:+.1f} %"
-
-
-def size(count: float) -> str:
-    return f"{count / _GB:.2f} GB" if count >= _GB else f"{count / _MB:.1f} MB" if count >= 1e5 else f"{count:,.0f} B"
-
-
-def count_of(number: float) -> str:
-    return next((f"{number / unit:.2f} {name}" for unit, name in _COUNTS if number >= unit), f"{number:.0f}")
-
-
-def text_name(text: Mapping[str, Any]) -> str:
-    """A source of text as it was given, but of a path only its last part."""
-    source = text["source"]
-    return source.rpartition("/")[2] or source if source.startswith(("/", "./", "../", "~")) else source
 
 
 def figures_of(report: Mapping[str, Any]) -> list[Figure]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from prune_cli.report.format import percent, table
 from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
 if TYPE_CHECKING:
@@ -18,15 +18,6 @@ def to_markdown(report: Report) -> str:
     tensors = [_by_reason(report, action) for action in ("kept", "narrowed", "refitted", "removed")]
     parts = [_summary(report), _gain(report), _evaluation(report), _how(report), *what, *tensors]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f} %"
 
 
 def _summary(report: Report) -> str:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
-from calibration.tokens import TokenSet
-from prune_cli.engine.evaluate import Evaluation
-from prune_cli.report.figures import change_of, size
 from prune_cli.report.schema import SCHEMA_VERSION as SCHEMA_VERSION
 from prune_cli.report.schema import report_schema as report_schema
 
@@ -153,35 +149,24 @@ class Report:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
-def text_report(tokens: TokenSet) -> TextReport:
-    samples, length = tokens.ids.shape
-    return TextReport(tokens.source, tokens.protocol, samples, length, samples * length, tokens.seed, tokens.sha256)
+@dataclass(frozen=True)
+class Evaluation:
+    """`loss` in nats per predicted token, with the standard error of its mean over windows."""
+
+    perplexity: float
+    loss: float
+    loss_standard_error: float
+    windows: int
+    predicted_tokens: int
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+@dataclass(frozen=True)
+class Comparison:
+    """A model against a dense one on the same windows: means over predicted tokens, differences in nats."""
 
-
-def gain_of_sparse_files(pattern: str, dense: int, sparse: int) -> str:
-    """What sparse files of `sparse` bytes bring beside dense ones."""
-    change = change_of(dense, sparse)
-    kernels = (
-        " Runtimes with kernels for this pattern (2:4 on recent NVIDIA GPUs) can use it." if ":" in pattern else ""
-    )
-    return (
-        f"The sparse files take {size(sparse)} where dense ones take {size(dense)} ({change}); loaded with "
-        f"import prune_cli they give the dense model, which is in memory no smaller and no faster.{kernels}"
-    )
-
-
-def gain_of_zeros(pattern: str) -> str:
-    """What zeros in a dense file bring, said plainly."""
-    if ":" in pattern:
-        return (
-            f"The {pattern} zeros make the file no smaller and plain transformers no faster by themselves; "
-            "runtimes with kernels for this pattern (2:4 on recent NVIDIA GPUs) can use them."
-        )
-    return (
-        "Unstructured zeros make the file no smaller and the model no faster by themselves; "
-        "they pay off with a sparse or compressed storage or a runtime for sparse weights."
-    )
+    model: Evaluation
+    dense: Evaluation
+    loss_increase: float
+    loss_increase_standard_error: float
+    kl_from_dense: float
+    top1_agreement: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,3 +172,13 @@ def check_format(name: str, *, self_contained: bool) -> None:
 def check_device(device: str) -> None:
     if not _DEVICE.fullmatch(device):
         raise RequestError(f"--device is {device!r}: choose auto, cpu, cuda, cuda:N or mps.")
+
+
+def request_as_json(request: PruneRequest) -> dict[str, Any]:
+    """Every field, as JSON has it."""
+    return {
+        **asdict(request),
+        "out": str(request.out),
+        "include": list(request.include),
+        "exclude": list(request.exclude),
+    }

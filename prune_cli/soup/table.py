@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.report.markdown import percent
+from prune_cli.report.format import percent
 
 if TYPE_CHECKING:
     from prune_cli.soup.report import SoupReport

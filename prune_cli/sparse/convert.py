@@ -18,7 +18,7 @@ from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
-from prune_cli.report.card import Form, for_format
+from prune_cli.report.loading_section import Form, for_format
 from prune_cli.request.request import Format, check_format
 from prune_cli.sparse.config import LOADER, check_self_contained, is_self_contained, loader, with_entry, without_entry
 from prune_cli.sparse.encode_shard import Written, make_dense, make_sparse

@@ -9,20 +9,28 @@ from typing import Any
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint, TensorEntry, data_bytes
-from prune_cli.engine.evaluate import Evaluation
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.provenance import (
+    batch_size_of,
+    environment,
+    measured,
+    model_facts,
+    text_report,
+    warnings_of,
+    zeros_in,
+)
+from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.types import (
     SCHEMA_VERSION,
     BlockReport,
+    Evaluation,
     Report,
     Size,
     StructureReport,
     TensorReport,
     Totals,
-    now,
-    text_report,
 )
-from prune_cli.request.request import PruneRequest
+from prune_cli.request.request import PruneRequest, request_as_json
 from prune_cli.structured.config import config_from
 from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.model_size import size_of
@@ -30,16 +38,6 @@ from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.width import narrow as width
-from prune_cli.unstructured.build_report import (
-    batch_size_of,
-    environment,
-    measured,
-    model_facts,
-    request_as_json,
-    tool_facts,
-    warnings_of,
-    zeros_in,
-)
 
 
 def assemble_structured(

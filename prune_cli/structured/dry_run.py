@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from prune_cli.checkpoint.layout import changed_layout
+from prune_cli.engine.open_model import calibration_tokens
 from prune_cli.report.types import Size
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import gain_of_sizes, sizes
@@ -14,7 +15,6 @@ from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
 from prune_cli.structured.width import narrow as width
-from prune_cli.unstructured.dry_run import calibration_tokens
 
 
 @dataclass(frozen=True)

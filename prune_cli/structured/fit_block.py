@@ -20,7 +20,7 @@ from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
-from prune_cli.structured.width.coupling import Part
+from prune_cli.structured.units import Part
 
 
 @dataclass

@@ -10,11 +10,11 @@ import torch
 from methods.structured.depth import angular_distances, cosines
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.lockstep import tensors_in
+from prune_cli.engine.open_model import Opened
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.progress import Progress
 from prune_cli.structured.statistics_file import Statistics
-from prune_cli.unstructured.prepare import Opened
 
 # Distances between all boundaries need the states of all of them at once: of so many tokens, evenly spaced.
 _TOKENS = 512

@@ -42,3 +42,6 @@ class Change:
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+
+
+UNUSED = "the architecture does not use it"

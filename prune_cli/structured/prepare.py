@@ -7,9 +7,9 @@ from typing import Any
 
 from methods.structured import load_structured
 from methods.structured._method import StructuredMethod
+from prune_cli.engine.open_model import Opened, open_model
 from prune_cli.errors import RequestError
 from prune_cli.request.request import PruneRequest
-from prune_cli.unstructured.prepare import Opened, open_model
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
+from prune_cli.engine.provenance import batch_size_of, versions
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
@@ -27,7 +28,6 @@ from prune_cli.structured.depth.refit import refit
 from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
 from prune_cli.structured.width import narrow as width
-from prune_cli.unstructured.build_report import batch_size_of, versions
 
 
 @torch.no_grad()

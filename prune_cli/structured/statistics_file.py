@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.engine.open_model import Opened
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.request.request import PruneRequest
-from prune_cli.unstructured.prepare import Opened
 
 _KEY = "prune-cli statistics"
 _VERSION = 1

@@ -13,12 +13,13 @@ from calibration.tokens import TokenSet
 from methods._pattern import Pattern, Unstructured
 from prune_cli.engine.activation_offload import Parking
 from prune_cli.engine.evaluate import window_losses
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.progress import Progress, Silent
 from prune_cli.sweep.request import Point
 from prune_cli.unstructured.plan import pattern_of, plan_tensors
-from prune_cli.unstructured.prepare import Prepared, pick_batch_size
+from prune_cli.unstructured.prepare import Prepared
 from prune_cli.unstructured.prune_block import BlockPruner
 from prune_cli.unstructured.prune_linear import Settings, prune_map
 

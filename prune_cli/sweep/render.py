@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prune_cli.commands.terminal import size
-from prune_cli.report.markdown import percent
+from prune_cli.report.format import percent
 
 if TYPE_CHECKING:
     from prune_cli.sweep.estimate import Estimate

@@ -11,8 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prune_cli.engine.evaluate import Evaluation
-from prune_cli.report.types import TextReport
+from prune_cli.report.types import Evaluation, TextReport
 from prune_cli.sweep.knee import Knee
 
 SCHEMA_VERSION = 1

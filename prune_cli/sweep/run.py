@@ -14,10 +14,12 @@ import torch
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
+from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.provenance import environment, text_report, versions
+from prune_cli.engine.texts import open_text, read_tokens
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress, Silent
-from prune_cli.report.types import text_report
 from prune_cli.request.request import DEFAULT_SOURCE, check_device
 from prune_cli.sweep.curves import knees, point_reports, sensitivity
 from prune_cli.sweep.journal import Journal, check_folder
@@ -27,8 +29,7 @@ from prune_cli.sweep.point_run import Measured, Texts, job_of
 from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweep.request import Point, SweepRequest
 from prune_cli.sweep.workers import Load, load_of, measure_points
-from prune_cli.unstructured.build_report import environment, versions
-from prune_cli.unstructured.prepare import Prepared, open_text, pick_batch_size, prepare, read_tokens
+from prune_cli.unstructured.prepare import Prepared, prepare
 from prune_cli.version import __version__
 
 

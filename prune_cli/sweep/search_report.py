@@ -9,8 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prune_cli.engine.evaluate import Evaluation, mean, standard_error
-from prune_cli.report.types import TextReport
+from prune_cli.engine.evaluate import mean, standard_error
+from prune_cli.report.types import Evaluation, TextReport
 
 SCHEMA_VERSION = 1
 SEARCH_JSON, ALLOCATION_JSON = "search.json", "allocation.json"

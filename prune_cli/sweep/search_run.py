@@ -13,10 +13,12 @@ import torch
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, mean, standard_error, summary
+from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.provenance import environment, text_report
+from prune_cli.engine.texts import open_text, read_tokens
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress, Silent
-from prune_cli.report.types import text_report
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sweep.curves import increases
@@ -35,8 +37,7 @@ from prune_cli.sweep.search_report import (
     verdict,
 )
 from prune_cli.sweep.search_request import SearchRequest
-from prune_cli.unstructured.build_report import environment
-from prune_cli.unstructured.prepare import Prepared, open_text, pick_batch_size, read_tokens
+from prune_cli.unstructured.prepare import Prepared
 from prune_cli.version import __version__
 
 _UNIFORM, _RANDOM, _EVOLUTION = "uniform", "random search", "evolution"

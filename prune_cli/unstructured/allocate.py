@@ -20,7 +20,9 @@ from methods._allocation import (
 )
 from methods._pattern import Unstructured
 from prune_cli.engine.evaluate import window_losses
+from prune_cli.engine.expert_inputs import at_experts, experts_by_module
 from prune_cli.engine.lockstep import SameInputs
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
 from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.progress import Progress
@@ -28,9 +30,9 @@ from prune_cli.request.allocation import Allocation
 from prune_cli.request.pipeline import make_pipeline
 from prune_cli.request.request import PruneRequest
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
-from prune_cli.unstructured.prepare import Prepared, pick_batch_size
+from prune_cli.unstructured.prepare import Prepared
 from prune_cli.unstructured.prune_block import BlockPruner
-from prune_cli.unstructured.prune_experts import at_experts, expert_scores, experts_by_module
+from prune_cli.unstructured.prune_experts import expert_scores
 from prune_cli.unstructured.prune_linear import Settings
 
 

@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from calibration.tokens import TokenSet
 from methods._pattern import NofM
 from prune_cli.checkpoint.output_folder import OutputFolder
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint
-from prune_cli.engine.evaluate import PROTOCOL, Evaluation
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.input_statistics import sketch_rows
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.provenance import (
+    batch_size_of,
+    environment,
+    measured,
+    model_facts,
+    text_report,
+    versions,
+    warnings_of,
+    zeros_in,
+)
+from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
+from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.types import (
     SCHEMA_VERSION,
     BlockReport,
-    EvaluationReport,
+    Evaluation,
     Report,
     TensorReport,
     Totals,
-    gain_of_sparse_files,
-    gain_of_zeros,
-    now,
-    text_report,
 )
 from prune_cli.request.allocation import Allocation
-from prune_cli.request.request import PruneRequest
+from prune_cli.request.request import PruneRequest, request_as_json
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import Decision
-from prune_cli.unstructured.prepare import Opened, Prepared, pick_batch_size
-from prune_cli.version import __version__
+from prune_cli.unstructured.prepare import Prepared
 
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"
 
@@ -64,16 +66,6 @@ def fingerprint(
         "dtype": str(job.dtype),
         "versions": versions(),
     }
-
-
-def batch_size_of(request: PruneRequest, job: Opened, tokens: TokenSet | None) -> int | None:
-    return None if tokens is None else pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
-
-
-def versions() -> dict[str, str]:
-    """Of what the bytes of an output depend on."""
-    names = ("torch", "transformers", "safetensors")
-    return {"prune-cli": __version__, **{name: version(name) for name in names}}
 
 
 def assemble_report(
@@ -130,48 +122,6 @@ def assemble_report(
     )
 
 
-def tool_facts() -> dict[str, str]:
-    return {"name": "prune-cli", "version": __version__}
-
-
-def model_facts(job: Opened, output: OutputFolder) -> dict[str, Any]:
-    """What was pruned."""
-    return {
-        "given": job.source.given,
-        "revision": job.source.revision,
-        "architecture": type(job.model.model).__name__,
-        "files": output.input_hashes,
-    }
-
-
-def measured(
-    evaluation: TokenSet | None, before: Evaluation | None, after: Evaluation | None
-) -> EvaluationReport | None:
-    """The perplexities, where they were asked for."""
-    if before is None or after is None or evaluation is None:
-        return None
-    return EvaluationReport(text_report(evaluation), PROTOCOL, before, after)
-
-
-def warnings_of(
-    output: OutputFolder, calibration: TokenSet | None, evaluation: TokenSet | None, *own: str
-) -> list[str]:
-    """Those of the texts, the run's `own`, and those of files that are not in the output."""
-    warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
-    left = [f"{file} was not copied: it holds weights that this run did not prune." for file in output.not_copied]
-    return [*warnings, *own, *left]
-
-
-def request_as_json(request: PruneRequest) -> dict[str, Any]:
-    """Every field, as JSON has it."""
-    return {
-        **asdict(request),
-        "out": str(request.out),
-        "include": list(request.include),
-        "exclude": list(request.exclude),
-    }
-
-
 def _method(job: Prepared) -> dict[str, Any]:
     pipeline = job.pipeline
     return {
@@ -180,28 +130,6 @@ def _method(job: Prepared) -> dict[str, Any]:
         "papers": [pipeline.method.paper, *(step.step.paper for step in pipeline.steps)],
         "options": pipeline.options_as_json(),
     }
-
-
-def environment(job: Opened, batch_size: int | None) -> dict[str, Any]:
-    """Where a run ran."""
-    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
-    return {
-        "python": platform.python_version(),
-        "versions": versions(),
-        "platform": platform.platform(),
-        "device": device,
-        "compute_dtype": str(job.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "batch_size": batch_size,
-    }
-
-
-def zeros_in(written: Checkpoint, name: str) -> int | None:
-    """None for storage formats whose zeros cannot be counted without decoding them."""
-    if written.entries[name].dtype not in FLOATS:
-        return None
-    zeros = written.read(name) == 0
-    return int(zeros.count_nonzero())
 
 
 def _tensor_report(

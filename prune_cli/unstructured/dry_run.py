@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
+from prune_cli.engine.open_model import calibration_tokens
 from prune_cli.model.orientation import matrix_shape
-from prune_cli.report.types import gain_of_sparse_files, gain_of_zeros
-from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, PruneRequest, Target
+from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
+from prune_cli.request.request import PruneRequest, Target
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import pruned_parameters
-from prune_cli.unstructured.prepare import Opened, Prepared, prepare, read_tokens
+from prune_cli.unstructured.prepare import Prepared, prepare
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
 _LIBRARIES = 400 << 20
@@ -101,17 +102,6 @@ def _sparse_bytes(request: PruneRequest, job: Prepared, zeros: Mapping[str, int]
     return job.checkpoint.nbytes - sum(
         saved_bytes(job.checkpoint.entries[name], count, pattern) for name, count in zeros.items()
     )
-
-
-def calibration_tokens(request: PruneRequest, job: Opened) -> int | None:
-    """Samples x length, of a text as far as they can be told without reading it; stored tokens are counted."""
-    if job.calibration is None:
-        return None
-    if job.calibration.kind == "tokens":
-        stored = job.calibration, job.model, None, "calibration"
-        return read_tokens(*stored, request.samples, request.seq_len, request.seed).ids.numel()
-    seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, job.model.position_limit or DEFAULT_SEQ_LEN)
-    return (request.samples or DEFAULT_SAMPLES) * seq_len
 
 
 def _classes(job: Prepared) -> list[ClassOfTensors]:

@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
-import torch
-
-from calibration.errors import CalibrationError
-from calibration.sources import Role, parse_source
-from calibration.sources import Source as TextSource
-from calibration.tokens import TokenSet, load_tokens
 from methods._allocation import mean_sparsity
 from methods._pattern import Pattern, Unstructured
-from prune_cli.checkpoint.preflight import check_output, check_space
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint
-from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.errors import RequestError
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.checkpoint.preflight import check_space
+from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.engine.open_model import Opened, open_model
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import (
-    DEFAULT_SAMPLES,
-    DEFAULT_SEQ_LEN,
-    DEFAULT_SOURCE,
     PruneRequest,
 )
-from prune_cli.sparse.dense_view import refuse_sparse
 from prune_cli.sparse.parallel_files import FILES_AT_A_TIME
 from prune_cli.sparse.reencode import sparse_config
 from prune_cli.unstructured.plan import Decision, pattern_of, plan_tensors
-
-_STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
-# Enough tokens a batch to keep the device busy; more only costs memory.
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The model and the texts that a checked request names, on this machine.
-
-    `calibration` is None where nothing needs a text.
-    """
-
-    source: Source
-    checkpoint: Checkpoint
-    model: Skeleton
-    device: torch.device
-    dtype: torch.dtype
-    calibration: TextSource | None
-    evaluation: TextSource | None
-    trust_remote_code: bool
-
-    def with_checkpoint(
-        self, checkpoint: Checkpoint, config: Any | None = None, *, dtype: torch.dtype | None = None
-    ) -> Skeleton:
-        """The same model over other weights, as those of the output; `config` where they have other shapes."""
-        return Skeleton(
-            self.source.folder,
-            checkpoint,
-            dtype=dtype or self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            config=config,
-        )
 
 
 @dataclass(frozen=True)
@@ -90,28 +42,6 @@ class Prepared(Opened):
             if decision.prune
             and (group is None or (blocks if decision.place.block is None else decision.place.block) == group)
         ]
-
-
-def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) -> Opened:
-    """What every way of pruning needs; raises RequestError (or PruneError when the hub fails).
-
-    Without `writes`, no checkpoint will be written to OUT, and it is not looked at.
-    """
-    calibration = (
-        open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration) if needs_text else None
-    )
-    evaluation = open_text(request.eval) if request.eval is not None else None
-    device = pick_device(request.device)
-    source = resolve_model(request.model, request.revision)
-    checkpoint = Checkpoint.open(source.folder)
-    refuse_sparse(checkpoint)
-    if writes:
-        check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
-    dtype = pick_dtype(request.dtype, device, checkpoint)
-    model = Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code)
-    if calibration is not None or evaluation is not None:
-        check_seq_len(model, request.seq_len)
-    return Opened(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
 
 
 def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
@@ -155,84 +85,3 @@ def _allocation_file(request: PruneRequest, decisions: Mapping[str, Decision]) -
 
 def _mean_pattern(table: Mapping[str, float], checkpoint: Checkpoint) -> Unstructured:
     return Unstructured(mean_sparsity(table, {name: checkpoint.entries[name].count for name in table}))
-
-
-def open_text(text: str) -> TextSource:
-    if not text.strip():
-        raise RequestError("The text to read is an empty name: give a file, a folder, or a name like builtin.")
-    try:
-        return parse_source(text)
-    except CalibrationError as error:
-        raise RequestError(str(error)) from error
-
-
-def read_tokens(
-    text: TextSource,
-    model: Skeleton,
-    tokenizer: Any | None,
-    role: Role,
-    samples: int | None,
-    seq_len: int | None,
-    seed: int,
-) -> TokenSet:
-    """Windows of `text` in the model's own tokens. Raises RequestError for text that does not do."""
-    try:
-        tokens = load_tokens(
-            text,
-            tokenizer,
-            role=role,
-            samples=samples,
-            seq_len=seq_len,
-            default_samples=DEFAULT_SAMPLES,
-            default_seq_len=min(DEFAULT_SEQ_LEN, model.position_limit or DEFAULT_SEQ_LEN),
-            seed=seed,
-            vocab_size=model.vocab_size,
-        )
-    except CalibrationError as error:
-        raise RequestError(str(error)) from error
-    length, limit = tokens.ids.shape[1], model.position_limit
-    if limit is not None and length > limit:
-        raise RequestError(
-            f"{text.given} holds samples of {length} tokens, but the model takes at most {limit} positions: cut them."
-        )
-    return tokens
-
-
-def check_seq_len(model: Skeleton, seq_len: int | None) -> None:
-    limit = model.position_limit
-    if seq_len is not None and limit is not None and seq_len > limit:
-        raise RequestError(f"--seq-len is {seq_len}, but the model takes at most {limit} positions.")
-
-
-def pick_device(asked: str) -> torch.device:
-    """The torch device for --device; raises RequestError where there is none such."""
-    if asked == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(asked)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise RequestError(f"--device is {asked}, but torch sees {count} CUDA devices here: use auto or cpu.")
-        return torch.device("cuda", device.index or 0)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RequestError("--device is mps, but torch sees no Metal device here: use auto or cpu.")
-    return device
-
-
-def pick_dtype(asked: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of the forward pass: float32 on a CPU, elsewhere what most of the checkpoint is stored in."""
-    if asked != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
-    if device.type == "cpu":
-        return torch.float32
-    weights: Counter[str] = Counter()
-    for entry in checkpoint.entries.values():
-        if entry.dtype in FLOATS:
-            weights[entry.dtype] += entry.count
-    return _STORED[weights.most_common(1)[0][0]] if weights else torch.float32
-
-
-def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len: int) -> int:
-    return asked if asked != "auto" else max(1, _BATCH_TOKENS.get(device.type, 2048) // seq_len)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import torch
 
 from calibration.statistics import Cross
+from prune_cli.engine.expert_inputs import AtExperts, at_experts, experts_by_module
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
@@ -17,7 +18,7 @@ from prune_cli.model.orientation import matrix_shape
 from prune_cli.progress import Progress
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
 from prune_cli.unstructured.prepare import Prepared
-from prune_cli.unstructured.prune_experts import AtExperts, ExpertsPruner, at_experts, experts_by_module
+from prune_cli.unstructured.prune_experts import ExpertsPruner
 from prune_cli.unstructured.prune_linear import PrunedMap, Settings, prune_map
 
 

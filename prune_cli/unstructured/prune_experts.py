@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
 
 import torch
 from torch import nn
 
 from calibration.statistics import SquaredNorm
+from prune_cli.engine.expert_inputs import AtExperts
 from prune_cli.engine.input_statistics import InputStatistics
-from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed, before_down
 from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.model.streamed_model import Skeleton
@@ -21,14 +21,6 @@ from prune_cli.unstructured.prune_linear import PrunedMap, Settings, join_slices
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
 FEWEST_TOKENS = 32
 _OWN_TARGET = "follows its own dense outputs: the dense model's inputs of its tokens are not known in this architecture"
-
-
-@dataclass(frozen=True)
-class AtExperts:
-    """A model whose batches wait at the experts `module` of a block; its weights may change in between."""
-
-    module: nn.Module
-    batches: Sequence[Routed]
 
 
 class ExpertsPruner:
@@ -117,21 +109,6 @@ def _tokens_of(expert: int, batches: Sequence[Routed]) -> tuple[list[torch.Tenso
 def _inputs(module: nn.Module, expert: int, batch: Routed, numbers: torch.Tensor, *, down: bool) -> torch.Tensor:
     rows = batch.hidden[numbers]
     return before_down(module, expert, rows) if down else rows
-
-
-def experts_by_module(places: Mapping[str, Place]) -> dict[str, dict[str, Place]]:
-    """The tensors of experts, grouped by the module that computes with them."""
-    groups: dict[str, dict[str, Place]] = {}
-    for name, place in places.items():
-        if place.expert is not None:
-            groups.setdefault(place.module_name, {})[name] = place
-    return groups
-
-
-def at_experts(stream: Stream, module: str) -> AtExperts:
-    """What `stream` has at a stop at the experts called `module`."""
-    experts = stream.model.model.get_submodule(module)
-    return AtExperts(experts, [Routed.of(experts, each) for each in stream.arguments()])
 
 
 def expert_scores(

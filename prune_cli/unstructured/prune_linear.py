@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ import torch
 
 from calibration.statistics import sum_dtype
 from methods._pattern import Pattern
+from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import PruneError
-from prune_cli.model.orientation import as_stored, as_matrix
+from prune_cli.model.orientation import as_matrix, as_stored
 from prune_cli.model.tensor_map import Place
 from prune_cli.request.pipeline import Pipeline
 
@@ -132,8 +132,3 @@ def _squares(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> tup
     lost = torch.linalg.vector_norm(rows @ (weight - new).T, dtype=sum_dtype(rows.device))
     whole = torch.linalg.vector_norm(rows @ weight.T, dtype=sum_dtype(rows.device))
     return float(lost) ** 2, float(whole) ** 2
-
-
-def seed_of(name: str, seed: int) -> int:
-    """One stream of random numbers per tensor, whatever the order of the tensors."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prune_cli.report.format import percent
 from prune_cli.report.html.tensor_table import Point, means
-from prune_cli.report.markdown import percent
 
 # Each has a contrast of at least 3 to 1 with the page's light and its dark background.
 COLOURS = ("#2f7de1", "#c2680a", "#0d8f68", "#d1347f", "#8b5cf6", "#0a8ba3", "#d63a3a", "#7c7f1b", "#6b7a90")

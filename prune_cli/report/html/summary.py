@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prune_cli.report.figures import Figure, change_of, figures_of, size, text_name
-from prune_cli.report.markdown import percent
+from prune_cli.report.figures import Figure, figures_of
+from prune_cli.report.format import change_of, percent, size, text_name
 from prune_cli.request.command_line import command_of
 
 

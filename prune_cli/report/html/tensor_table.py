@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from prune_cli.report.markdown import percent
+from prune_cli.report.format import percent
 
 QUANTITIES = ("sparsity", "output_error")
 

@@ -12,6 +12,7 @@ import torch
 from calibration.tokens import TokenSet
 from methods.structured.depth import FEW, Options, block_count, cheapest, cheapest_few, closest_run, lowest_influence
 from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
@@ -27,7 +28,6 @@ from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.refitted_loss import refitted_loss
 from prune_cli.structured.share import asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
-from prune_cli.unstructured.prepare import pick_batch_size
 
 # Fits need more text than losses: so many times the windows.
 _FIT_ON = 4

@@ -10,12 +10,12 @@ import torch
 
 from prune_cli.engine.evaluate import mean, window_losses
 from prune_cli.engine.lockstep import Instead, tensors_in
+from prune_cli.engine.open_model import Opened
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.progress import Progress
 from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.hidden_states import refuse_changed_input
-from prune_cli.unstructured.prepare import Opened
 
 # Hidden states of all candidates on their way together; more candidates mean another pass over the weights.
 _GROUP_BYTES = 4 << 30

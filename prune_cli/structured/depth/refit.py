@@ -17,6 +17,7 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import Parking
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
 from prune_cli.progress import Progress
 from prune_cli.request.request import PruneRequest
@@ -24,7 +25,6 @@ from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
 from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
-from prune_cli.unstructured.prepare import pick_batch_size
 
 
 def fitted_tensors(job: StructuredJob, tensors: Mapping[str, Planned], removed: Collection[int]) -> dict[str, Planned]:

@@ -8,8 +8,7 @@ from prune_cli.checkpoint.layout import Planned
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.model.tensor_map import Place
-
-UNUSED = "the architecture does not use it"
+from prune_cli.structured.plan import UNUSED
 
 
 def without_blocks(model: Skeleton, kept: Sequence[int]) -> tuple[dict[str, Planned], dict[str, str]]:

@@ -12,6 +12,8 @@ import torch
 from calibration.tokens import TokenSet
 from methods.structured.experts import Options, choose, keep_count, scores
 from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
 from prune_cli.progress import Progress
@@ -31,8 +33,6 @@ from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.share import asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
-from prune_cli.unstructured.prepare import pick_batch_size
-from prune_cli.unstructured.prune_linear import seed_of
 
 # Plain attributes of mixtures and routers that count the experts.
 _COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes", "out_features"})

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from methods.structured.experts import SUMS, expert_sums
+from prune_cli.engine.expert_inputs import AtExperts, at_experts
+from prune_cli.engine.open_model import Opened
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.moe import outputs_of
 from prune_cli.progress import Progress
 from prune_cli.structured.moe.mixtures import Mixture
-from prune_cli.unstructured.prepare import Opened
-from prune_cli.unstructured.prune_experts import AtExperts, at_experts
 
 
 def measure_experts(

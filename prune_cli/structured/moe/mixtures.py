@@ -13,8 +13,7 @@ from prune_cli.checkpoint.layout import Planned
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import Skeleton
 from prune_cli.structured.config import text_config
-from prune_cli.structured.depth.renumber import UNUSED
-from prune_cli.structured.plan import Cut
+from prune_cli.structured.plan import UNUSED, Cut
 
 _NUMBER = re.compile(r"(\.experts?\.)(\d+)(\.)")
 _NO_COUNT = ("per_tok", "per_token", "shared", "top", "null", "zero", "group")

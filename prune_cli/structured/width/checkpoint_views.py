@@ -10,7 +10,7 @@ import torch
 
 from prune_cli.checkpoint.reader import Checkpoint, data_bytes
 from prune_cli.model.tensor_map import Place
-from prune_cli.structured.width.coupling import Part
+from prune_cli.structured.units import Part
 
 
 class Narrowed(Checkpoint):

@@ -9,86 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
+from prune_cli.engine.open_model import Opened
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta
 from prune_cli.model.shape_overrides import sizes_entry
-from prune_cli.model.tensor_map import Place
-from prune_cli.unstructured.prepare import Opened
+from prune_cli.structured.units import WORDS, Cut, Part, PartName
 
-PartName = Literal["mlp", "heads"]
-WORDS: dict[PartName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}
 _OTHER: dict[PartName, PartName] = {"mlp": "heads", "heads": "mlp"}
 _WIDTH_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 _MOST_LAYOUTS = 64
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a tensor holds its units along `axis` (as stored).
-
-    For each of `sections`, all units one after the other with that many rows each; then `tail` rows that are no unit's.
-    """
-
-    axis: int
-    sections: tuple[int, ...]
-    tail: int = 0
-
-    def rows(self, kept: torch.Tensor, units: int) -> torch.Tensor:
-        """The rows along the axis that belong to the units `kept`, and the tail."""
-        found, begin = [], 0
-        for width in self.sections:
-            found.append((begin + kept[:, None] * width + torch.arange(width)).flatten())
-            begin += units * width
-        return torch.cat([*found, torch.arange(begin, begin + self.tail)])
-
-    def apply(self, tensor: torch.Tensor, kept: torch.Tensor, units: int) -> torch.Tensor:
-        return tensor.index_select(self.axis, self.rows(kept, units)).contiguous()
-
-
-@dataclass(frozen=True)
-class Part:
-    """The MLP's channels or attention's heads of all blocks: `units` of them a block, of which `keep` stay.
-
-    `consumers` maps a block to the map that reads the units, `width` inputs each; `cuts` and `blocks` have every tensor
-    that shrinks; `changes` are the new values of the text config. `sizes` has blocks that keep another number.
-    """
-
-    name: PartName
-    units: int
-    keep: int
-    width: int
-    consumers: Mapping[int, str]
-    cuts: Mapping[str, Cut]
-    blocks: Mapping[str, int]
-    changes: Mapping[str, Any]
-    sizes: Mapping[int, int] = field(default_factory=dict)
-
-    def kept_in(self, block: int) -> int:
-        """How many units stay in a block: `keep`, unless its size is its own."""
-        return self.sizes.get(block, self.keep)
-
-    def shapes(self, places: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
-        """The new shape of every tensor that shrinks, by its name in the checkpoint."""
-        return {
-            name: tuple(
-                sum(cut.sections) * self.kept_in(self.blocks[name]) + cut.tail if axis == cut.axis else size
-                for axis, size in enumerate(places[name].entry.shape)
-            )
-            for name, cut in self.cuts.items()
-        }
-
-    def producers(self, block: int, places: Mapping[str, Place]) -> list[str]:
-        """The matrices of a block that make the units."""
-        return [
-            name
-            for name in self.cuts
-            if self.blocks[name] == block and name != self.consumers[block] and places[name].role == "linear map"
-        ]
 
 
 def unit_count(job: Opened, part: PartName) -> int:

@@ -17,6 +17,7 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import Parking
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
@@ -25,17 +26,16 @@ from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.check_rebuilt import compare_shapes
 from prune_cli.structured.config import config_from, text_config
-from prune_cli.structured.depth.renumber import UNUSED
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
-from prune_cli.structured.plan import Change
+from prune_cli.structured.plan import UNUSED, Change
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.share import asked_share
 from prune_cli.structured.statistics_file import check_statistics
+from prune_cli.structured.units import WORDS, Part, PartName
 from prune_cli.structured.width.checkpoint_views import Widened
-from prune_cli.structured.width.coupling import WORDS, Part, PartName, sized_entry, unit_count
+from prune_cli.structured.width.coupling import sized_entry, unit_count
 from prune_cli.structured.width.nonuniform import angles_of_blocks, with_sizes
 from prune_cli.structured.width.verify_coupling import proven_part
-from prune_cli.unstructured.prepare import pick_batch_size
 
 
 @dataclass(frozen=True)

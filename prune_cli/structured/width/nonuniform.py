@@ -11,14 +11,14 @@ from calibration.tokens import TokenSet
 from methods.structured.sizes import coarse_shares, proportional_sizes
 from methods.structured.width import default_multiple
 from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.share import asked_share
 from prune_cli.structured.statistics_file import Statistics, measured
-from prune_cli.structured.width.coupling import Part
-from prune_cli.unstructured.prepare import pick_batch_size
+from prune_cli.structured.units import Part
 
 
 def angles_of_blocks(

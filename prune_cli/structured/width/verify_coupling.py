@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from prune_cli.engine.open_model import Opened
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
+from prune_cli.structured.units import WORDS, Part, PartName
 from prune_cli.structured.width.checkpoint_views import Narrowed
-from prune_cli.structured.width.coupling import WORDS, Part, PartName, config_with, find_part, sized_config
-from prune_cli.unstructured.prepare import Opened
+from prune_cli.structured.width.coupling import config_with, find_part, sized_config
 
 # A wrong guess misses by as much as the units add; rounding in float32 stays far below.
 _TOLERANCE = 1e-3

@@ -1,0 +1,35 @@
+"""The inputs of experts at a pause, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from prune_cli.engine.stream import Stream
+from prune_cli.model.moe import Routed
+from prune_cli.model.tensor_map import Place
+
+
+@dataclass(frozen=True)
+class AtExperts:
+    """A model whose batches wait at the experts `module` of a block; its weights may change in between."""
+
+    module: nn.Module
+    batches: Sequence[Routed]
+
+
+def experts_by_module(places: Mapping[str, Place]) -> dict[str, dict[str, Place]]:
+    """The tensors of experts, grouped by the module that computes with them."""
+    groups: dict[str, dict[str, Place]] = {}
+    for name, place in places.items():
+        if place.expert is not None:
+            groups.setdefault(place.module_name, {})[name] = place
+    return groups
+
+
+def at_experts(stream: Stream, module: str) -> AtExperts:
+    """What `stream` has at a stop at the experts called `module`."""
+    experts = stream.model.model.get_submodule(module)
+    return AtExperts(experts, [Routed.of(experts, each) for each in stream.arguments()])

@@ -1,0 +1,122 @@
+"""The model that a request names, opened on this machine: files, model on meta, device, dtype, batch size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from calibration.sources import Source as TextSource
+from prune_cli.checkpoint.preflight import check_output
+from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.source import Source, resolve_model
+from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
+from prune_cli.errors import RequestError
+from prune_cli.model.streamed_model import Skeleton
+from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
+from prune_cli.sparse.dense_view import refuse_sparse
+
+_STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
+
+
+# Enough tokens a batch to keep the device busy; more only costs memory.
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The model and the texts that a checked request names, on this machine.
+
+    `calibration` is None where nothing needs a text.
+    """
+
+    source: Source
+    checkpoint: Checkpoint
+    model: Skeleton
+    device: torch.device
+    dtype: torch.dtype
+    calibration: TextSource | None
+    evaluation: TextSource | None
+    trust_remote_code: bool
+
+    def with_checkpoint(
+        self, checkpoint: Checkpoint, config: Any | None = None, *, dtype: torch.dtype | None = None
+    ) -> Skeleton:
+        """The same model over other weights, as those of the output; `config` where they have other shapes."""
+        return Skeleton(
+            self.source.folder,
+            checkpoint,
+            dtype=dtype or self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            config=config,
+        )
+
+
+def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) -> Opened:
+    """What every way of pruning needs; raises RequestError (or PruneError when the hub fails).
+
+    Without `writes`, no checkpoint will be written to OUT, and it is not looked at.
+    """
+    calibration = (
+        open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration) if needs_text else None
+    )
+    evaluation = open_text(request.eval) if request.eval is not None else None
+    device = pick_device(request.device)
+    source = resolve_model(request.model, request.revision)
+    checkpoint = Checkpoint.open(source.folder)
+    refuse_sparse(checkpoint)
+    if writes:
+        check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
+    dtype = pick_dtype(request.dtype, device, checkpoint)
+    model = Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code)
+    if calibration is not None or evaluation is not None:
+        check_seq_len(model, request.seq_len)
+    return Opened(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
+
+
+def pick_device(asked: str) -> torch.device:
+    """The torch device for --device; raises RequestError where there is none such."""
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise RequestError(f"--device is {asked}, but torch sees {count} CUDA devices here: use auto or cpu.")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RequestError("--device is mps, but torch sees no Metal device here: use auto or cpu.")
+    return device
+
+
+def pick_dtype(asked: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of the forward pass: float32 on a CPU, elsewhere what most of the checkpoint is stored in."""
+    if asked != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+    if device.type == "cpu":
+        return torch.float32
+    weights: Counter[str] = Counter()
+    for entry in checkpoint.entries.values():
+        if entry.dtype in FLOATS:
+            weights[entry.dtype] += entry.count
+    return _STORED[weights.most_common(1)[0][0]] if weights else torch.float32
+
+
+def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len: int) -> int:
+    return asked if asked != "auto" else max(1, _BATCH_TOKENS.get(device.type, 2048) // seq_len)
+
+
+def calibration_tokens(request: PruneRequest, job: Opened) -> int | None:
+    """Samples x length, of a text as far as they can be told without reading it; stored tokens are counted."""
+    if job.calibration is None:
+        return None
+    if job.calibration.kind == "tokens":
+        stored = job.calibration, job.model, None, "calibration"
+        return read_tokens(*stored, request.samples, request.seq_len, request.seed).ids.numel()
+    seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, job.model.position_limit or DEFAULT_SEQ_LEN)
+    return (request.samples or DEFAULT_SAMPLES) * seq_len

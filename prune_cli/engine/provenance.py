@@ -1,0 +1,83 @@
+"""What a report tells of where an output came from: versions, machine, model, texts, warnings."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from calibration.tokens import TokenSet
+from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.engine.evaluate import PROTOCOL
+from prune_cli.engine.open_model import Opened, pick_batch_size
+from prune_cli.report.types import Evaluation, EvaluationReport, TextReport
+from prune_cli.request.request import PruneRequest
+from prune_cli.version import __version__
+
+
+def batch_size_of(request: PruneRequest, job: Opened, tokens: TokenSet | None) -> int | None:
+    return None if tokens is None else pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
+
+
+def versions() -> dict[str, str]:
+    """Of what the bytes of an output depend on."""
+    names = ("torch", "transformers", "safetensors")
+    return {"prune-cli": __version__, **{name: version(name) for name in names}}
+
+
+def model_facts(job: Opened, output: OutputFolder) -> dict[str, Any]:
+    """What was pruned."""
+    return {
+        "given": job.source.given,
+        "revision": job.source.revision,
+        "architecture": type(job.model.model).__name__,
+        "files": output.input_hashes,
+    }
+
+
+def measured(
+    evaluation: TokenSet | None, before: Evaluation | None, after: Evaluation | None
+) -> EvaluationReport | None:
+    """The perplexities, where they were asked for."""
+    if before is None or after is None or evaluation is None:
+        return None
+    return EvaluationReport(text_report(evaluation), PROTOCOL, before, after)
+
+
+def warnings_of(
+    output: OutputFolder, calibration: TokenSet | None, evaluation: TokenSet | None, *own: str
+) -> list[str]:
+    """Those of the texts, the run's `own`, and those of files that are not in the output."""
+    warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
+    left = [f"{file} was not copied: it holds weights that this run did not prune." for file in output.not_copied]
+    return [*warnings, *own, *left]
+
+
+def environment(job: Opened, batch_size: int | None) -> dict[str, Any]:
+    """Where a run ran."""
+    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
+    return {
+        "python": platform.python_version(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": device,
+        "compute_dtype": str(job.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+    }
+
+
+def zeros_in(written: Checkpoint, name: str) -> int | None:
+    """None for storage formats whose zeros cannot be counted without decoding them."""
+    if written.entries[name].dtype not in FLOATS:
+        return None
+    zeros = written.read(name) == 0
+    return int(zeros.count_nonzero())
+
+
+def text_report(tokens: TokenSet) -> TextReport:
+    samples, length = tokens.ids.shape
+    return TextReport(tokens.source, tokens.protocol, samples, length, samples * length, tokens.seed, tokens.sha256)

@@ -1,0 +1,40 @@
+"""Figures as people read them, one way for terminal, Markdown, HTML and card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_MB, _GB = 1e6, 1e9
+
+
+_COUNTS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+def change_of(before: float, after: float) -> str:
+    """The relative change of a positive number: '+16.5 %', or 'as before' where nothing of it would be seen."""
+    change = 100 * (after / before - 1)
+    return "as before" if abs(change) < 0.05 else f"{change:+.1f} %"
+
+
+def size(count: float) -> str:
+    return f"{count / _GB:.2f} GB" if count >= _GB else f"{count / _MB:.1f} MB" if count >= 1e5 else f"{count:,.0f} B"
+
+
+def count_of(number: float) -> str:
+    return next((f"{number / unit:.2f} {name}" for unit, name in _COUNTS if number >= unit), f"{number:.0f}")
+
+
+def text_name(text: Mapping[str, Any]) -> str:
+    """A source of text as it was given, but of a path only its last part."""
+    source = text["source"]
+    return source.rpartition("/")[2] or source if source.startswith(("/", "./", "../", "~")) else source
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"

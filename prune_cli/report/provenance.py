@@ -1,0 +1,15 @@
+"""Which tool made a report, and when."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from prune_cli.version import __version__
+
+
+def tool_facts() -> dict[str, str]:
+    return {"name": "prune-cli", "version": __version__}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
