@@ -225,7 +225,7 @@ def test_requests_that_make_no_sense_are_refused(
 def test_a_resumed_run_keeps_the_table(
     llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prune_cli import run as run_module
+    from prune_cli.unstructured import run as run_module
 
     arguments = ["--allocate", "owl", "--calibration", tokens_file, "-q"]
     assert command("prune", llama, tmp_path / "expected", *arguments).code == 0

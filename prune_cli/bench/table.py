@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.commands.terminal import size
+from prune_cli.report.format import size
 
 if TYPE_CHECKING:
     from prune_cli.bench.result import BenchResult, Figure, Ratio

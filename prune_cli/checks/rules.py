@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from prune_cli.checks.figures import Figures
 from prune_cli.checks.limits import Kind, Limit, parse_limit
-from prune_cli.commands.terminal import size
 from prune_cli.errors import RequestError
-from prune_cli.report.format import percent
+from prune_cli.report.format import percent, size
 
 
 @dataclass(frozen=True)

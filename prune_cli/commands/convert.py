@@ -46,8 +46,8 @@ def convert(
     No bit of a weight is lost: sparse and back gives the same files. docs/sparse-safetensors.md has the format.
     """
     with told_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.commands.terminal import show_conversion
         from prune_cli.progress import progress_on
-        from prune_cli.render_sparse import show_conversion
         from prune_cli.sparse.convert import ConvertRequest
         from prune_cli.sparse.convert import convert as run
 

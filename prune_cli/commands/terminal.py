@@ -8,23 +8,20 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.report.format import percent
+from prune_cli.report.format import percent, size
 from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
     from prune_cli.checks.inspection import Inspection
+    from prune_cli.checks.verify import Verification
     from prune_cli.evaluation.harness import TaskScores
     from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.hub.push import Push
     from prune_cli.report.types import Report, StructureReport
+    from prune_cli.sparse.convert import Conversion
     from prune_cli.structured.dry_run import StructuredDryRun
     from prune_cli.unstructured.dry_run import DryRun
-
-
-def size(count: int) -> str:
-    """Bytes in the units that disks and memory are sold in."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -208,3 +205,31 @@ def _score(value: float | None, standard_error: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")
+
+
+def show_conversion(console: Console, done: Conversion) -> None:
+    saved = 1 - done.bytes_after / done.bytes_before
+    change = f"{saved:.1%} less" if saved >= 0 else f"{-saved:.1%} more"
+    what = "encoded" if done.format == "sparse" else "decoded"
+    console.print(
+        f"{done.model} as {done.format} safetensors: {size(done.bytes_before)} became {size(done.bytes_after)} "
+        f"({change}), {done.encoded_tensors} of {done.tensors} tensors {what}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name in done.not_copied:
+        console.print(f"{name} was not copied: it holds weights in another form.", highlight=False, soft_wrap=True)
+    console.print(f"Written to {done.out}", highlight=False, soft_wrap=True)
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    for text in found.checked:
+        say(f"Checked: {text}.")
+    for text in found.skipped:
+        say(f"Not checked: {text}.")
+    for problem in found.problems:
+        say(f"Wrong: {problem.problem}")
+    say(f"{found.model} has {len(found.problems)} problem(s)." if found.problems else f"{found.model} is sound.")

@@ -27,8 +27,8 @@ def verify(
     """
     with told_failures(as_json=as_json, verbose=verbose):
         from prune_cli.checks.verify import verify as run
+        from prune_cli.commands.terminal import show_verification
         from prune_cli.progress import progress_on
-        from prune_cli.render_sparse import show_verification
 
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             found = run(model, against, revision, progress)

@@ -14,7 +14,6 @@ from prune_cli.errors import RequestError
 from prune_cli.request.allocation import FILE, STRATEGIES, check_allocation
 from prune_cli.request.options import parse_options
 from prune_cli.request.pipeline import Pipeline, make_pipeline
-from prune_cli.structured.check import check_structured
 
 DEFAULT_SPARSITY = 0.5
 DEFAULT_SAMPLES = 128
@@ -182,3 +181,26 @@ def request_as_json(request: PruneRequest) -> dict[str, Any]:
         "include": list(request.include),
         "exclude": list(request.exclude),
     }
+
+
+def check_structured(request: PruneRequest) -> None:
+    """Raise RequestError for what only sparse weights have."""
+    method = request.method
+    said = {
+        "--pattern": request.pattern is not None,
+        "--refine": request.refine is not None,
+        "--reconstruct": request.reconstruct,
+        "--allocate": request.allocate != "uniform",
+        "--target": request.target != "pruned",
+        "--calibrate-by": request.calibrate_by != "sublayer",
+        "--include": bool(request.include),
+        "--exclude": bool(request.exclude),
+        "--preset": request.preset is not None,
+        "--format sparse": request.format == "sparse",
+    }
+    for option, given in said.items():
+        if given:
+            raise RequestError(
+                f"{option} is for methods that make weights sparse, and {method} removes whole units: leave it out "
+                f"(prune-cli methods {method} lists what {method} takes)."
+            )

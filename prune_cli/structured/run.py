@@ -22,10 +22,10 @@ from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
-from prune_cli.structured.cuts import write_cuts
 from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.depth.refit import refit
 from prune_cli.structured.moe import choose as experts
+from prune_cli.structured.plan import Change
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
 from prune_cli.structured.width import narrow as width
 
@@ -96,3 +96,25 @@ def fingerprint(
         "dtype": str(job.dtype),
         "versions": versions(),
     }
+
+
+def write_cuts(job: StructuredJob, change: Change, output: OutputFolder, progress: Progress) -> None:
+    """Fill the places of `change.cuts`; blocks done before by an interrupted run are passed over."""
+    by_block: dict[int, list[str]] = {}
+    for name in change.cuts:
+        block = job.model.places[change.tensors[name].source].block
+        by_block.setdefault(len(job.model.blocks) if block is None else block, []).append(name)
+    if by_block:
+        progress.stage("Writing what is left of tensors", len(by_block))
+    for block, names in sorted(by_block.items()):
+        if block not in output.done:
+            begun = time.monotonic()
+            tensors = {name: _cut(job, change, name) for name in names}
+            output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
+        progress.advance()
+    output.wait()
+
+
+def _cut(job: StructuredJob, change: Change, name: str) -> torch.Tensor:
+    cut = change.cuts[name]
+    return job.checkpoint.read(change.tensors[name].source).index_select(cut.axis, torch.tensor(cut.entries))

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What is cut out of a model together: one unit in every tensor that holds a part of it."""
 
 from __future__ import annotations
 

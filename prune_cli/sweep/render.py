@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.commands.terminal import size
-from prune_cli.report.format import percent
+from prune_cli.report.format import percent, size
 
 if TYPE_CHECKING:
     from prune_cli.sweep.estimate import Estimate

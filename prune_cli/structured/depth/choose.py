@@ -19,14 +19,12 @@ from prune_cli.report.types import BlockChange
 from prune_cli.request.request import DEFAULT_SAMPLES, PruneRequest
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from, config_without_blocks
-from prune_cli.structured.depth.greedy import Removals
+from prune_cli.structured.depth.greedy import Removals, refitted_loss
 from prune_cli.structured.depth.refit import fitted_tensors
 from prune_cli.structured.depth.renumber import without_blocks
 from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.refitted_loss import refitted_loss
-from prune_cli.structured.share import asked_share, refuse_both
+from prune_cli.structured.prepare import StructuredJob, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
 
 # Fits need more text than losses: so many times the windows.

@@ -14,8 +14,10 @@ from prune_cli.engine.open_model import Opened
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.progress import Progress
+from prune_cli.structured.depth.refit import fit_block, pass_both, two_streams
 from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.hidden_states import refuse_changed_input
+from prune_cli.structured.prepare import StructuredJob
 
 # Hidden states of all candidates on their way together; more candidates mean another pass over the weights.
 _GROUP_BYTES = 4 << 30
@@ -99,3 +101,23 @@ class Removals:
             return output
 
         return passing
+
+
+def refitted_loss(
+    job: StructuredJob, removed: Collection[int], batches: Sequence[torch.Tensor], progress: Progress
+) -> float:
+    """In nats on `batches`, which is also what is fitted to; infinite where it is not a number."""
+
+    def keep(block: int, stream: Stream, dense: Stream) -> None:
+        tensors = stream.load(block)
+        if block > min(removed):
+            fit_block(job, block, tensors, stream, dense)
+        else:
+            dense.through(block)
+            stream.through(block)
+
+    with two_streams(job, batches) as (stream, dense):
+        for _ in pass_both(stream, dense, len(job.model.blocks), removed, keep):
+            progress.advance()
+        loss = mean(list(window_losses(stream, batches)))
+    return math.inf if math.isnan(loss) else loss

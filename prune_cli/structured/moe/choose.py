@@ -30,8 +30,7 @@ from prune_cli.structured.moe.mixtures import (
     without_experts,
 )
 from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.share import asked_share, refuse_both
+from prune_cli.structured.prepare import StructuredJob, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
 
 # Plain attributes of mixtures and routers that count the experts.

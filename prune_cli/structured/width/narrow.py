@@ -28,8 +28,7 @@ from prune_cli.structured.check_rebuilt import compare_shapes
 from prune_cli.structured.config import config_from, text_config
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
 from prune_cli.structured.plan import UNUSED, Change
-from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.share import asked_share
+from prune_cli.structured.prepare import StructuredJob, asked_share
 from prune_cli.structured.statistics_file import check_statistics
 from prune_cli.structured.units import WORDS, Part, PartName
 from prune_cli.structured.width.checkpoint_views import Widened

@@ -15,8 +15,7 @@ from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.hidden_states import known_states
-from prune_cli.structured.prepare import StructuredJob
-from prune_cli.structured.share import asked_share
+from prune_cli.structured.prepare import StructuredJob, asked_share
 from prune_cli.structured.statistics_file import Statistics, measured
 from prune_cli.structured.units import Part
 
