@@ -41,7 +41,7 @@ class Coder:
 
 
 @dataclass(frozen=True)
-class Part:
+class CoupledGroup:
     """The same part of all pruned tensors, in blocks that are coded apart."""
 
     name: str
@@ -88,7 +88,7 @@ def cast(model: Path, dtype: torch.dtype, out: Path) -> Path:
     return out
 
 
-def parts(folder: Path, names: list[str]) -> tuple[int, list[Part]]:
+def parts(folder: Path, names: list[str]) -> tuple[int, list[CoupledGroup]]:
     """How many weights the tensors have, and their masks, high bytes and low bytes."""
     checkpoint, weights = Checkpoint.open(folder), 0
     pieces: dict[str, list[np.ndarray]] = {"mask": [], "high": [], "low": []}
@@ -102,14 +102,14 @@ def parts(folder: Path, names: list[str]) -> tuple[int, list[Part]]:
             pieces["mask"].append(mask)
             pieces["high"].append((turned >> 8).astype(np.uint8))
             pieces["low"].append(turned.astype(np.uint8))
-    return weights, [Part(name, _blocks(np.concatenate(of).tobytes())) for name, of in pieces.items()]
+    return weights, [CoupledGroup(name, _blocks(np.concatenate(of).tobytes())) for name, of in pieces.items()]
 
 
 def _blocks(data: bytes) -> list[bytes]:
     return [data[begin : begin + _BLOCK] for begin in range(0, len(data), _BLOCK)]
 
 
-def entropy(part: Part) -> float:
+def entropy(part: CoupledGroup) -> float:
     """Bytes that independent bytes need at least."""
     counts = np.bincount(np.frombuffer(b"".join(part.blocks), np.uint8), minlength=256)
     shares = counts[counts > 0] / counts.sum()
@@ -126,7 +126,7 @@ def seconds(work: Callable[[bytes], object], blocks: list[bytes], rounds: int = 
     return best
 
 
-def speeds(coder: Coder, part: Part) -> tuple[float, float]:
+def speeds(coder: Coder, part: CoupledGroup) -> tuple[float, float]:
     """GB/s in and out, of the bytes that are not coded."""
     blocks = (part.blocks * (_TIMED_BYTES // part.nbytes + 1))[: _TIMED_BYTES // _BLOCK]
     coded = [coder.compress(block) for block in blocks]
@@ -135,7 +135,7 @@ def speeds(coder: Coder, part: Part) -> tuple[float, float]:
     return size / seconds(coder.compress, blocks), size / seconds(coder.decompress, coded)
 
 
-def rows(begin: str, weights: int, every: list[Part]) -> Iterator[str]:
+def rows(begin: str, weights: int, every: list[CoupledGroup]) -> Iterator[str]:
     def bits(sizes: list[float]) -> str:
         # What a coder makes larger is stored as it is.
         least = [min(size, part.nbytes) for size, part in zip(sizes, every, strict=True)]

@@ -25,7 +25,7 @@ from prune_cli.engine.texts import open_text, read_tokens
 from prune_cli.model.architecture import calm_libraries, load_tokenizer
 from prune_cli.report.format import table
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.units import PartName
+from prune_cli.structured.units import GroupName
 
 LEVELS = {"12.5 %": 0.125, "25 %": 0.25, "50 %": 0.5}
 # Rules of papers: name -> rule; ours: name -> options.
@@ -50,7 +50,7 @@ def windows(model: Path, source: str, role: str) -> torch.Tensor:
 
 
 def ours(
-    arguments: argparse.Namespace, options: list[str], part: PartName, share: float, judged: torch.Tensor
+    arguments: argparse.Namespace, options: list[str], part: GroupName, share: float, judged: torch.Tensor
 ) -> float:
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "out")
@@ -60,7 +60,7 @@ def ours(
         return loss_of(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), judged)
 
 
-def measure(arguments: argparse.Namespace, row: str, part: PartName, share: float, judged: torch.Tensor) -> float:
+def measure(arguments: argparse.Namespace, row: str, part: GroupName, share: float, judged: torch.Tensor) -> float:
     if row not in PAPERS:
         return ours(arguments, OURS[row], part, share, judged)
     ids = windows(arguments.model, arguments.data, "calibration")
@@ -81,7 +81,7 @@ def main() -> None:
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     judged = windows(arguments.model, arguments.data_eval, "evaluation")[: arguments.windows]
     dense = loss_of(AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval(), judged)
-    columns: dict[str, tuple[PartName, float]] = {f"MLP {name}": ("mlp", share) for name, share in LEVELS.items()}
+    columns: dict[str, tuple[GroupName, float]] = {f"MLP {name}": ("mlp", share) for name, share in LEVELS.items()}
     columns[f"heads {100 * arguments.heads:g} %"] = ("heads", arguments.heads)
     for row in arguments.rows:
         for column, (part, share) in columns.items():

@@ -22,9 +22,9 @@ from methods.structured.sizes import coarse_shares, proportional_sizes
 from methods.structured.units import Units, highest, inputs_of
 from prune_cli.engine.open_model import open_model
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.units import Part, PartName
+from prune_cli.structured.units import CoupledGroup, GroupName
 from prune_cli.structured.width.coupling import unit_count
-from prune_cli.structured.width.verify_coupling import proven_part
+from prune_cli.structured.width.verify_coupling import verified_group
 
 _BATCH = 8
 
@@ -43,13 +43,13 @@ class Known:
 
 
 @torch.no_grad()
-def pruned_by_paper(folder: Path, ids: torch.Tensor, rule: str, part_name: PartName, share: float) -> nn.Module:
+def pruned_by_paper(folder: Path, ids: torch.Tensor, rule: str, part_name: GroupName, share: float) -> nn.Module:
     """The dense model of `folder` with units at zero, chosen on `ids` by `rule`: cfsp or flap."""
     job = open_model(
         PruneRequest(model=str(folder), out=folder.parent / "unused", method="wanda"), needs_text=False, writes=False
     )
     units = unit_count(job, part_name)
-    part = proven_part(job, part_name, max(1, round((1 - share) * units)))
+    part = verified_group(job, part_name, max(1, round((1 - share) * units)))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     known = [_look(job, model, part, block) for block in sorted(part.consumers)]
     hooks = [each.reader.register_forward_pre_hook(_statistics(each)) for each in known]
@@ -68,14 +68,14 @@ def pruned_by_paper(folder: Path, ids: torch.Tensor, rule: str, part_name: PartN
     return model
 
 
-def _look(job, model, part: Part, block: int) -> Known:
-    places = job.model.places
-    reader = model.get_submodule(places[part.consumers[block]].module_name)
+def _look(job, model, part: CoupledGroup, block: int) -> Known:
+    infos = job.model.tensor_map
+    reader = model.get_submodule(infos[part.consumers[block]].module_name)
     producers = []
-    for name in part.producers(block, places):
-        weight = model.get_parameter(places[name].parameter)
+    for name in part.producers(block, infos):
+        weight = model.get_parameter(infos[name].parameter)
         begin = 0
-        for rows in part.cuts[name].sections:
+        for rows in part.slices[name].sections:
             producers.append(weight[begin : begin + part.units * rows].view(part.units, rows, -1))
             begin += part.units * rows
     inputs, cpu = reader.weight.shape[1], torch.device("cpu")

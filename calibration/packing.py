@@ -11,7 +11,7 @@ import torch
 from calibration.errors import CalibrationError
 from calibration.rows import Document
 from calibration.sources import documents
-from calibration.token_set import Tokenizer, TokenSet, Wanted, token_set, tokenise
+from calibration.token_set import Tokenizer, TokenRequest, TokenSet, token_set, tokenise
 from calibration.windows import consecutive, drawn, window_length
 
 _MOST_DOCUMENTS_SHUFFLED = 10_000
@@ -21,7 +21,7 @@ _TOKENS_PER_TOKEN_USED = 4
 _LONG_DOCUMENT = 1 << 18
 
 
-def packed(want: Wanted, tokenizer: Tokenizer) -> TokenSet:
+def packed(want: TokenRequest, tokenizer: Tokenizer) -> TokenSet:
     """Documents joined by EOS into one stream, cut into windows. Raises CalibrationError for too little text."""
     stream = _stream(want, tokenizer)
     bos = _bos_before_text(tokenizer)
@@ -37,7 +37,7 @@ def packed(want: Wanted, tokenizer: Tokenizer) -> TokenSet:
     return token_set(want.source, windows, protocol, len(stream), seed=want.seed if draw else None, warnings=warnings)
 
 
-def _protocol(want: Wanted, tokenizer: Tokenizer, bos: int | None) -> str:
+def _protocol(want: TokenRequest, tokenizer: Tokenizer, bos: int | None) -> str:
     draw = want.role == "calibration"
     parts = ["documents in an order drawn with the seed (long ones in pieces)" if draw else "documents in order"]
     parts.append("tokenised without special tokens and packed")
@@ -50,7 +50,7 @@ def _protocol(want: Wanted, tokenizer: Tokenizer, bos: int | None) -> str:
     return ", ".join(parts)
 
 
-def _stream(want: Wanted, tokenizer: Tokenizer) -> torch.Tensor:
+def _stream(want: TokenRequest, tokenizer: Tokenizer) -> torch.Tensor:
     """(tokens,): all of the text, or as much of it as the windows can need."""
     enough = _enough(want)
     ids = array("q")
@@ -64,13 +64,13 @@ def _stream(want: Wanted, tokenizer: Tokenizer) -> torch.Tensor:
     return torch.frombuffer(ids, dtype=torch.int64).clone() if ids else torch.empty(0, dtype=torch.int64)
 
 
-def _enough(want: Wanted) -> int | None:
+def _enough(want: TokenRequest) -> int | None:
     if want.role == "calibration":
         return _TOKENS_PER_TOKEN_USED * want.count * want.length
     return None if want.samples is None else want.samples * want.length
 
 
-def _ordered(want: Wanted) -> Iterator[Document]:
+def _ordered(want: TokenRequest) -> Iterator[Document]:
     found = documents(want.source, want.role)
     if want.role == "evaluation":
         return found

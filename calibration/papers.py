@@ -9,7 +9,7 @@ import torch
 from calibration.errors import CalibrationError
 from calibration.hub import hub_table
 from calibration.sources import Role
-from calibration.token_set import Tokenizer, TokenSet, Wanted, token_set, tokenise
+from calibration.token_set import Tokenizer, TokenRequest, TokenSet, token_set, tokenise
 from calibration.windows import consecutive, window_length
 
 _C4_TRAIN = {"train": "en/c4-train.00000-of-01024.json.gz"}
@@ -26,7 +26,7 @@ _C4_CALIBRATION = (
 )
 
 
-def paper_windows(want: Wanted, tokenizer: Tokenizer) -> TokenSet:
+def paper_windows(want: TokenRequest, tokenizer: Tokenizer) -> TokenSet:
     """The windows of wikitext2, ptb or c4 for either role. Raises CalibrationError if the text cannot be fetched."""
     if want.role == "calibration":
         return _c4_samples(want, tokenizer) if want.source.given == "c4" else _random_windows(want, tokenizer)
@@ -38,7 +38,7 @@ def paper_windows(want: Wanted, tokenizer: Tokenizer) -> TokenSet:
     return token_set(want.source, windows, _EVALUATION, len(stream), seed=None, warnings=warnings)
 
 
-def _tokens(want: Wanted, tokenizer: Tokenizer) -> torch.Tensor:
+def _tokens(want: TokenRequest, tokenizer: Tokenizer) -> torch.Tensor:
     text = _text(want.source.given, want.role)
     return torch.tensor(tokenise(tokenizer, text, special_tokens=True), dtype=torch.int64)
 
@@ -57,7 +57,7 @@ def _text(name: str, role: Role) -> str:
     return " ".join(row["text"] for row in itertools.islice(rows, _C4_EVALUATION_DOCUMENTS))
 
 
-def _random_windows(want: Wanted, tokenizer: Tokenizer) -> TokenSet:
+def _random_windows(want: TokenRequest, tokenizer: Tokenizer) -> TokenSet:
     stream = _tokens(want, tokenizer)
     length, warnings = window_length(want, len(stream))
     starts = torch.randint(0, len(stream) - length + 1, (want.count,), generator=want.generator())
@@ -65,7 +65,7 @@ def _random_windows(want: Wanted, tokenizer: Tokenizer) -> TokenSet:
     return token_set(want.source, ids, _CALIBRATION, len(stream), seed=want.seed, warnings=warnings)
 
 
-def _c4_samples(want: Wanted, tokenizer: Tokenizer) -> TokenSet:
+def _c4_samples(want: TokenRequest, tokenizer: Tokenizer) -> TokenSet:
     rows = hub_table("allenai/c4", data_files=_C4_TRAIN, split="train")
     generator = want.generator()
     picked: list[torch.Tensor] = []

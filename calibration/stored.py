@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from calibration.errors import CalibrationError
-from calibration.token_set import TokenSet, Wanted, token_set
+from calibration.token_set import TokenRequest, TokenSet, token_set
 
 
-def stored_windows(want: Wanted) -> TokenSet:
+def stored_windows(want: TokenRequest) -> TokenSet:
     """The rows of `input_ids` (samples, length), the first `samples` of them if given.
 
     Raises CalibrationError for a file without such a tensor, and for a `samples` or `seq_len` that it does not have.

@@ -41,7 +41,7 @@ class TokenSet:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TokenRequest:
     """What a user asks for; None for `samples` or `seq_len` means that it was left open."""
 
     source: Source

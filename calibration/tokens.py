@@ -7,7 +7,7 @@ from calibration.packing import packed
 from calibration.papers import paper_windows
 from calibration.sources import Role, Source
 from calibration.stored import stored_windows
-from calibration.token_set import Tokenizer, TokenSet, Wanted
+from calibration.token_set import Tokenizer, TokenRequest, TokenSet
 
 __all__ = ["TokenSet", "Tokenizer", "load_tokens"]
 
@@ -29,7 +29,7 @@ def load_tokens(
     Calibration draws `samples` windows with the seed, evaluation takes consecutive ones, all of them unless `samples`
     is given. Raises CalibrationError for too little text, a missing tokenizer or ids of `vocab_size` and above.
     """
-    want = Wanted(source, role, samples, seq_len, default_samples, default_seq_len, seed)
+    want = TokenRequest(source, role, samples, seq_len, default_samples, default_seq_len, seed)
     if source.kind == "tokens":
         tokens = stored_windows(want)
     elif tokenizer is None:

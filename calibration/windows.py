@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from calibration.errors import CalibrationError
-from calibration.token_set import Wanted
+from calibration.token_set import TokenRequest
 
 _SHORTEST_WINDOW = 8
 
 
-def window_length(want: Wanted, tokens: int, own: int = 0) -> tuple[int, list[str]]:
+def window_length(want: TokenRequest, tokens: int, own: int = 0) -> tuple[int, list[str]]:
     """The length of a window of which `own` tokens are not from the text, and warnings.
 
     It is as wanted, or what `tokens` allow where the user left it open. Raises CalibrationError for too little text.
@@ -32,7 +32,7 @@ def window_length(want: Wanted, tokens: int, own: int = 0) -> tuple[int, list[st
     return length, [f"{where} has only {tokens} tokens: its one window is {length} tokens long, not {want.length}."]
 
 
-def consecutive(want: Wanted, stream: torch.Tensor, length: int) -> torch.Tensor:
+def consecutive(want: TokenRequest, stream: torch.Tensor, length: int) -> torch.Tensor:
     """(samples, length) from the start of `stream` (tokens,), as many as there are unless `samples` says how many."""
     whole = len(stream) // length
     if want.samples is not None:
@@ -42,7 +42,7 @@ def consecutive(want: Wanted, stream: torch.Tensor, length: int) -> torch.Tensor
     return stream[: whole * length].reshape(whole, length)
 
 
-def drawn(want: Wanted, stream: torch.Tensor, length: int) -> torch.Tensor:
+def drawn(want: TokenRequest, stream: torch.Tensor, length: int) -> torch.Tensor:
     """(samples, length) without overlap, in an order drawn with the seed, cut from an offset drawn with it.
 
     Fewer than wanted if the text is short and the user left `samples` open, else CalibrationError.
@@ -56,7 +56,7 @@ def drawn(want: Wanted, stream: torch.Tensor, length: int) -> torch.Tensor:
     return windows[torch.randperm(whole, generator=generator)[: want.count]]
 
 
-def _too_little(want: Wanted, tokens: int, length: int) -> CalibrationError:
+def _too_little(want: TokenRequest, tokens: int, length: int) -> CalibrationError:
     return CalibrationError(
         f"{want.source.given} has {tokens} tokens, but {want.count} samples of {length} need {want.count * length}: "
         f"give more text, at most --samples {tokens // length}, or a smaller --seq-len."

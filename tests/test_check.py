@@ -18,7 +18,7 @@ import prune_cli
 from prune_cli.checks.limits import Limit, parse_limit
 from prune_cli.checks.outputs import to_junit
 from prune_cli.checks.request import GateResult
-from prune_cli.checks.rules import Verdict
+from prune_cli.checks.rules import CheckResult
 from prune_cli.commands.terminal import size
 from prune_cli.errors import RequestError
 from tests import reference
@@ -231,7 +231,7 @@ def test_junit_and_github(pruned: Path, tmp_path: Path, command: RunCommand, mon
 
 @given(st.text())
 def test_junit_is_xml_whatever_names_hold(name: str) -> None:
-    result = GateResult(name, "report", name, name, False, [Verdict(name, name, name, False)])
+    result = GateResult(name, "report", name, name, False, [CheckResult(name, name, name, False)])
     assert ElementTree.fromstring(to_junit(result, 0.5).encode()).find("testsuite/testcase/failure") is not None
 
 

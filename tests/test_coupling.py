@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prune_cli.engine.open_model import Opened, open_model
+from prune_cli.engine.open_model import OpenModel, open_model
 from prune_cli.errors import RequestError
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.units import Cut, PartName
-from prune_cli.structured.width.coupling import find_part, unit_count
-from prune_cli.structured.width.verify_coupling import proven_part
+from prune_cli.structured.units import GroupName, UnitLayout
+from prune_cli.structured.width.coupling import find_group, unit_count
+from prune_cli.structured.width.verify_coupling import verified_group
 from tests.tiny import save_tiny
 
 # Tensors of the first narrowed block that carry units, by the ends of their names.
@@ -35,7 +35,7 @@ HEADS: dict[str, set[str]] = {
     **dict.fromkeys(("llama-tied", "cohere", "mixtral", "qwen3_moe"), _LLAMA_HEADS),
     "phi3": {"qkv_proj.weight", "o_proj.weight"},
 }
-REFUSED: dict[tuple[str, PartName], str] = {
+REFUSED: dict[tuple[str, GroupName], str] = {
     ("bloom", "mlp"): "no key for the MLP's width",
     ("mpt", "mlp"): "no key for the MLP's width",
     ("mamba", "mlp"): "A_log would shrink",
@@ -48,36 +48,36 @@ REFUSED: dict[tuple[str, PartName], str] = {
 }
 
 
-def opened(folder: Path) -> Opened:
+def opened(folder: Path) -> OpenModel:
     return open_model(PruneRequest(model=str(folder), out=folder.parent / "out"), needs_text=False)
 
 
 @pytest.mark.parametrize("kind", sorted({*MLP, *HEADS, *(kind for kind, _ in REFUSED)}))
 def test_the_tensors_that_carry_units_are_found_and_proven(kind: str, tmp_path: Path) -> None:
     job = opened(save_tiny(tmp_path / "model", kind, shards=False, tokenizer=False))
-    parts: tuple[tuple[PartName, dict[str, set[str]]], ...] = (("mlp", MLP), ("heads", HEADS))
+    parts: tuple[tuple[GroupName, dict[str, set[str]]], ...] = (("mlp", MLP), ("heads", HEADS))
     for part, expected in parts:
         if kind in expected:
-            found = proven_part(job, part, unit_count(job, part) // 2)
+            found = verified_group(job, part, unit_count(job, part) // 2)
             block = min(found.consumers)
-            names = {name for name in found.cuts if found.blocks[name] == block}
+            names = {name for name in found.slices if found.blocks[name] == block}
             assert {".".join(name.split(".")[-2:]) for name in names} == expected[kind]
-            assert found.consumers[block] in found.cuts
+            assert found.consumers[block] in found.slices
         else:
             with pytest.raises(RequestError, match=REFUSED.get((kind, part), "no head_dim of their own")):
-                proven_part(job, part, unit_count(job, part) // 2)
+                verified_group(job, part, unit_count(job, part) // 2)
 
 
 def test_a_fused_map_is_cut_in_the_layout_that_the_proof_passes(tmp_path: Path) -> None:
     job = opened(save_tiny(tmp_path / "model", "phi3", shards=False, tokenizer=False))
-    heads = proven_part(job, "heads", 1)
-    fused = next(name for name in heads.cuts if "qkv_proj" in name)
-    assert heads.cuts[fused].sections == (16, 8, 8)
-    others = [part.cuts[fused].sections for part in find_part(job, "heads", 1)]
+    heads = verified_group(job, "heads", 1)
+    fused = next(name for name in heads.slices if "qkv_proj" in name)
+    assert heads.slices[fused].sections == (16, 8, 8)
+    others = [part.slices[fused].sections for part in find_group(job, "heads", 1)]
     assert others == [(16, 8, 8), (32,)]
 
 
 def test_rows_of_units() -> None:
     kept = torch.tensor([0, 2])
-    assert Cut(0, (2, 1), tail=2).rows(kept, 3).tolist() == [0, 1, 4, 5, 6, 8, 9, 10]
-    assert Cut(1, (1,)).apply(torch.arange(6).view(2, 3), kept, 3).tolist() == [[0, 2], [3, 5]]
+    assert UnitLayout(0, (2, 1), tail=2).rows(kept, 3).tolist() == [0, 1, 4, 5, 6, 8, 9, 10]
+    assert UnitLayout(1, (1,)).apply(torch.arange(6).view(2, 3), kept, 3).tolist() == [[0, 2], [3, 5]]

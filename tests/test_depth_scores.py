@@ -73,7 +73,7 @@ def test_greedy_in_several_passes_finds_the_same(
 ) -> None:
     options = ("-o", "remove=2", "--calibration", tokens_file)
     at_once = _run(command, models["llama-tied"], tmp_path / "once", *options)
-    monkeypatch.setattr("prune_cli.structured.depth.greedy.Removals._together", lambda _: 2)
+    monkeypatch.setattr("prune_cli.structured.depth.greedy.Removals._concurrent", lambda _: 2)
     assert _run(command, models["llama-tied"], tmp_path / "out", *options)["blocks"] == at_once["blocks"]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.lockstep import Lockstep
 from prune_cli.engine.stream import Stream
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from tests import reference
 from tests.conftest import RunCommand, token_ids
 from tests.tiny import ARCHITECTURES, load_plain, save_gpt2_without_prefix, save_tiny
@@ -25,8 +25,8 @@ def save_kind(folder: Path, kind: str) -> Path:
     return save_gpt2_without_prefix(folder) if kind == "gpt2-without-prefix" else save_tiny(folder, kind)
 
 
-def open_skeleton(folder: Path) -> Skeleton:
-    return Skeleton(
+def open_skeleton(folder: Path) -> StreamedModel:
+    return StreamedModel(
         folder, Checkpoint.open(folder), dtype=torch.float32, device=torch.device("cpu"), trust_remote_code=False
     )
 
@@ -49,7 +49,7 @@ def test_block_by_block_equals_the_whole_forward_exactly(kind: str, tmp_path: Pa
         model.unload_embeddings()
         for index in range(len(model.blocks)):
             model.load_block(index, model.checkpoint)
-            stream.through(index)
+            stream.run_block(index)
             model.unload_block(index)
             assert all(parameter.is_meta for parameter in model.blocks[index].parameters())
         outputs = [output.logits for output in stream.finish()]
@@ -162,14 +162,14 @@ def test_two_streams_share_one_model(kind: str, tmp_path: Path) -> None:
         with Stream(model, batches) as stream:
             for block in range(len(model.blocks)):
                 stream.load(block)
-                stream.through(block)
+                stream.run_block(block)
                 stream.unload(block)
             alone.append([output.logits for output in stream.finish()])
     with Stream(model, texts[0]) as first, Stream(model, texts[1]) as second:
         for block in range(len(model.blocks)):
             first.load(block)
-            second.through(block)
-            first.through(block)
+            second.run_block(block)
+            first.run_block(block)
             first.unload(block)
         together = [[output.logits for output in stream.finish()] for stream in (first, second)]
     for one, other in zip(alone, together, strict=True):

@@ -12,7 +12,7 @@ from methods._method import Pruned
 from methods._pattern import Unstructured
 from methods.steps import load_step
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from tests import reference, reference_experts
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.tiny import load_plain, save_tiny
@@ -32,18 +32,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_part_of_the_parameters_is_told(kind: str, models: dict[str, Path]) -> None:
     """Each stored matrix is found where transformers' own loading puts it."""
     checkpoint = Checkpoint.open(models[kind])
-    model = Skeleton(models[kind], checkpoint, dtype=torch.float32, device=torch.device("cpu"), trust_remote_code=False)
+    model = StreamedModel(
+        models[kind], checkpoint, dtype=torch.float32, device=torch.device("cpu"), trust_remote_code=False
+    )
     plain = dict(load_plain(models[kind]).named_parameters())
     covered = {name: torch.zeros(parameter.shape) for name, parameter in plain.items()}
-    for name, place in model.places.items():
-        if place.expert is not None and place.parameter is not None:
-            stored, part = checkpoint.read(name), place.expert
+    for name, info in model.tensor_map.items():
+        if info.expert is not None and info.parameter is not None:
+            stored, part = checkpoint.read(name), info.expert
             for expert in range(part.experts) if part.index is None else [part.index]:
                 matrix = stored[expert] if part.index is None else stored
                 at = slice(part.first, part.first + len(matrix))
-                assert torch.equal(plain[place.parameter][expert][at], matrix)
-                covered[place.parameter][expert][at] += 1
-    experts = {place.parameter for place in model.places.values() if place.role == "expert"}
+                assert torch.equal(plain[info.parameter][expert][at], matrix)
+                covered[info.parameter][expert][at] += 1
+    experts = {info.parameter for info in model.tensor_map.values() if info.role == "expert"}
     assert experts
     assert all(bool((covered[parameter or ""] == 1).all()) for parameter in experts)
 

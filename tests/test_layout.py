@@ -11,22 +11,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from prune_cli.checkpoint.file_names import partial_folder
-from prune_cli.checkpoint.layout import Layout, Planned, changed_layout, same_layout
+from prune_cli.checkpoint.layout import Layout, OutputTensor, changed_layout, same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint
 from prune_cli.errors import PruneError
 from tests.tiny import save_tiny
 
 
-def _without_the_first_block(source: Checkpoint) -> dict[str, Planned]:
+def _without_the_first_block(source: Checkpoint) -> dict[str, OutputTensor]:
     """Blocks 1 and 2 become 0 and 1; every down projection loses half of its inputs."""
-    planned: dict[str, Planned] = {}
+    planned: dict[str, OutputTensor] = {}
     for name, entry in source.entries.items():
         if ".layers.0." in name:
             continue
         new = name.replace(".layers.1.", ".layers.0.").replace(".layers.2.", ".layers.1.")
         narrowed = (entry.shape[0], entry.shape[1] // 2) if "down_proj" in name else None
-        planned[new] = Planned(name, narrowed)
+        planned[new] = OutputTensor(name, narrowed)
     return planned
 
 
@@ -80,7 +80,7 @@ def test_tensors_lie_where_the_layout_says(shards: bool, dtype: torch.dtype, tmp
 def test_a_shard_without_tensors_is_left_out(tmp_path: Path) -> None:
     source = Checkpoint.open(save_tiny(tmp_path / "model", "llama-untied"))
     first = source.files[0]
-    planned = {name: Planned(name) for name, entry in source.entries.items() if entry.file != first}
+    planned = {name: OutputTensor(name) for name, entry in source.entries.items() if entry.file != first}
     layout = changed_layout(source, planned)
     assert layout.files == source.files[1:]
 
@@ -94,7 +94,7 @@ def test_a_stopped_run_continues_only_with_the_same_layout(tmp_path: Path, monke
         patch.setattr(OutputFolder, "commit", lambda *_, **__: (_ for _ in ()).throw(PruneError("pulled plug")))
         with pytest.raises(PruneError, match="pulled plug"):
             _write(source, layout, out)
-    other = changed_layout(source, {name: Planned(name) for name in source.entries})
+    other = changed_layout(source, {name: OutputTensor(name) for name in source.entries})
     with pytest.raises(PruneError, match="other tensors"):
         _write(source, other, out, resume=True)
     made: list[str] = []

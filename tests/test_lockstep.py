@@ -32,7 +32,7 @@ def stopped_at(block: Block, batches: Sequence[torch.Tensor]) -> list[tuple[str,
     found = []
     with Lockstep(block, [block], batches) as lockstep:
         lockstep.start()
-        for name, inputs in lockstep.stops(0, maps):
+        for name, inputs in lockstep.pause_at(0, maps):
             found.append((name, len(passed), [tensor.clone() for tensor in inputs]))
         list(lockstep.finish())
     return found

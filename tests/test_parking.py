@@ -19,7 +19,7 @@ def test_a_tensor_keeps_its_bits_in_a_file_and_leaves_none_behind(
     dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parking, "LARGE_INPUTS", 3000)
-    there = parking.Parking(tmp_path)
+    there = parking.ActivationOffload(tmp_path)
     tensors = [torch.randn(5, 7, 20, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(4)]
     copies, addresses = [tensor.clone() for tensor in tensors], [tensor.data_ptr() for tensor in tensors]
     for _ in range(2):  # a second map brings the same tensors
@@ -48,7 +48,7 @@ def test_without_space_it_stays_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(parking, "_in_a_file", full)
     tensor = torch.ones(10)
     address = tensor.data_ptr()
-    parking.Parking(tmp_path).hold(tensor)
+    parking.ActivationOffload(tmp_path).hold(tensor)
     assert tensor.data_ptr() == address
 
 
@@ -73,9 +73,9 @@ def test_memory_between_live_pieces_is_returned() -> None:
     """In a process of its own: the setting stays for good."""
     code = """
 import torch
-from prune_cli.engine.memory import _host_bytes, keep_no_holes
+from prune_cli.engine.memory import _host_bytes, mmap_large_allocations
 torch.ones(1 << 18)  # once it is freed, glibc by itself takes such pieces from the heap
-keep_no_holes()
+mmap_large_allocations()
 pieces = [torch.ones(1 << 18) for _ in range(200)]
 before = _host_bytes()
 del pieces[::2]

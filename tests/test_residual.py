@@ -13,7 +13,7 @@ from methods.steps import load_step
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from tests.conftest import token_ids
 from tests.tiny import save_tiny
 
@@ -34,8 +34,10 @@ ADDS: dict[str, dict[str, float]] = {
 }
 
 
-def open_model(folder: Path, dtype: torch.dtype) -> Skeleton:
-    return Skeleton(folder, Checkpoint.open(folder), dtype=dtype, device=torch.device("cpu"), trust_remote_code=False)
+def open_model(folder: Path, dtype: torch.dtype) -> StreamedModel:
+    return StreamedModel(
+        folder, Checkpoint.open(folder), dtype=dtype, device=torch.device("cpu"), trust_remote_code=False
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -57,7 +59,9 @@ def test_the_maps_that_add_are_found_and_the_drift_is_followed(kind: str, dtype:
                 assert {name.partition(f".{block}.")[2] for name in found} == wanted.keys()
                 assert drift.at(names[0], 1) is None, "a map that some batches do not reach has none"
                 last = None
-                for (name, _), (same, _) in zip(stream.stops(block, names), beside.stops(block, names), strict=True):
+                for (name, _), (same, _) in zip(
+                    stream.pause_at(block, names), beside.pause_at(block, names), strict=True
+                ):
                     assert name == same
                     last = name
             if wanted and block + 1 < len(dense.blocks):

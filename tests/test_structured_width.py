@@ -93,8 +93,8 @@ def test_the_refit_is_the_least_squares_solution(seed: int, kept: set[int], dens
     columns = torch.tensor(sorted(kept))
     was = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     statistics = {"gram": x.T @ x} | ({"cross": was.T @ x} if dense else {})
-    aim = dense_target(units.consumer, statistics, alpha=1.0)
-    new, used = least_squares(units.consumer, statistics["gram"], aim, columns, damping=0.0)
+    target = dense_target(units.consumer, statistics, alpha=1.0)
+    new, used = least_squares(units.consumer, statistics["gram"], target, columns, damping=0.0)
     target = (was if dense else x) @ units.consumer.T
     expected = torch.linalg.lstsq(x[:, columns].double(), target.double()).solution.T
     assert used == 0
@@ -106,12 +106,12 @@ def test_damping_pulls_towards_the_dense_weights_and_dead_inputs_do_no_harm() ->
     x[:, 2] = 0
     columns = torch.tensor([0, 2, 5])
     gram = x.T @ x
-    aim = units.consumer @ gram
-    free, _ = least_squares(units.consumer, gram, aim, columns, damping=1e-6)
-    held, _ = least_squares(units.consumer, gram, aim, columns, damping=1e6)
+    target = units.consumer @ gram
+    free, _ = least_squares(units.consumer, gram, target, columns, damping=1e-6)
+    held, _ = least_squares(units.consumer, gram, target, columns, damping=1e6)
     assert bool(torch.isfinite(free).all())
     torch.testing.assert_close(held, units.consumer[:, columns], rtol=1e-3, atol=1e-3)
-    exact, raised = least_squares(units.consumer, gram, aim, columns, damping=0.0)
+    exact, raised = least_squares(units.consumer, gram, target, columns, damping=0.0)
     assert raised == 0
     assert exact[:, 1].abs().max() == 0
 

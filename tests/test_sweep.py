@@ -83,7 +83,7 @@ def test_files_agree_and_side_by_side_changes_nothing(
     llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command("sweep", llama, tmp_path / "a", *GRID, *texts).code == 0
-    monkeypatch.setattr(workers, "_MOST_TOGETHER", 1)
+    monkeypatch.setattr(workers, "_MOST_CONCURRENT", 1)
     assert command("sweep", llama, tmp_path / "b", *GRID, *texts, "--device", "cpu,cpu").code == 0
     a, b = read(tmp_path / "a"), read(tmp_path / "b")
     for one, other in zip(a["points"], b["points"], strict=True):
@@ -108,7 +108,7 @@ def test_files_agree_and_side_by_side_changes_nothing(
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
-    original = workers.measure_together
+    original = workers.measure_concurrently
     count = iter(range(groups))
 
     def measure(*arguments: Any) -> Any:
@@ -116,7 +116,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
             raise PruneError("the plug was pulled")
         return original(*arguments)
 
-    monkeypatch.setattr(workers, "measure_together", measure)
+    monkeypatch.setattr(workers, "measure_concurrently", measure)
 
 
 def test_a_killed_sweep_continues_to_the_same_results(
@@ -125,7 +125,7 @@ def test_a_killed_sweep_continues_to_the_same_results(
     arguments = ("-m", "wanda,best", "-s", "0.3,0.6", "--sensitivity", 0, *texts)
     assert command("sweep", llama, tmp_path / "expected", *arguments).code == 0
     out = tmp_path / "out"
-    monkeypatch.setattr(workers, "_MOST_TOGETHER", 1)
+    monkeypatch.setattr(workers, "_MOST_CONCURRENT", 1)
     with monkeypatch.context() as patch:
         _stop_after(patch, 2)
         stopped = command("sweep", llama, out, *arguments)

@@ -112,7 +112,7 @@ def test_a_killed_search_continues_to_the_same_result(
 ) -> None:
     search = ("--search", "evolution", "--budget", 8, "--held-out", 6, "-s", 0.6, *texts)
     assert command("sweep", llama, tmp_path / "expected", *search).code == 0
-    original, left = workers.measure_together, iter(range(1))
+    original, left = workers.measure_concurrently, iter(range(1))
 
     def measure(*arguments: Any) -> Any:
         if next(left, None) is None:
@@ -120,7 +120,7 @@ def test_a_killed_search_continues_to_the_same_result(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "measure_together", measure)
+        patch.setattr(workers, "measure_concurrently", measure)
         assert command("sweep", llama, tmp_path / "out", *search).code == 1
     assert command("sweep", llama, tmp_path / "out", *search, "--resume").code == 0
     one, other = (json.loads((tmp_path / name / "search.json").read_text()) for name in ("expected", "out"))

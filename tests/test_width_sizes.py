@@ -15,8 +15,8 @@ from methods.structured.sizes import coarse_shares, proportional_sizes
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.open_model import open_model
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.units import PartName
-from prune_cli.structured.width.verify_coupling import proven_part
+from prune_cli.structured.units import GroupName
+from prune_cli.structured.width.verify_coupling import verified_group
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.test_resume import _stop_when
 from tests.tiny import save_tiny
@@ -151,7 +151,7 @@ def test_a_dry_run_tells_the_sizes(uniform: bool, llama: Path, tmp_path: Path, t
 @pytest.mark.parametrize(
     ("kind", "part"), [("phi3", "mlp"), ("opt", "mlp"), ("qwen2", "heads"), ("gemma2", "heads"), ("gpt_neox", "mlp")]
 )
-def test_other_architectures_compute_the_same_with_listed_shapes(kind: str, part: PartName, tmp_path: Path) -> None:
+def test_other_architectures_compute_the_same_with_listed_shapes(kind: str, part: GroupName, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", kind, shards=False, tokenizer=False)
     job = open_model(PruneRequest(model=str(folder), out=tmp_path / "out"), needs_text=False)
-    assert proven_part(job, part, 1 if part == "heads" else 32, sized=True).consumers
+    assert verified_group(job, part, 1 if part == "heads" else 32, with_overrides=True).consumers

@@ -23,7 +23,7 @@ _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Planned:
+class OutputTensor:
     """A tensor of the output: the input's tensor whose place it takes, and its new shape.
 
     Without a shape it is the input's tensor, byte for byte; with one, its bytes come later through `write_block`.
@@ -81,7 +81,7 @@ def same_layout(source: Checkpoint) -> Layout:
     return Layout(source.entries, source.files, index, {}, {})
 
 
-def changed_layout(source: Checkpoint, tensors: Mapping[str, Planned]) -> Layout:
+def changed_layout(source: Checkpoint, tensors: Mapping[str, OutputTensor]) -> Layout:
     """An output of `tensors` (name -> what it is); a shard that none of them lies in is left out."""
     order = {name: place for place, name in enumerate(source.entries)}
     names = sorted(tensors, key=lambda name: order[tensors[name].source])
@@ -101,7 +101,7 @@ def changed_layout(source: Checkpoint, tensors: Mapping[str, Planned]) -> Layout
     )
 
 
-def _header(source: Checkpoint, file: str, tensors: Mapping[str, Planned]) -> tuple[bytes, list[TensorEntry]]:
+def _header(source: Checkpoint, file: str, tensors: Mapping[str, OutputTensor]) -> tuple[bytes, list[TensorEntry]]:
     """The bytes before the data of a safetensors file, and where its tensors lie behind them."""
     metadata = file_metadata(source.folder / file)
     fields: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prune_cli.checks.request import GateResult
-from prune_cli.checks.rules import Verdict
+from prune_cli.checks.rules import CheckResult
 from prune_cli.errors import RequestError
 from prune_cli.report.format import table as markdown_table
 
@@ -88,7 +88,7 @@ def to_markdown(result: GateResult) -> str:
     return f"{title}\n\n{markdown_table(('rule', 'asked', found, ''), rows)}\n\n{told(result)} {verdict_of(result)}\n"
 
 
-def _sentence(verdict: Verdict) -> str:
+def _sentence(verdict: CheckResult) -> str:
     return f"{verdict.rule}: asked {verdict.asked}, found {verdict.measured}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from prune_cli.checks.rules import Asked, Verdict
+from prune_cli.checks.rules import CheckResult, Thresholds
 from prune_cli.request.request import Dtype
 
 
@@ -20,7 +20,7 @@ class GateRequest:
     """
 
     target: str
-    asked: Asked
+    asked: Thresholds
     data: str | None = None
     against: str | None = None
     samples: int | None = None
@@ -45,11 +45,11 @@ class GateResult:
     against: str | None
     text: str
     passed: bool
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[CheckResult]
     warnings: Sequence[str] = ()
 
     @property
-    def failed(self) -> list[Verdict]:
+    def failed(self) -> list[CheckResult]:
         return [verdict for verdict in self.verdicts if not verdict.passed]
 
     def to_json(self) -> str:

@@ -12,7 +12,7 @@ from prune_cli.report.format import percent, size
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """One rule: what was asked and what was found, in words and, where there is one, as a number."""
 
     rule: str
@@ -30,51 +30,53 @@ class Rule:
     option: str
     kind: Kind
     needs: Sequence[str]
-    decide: Callable[[str, Limit, Figures], Verdict]
+    decide: Callable[[str, Limit, Figures], CheckResult]
     more: Sequence[str] = ()
 
     def needs_for(self, limit: Limit) -> list[str]:
         return [*self.needs, *(self.more if limit.relative else ())]
 
 
-def _max_perplexity(rule: str, limit: Limit, figures: Figures) -> Verdict:
+def _max_perplexity(rule: str, limit: Limit, figures: Figures) -> CheckResult:
     (value,) = figures.need(rule, "perplexity")
-    return Verdict(rule, f"at most {limit.text}", f"{value:.4f}", value <= limit.value, limit.value, value)
+    return CheckResult(rule, f"at most {limit.text}", f"{value:.4f}", value <= limit.value, limit.value, value)
 
 
-def _max_increase(rule: str, limit: Limit, figures: Figures) -> Verdict:
+def _max_increase(rule: str, limit: Limit, figures: Figures) -> CheckResult:
     value, dense = figures.need(rule, "perplexity", "dense_perplexity")
     increase = value / dense - 1 if limit.relative else value - dense
     told = f"{100 * increase:+.2f} %" if limit.relative else f"{increase:+.4f}"
     measured = f"{told} ({dense:.4f} to {value:.4f})"
-    return Verdict(rule, f"at most {limit.text}", measured, increase <= limit.value, limit.value, increase)
+    return CheckResult(rule, f"at most {limit.text}", measured, increase <= limit.value, limit.value, increase)
 
 
-def _max_kl(rule: str, limit: Limit, figures: Figures) -> Verdict:
+def _max_kl(rule: str, limit: Limit, figures: Figures) -> CheckResult:
     (value,) = figures.need(rule, "kl")
-    return Verdict(
+    return CheckResult(
         rule, f"at most {limit.text}", f"{value:.5f} nats per token", value <= limit.value, limit.value, value
     )
 
 
-def _min_top1(rule: str, limit: Limit, figures: Figures) -> Verdict:
+def _min_top1(rule: str, limit: Limit, figures: Figures) -> CheckResult:
     (value,) = figures.need(rule, "top1")
-    return Verdict(rule, f"at least {limit.text}", percent(value), value >= limit.value, limit.value, value)
+    return CheckResult(rule, f"at least {limit.text}", percent(value), value >= limit.value, limit.value, value)
 
 
-def _min_sparsity(rule: str, limit: Limit, figures: Figures) -> Verdict:
+def _min_sparsity(rule: str, limit: Limit, figures: Figures) -> CheckResult:
     (value,) = figures.need(rule, "sparsity")
     measured = f"{percent(value)} of {figures.sparsity_of}"
-    return Verdict(rule, f"at least {limit.text}", measured, value >= limit.value, limit.value, value)
+    return CheckResult(rule, f"at least {limit.text}", measured, value >= limit.value, limit.value, value)
 
 
-def _max_size(rule: str, limit: Limit, figures: Figures) -> Verdict:
+def _max_size(rule: str, limit: Limit, figures: Figures) -> CheckResult:
     if not limit.relative:
         (value,) = figures.need(rule, "bytes")
-        return Verdict(rule, f"at most {limit.text}", size(int(value)), value <= limit.value, limit.value, value)
+        return CheckResult(rule, f"at most {limit.text}", size(int(value)), value <= limit.value, limit.value, value)
     value, dense = figures.need(rule, "bytes", "dense_bytes")
     measured = f"{value / dense:.3f}x ({size(int(dense))} to {size(int(value))})"
-    return Verdict(rule, f"at most {limit.text}", measured, value / dense <= limit.value, limit.value, value / dense)
+    return CheckResult(
+        rule, f"at most {limit.text}", measured, value / dense <= limit.value, limit.value, value / dense
+    )
 
 
 RULES = (
@@ -89,14 +91,14 @@ REQUIRE_LOADABLE, FILES = "--require-loadable", "files as in the report"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Thresholds:
     """The rules that were asked for, each with its limit."""
 
     limits: Sequence[tuple[Rule, Limit]]
     loadable: bool
 
     @classmethod
-    def parse(cls, given: dict[str, str | None], *, loadable: bool) -> Asked:
+    def parse(cls, given: dict[str, str | None], *, loadable: bool) -> Thresholds:
         """`given` maps options to what was typed. Raises RequestError for a limit that makes no sense."""
         limits = [
             (rule, parse_limit(rule.option, text, rule.kind)) for rule in RULES if (text := given.get(rule.option))
@@ -115,15 +117,17 @@ class Asked:
                 if name in missing:
                     raise RequestError(f"{rule.option} cannot be decided: {missing[name]}.")
 
-    def decide(self, figures: Figures) -> list[Verdict]:
+    def decide(self, figures: Figures) -> list[CheckResult]:
         """A verdict for every rule; raises RequestError for one that the figures do not decide."""
         verdicts = [rule.decide(rule.option, limit, figures) for rule, limit in self.limits]
         if self.loadable:
             if figures.load_failure is None:
                 raise RequestError(f"{REQUIRE_LOADABLE} cannot be decided: {figures.missing['load_failure']}.")
             told = figures.load_failure or "loads and generates"
-            verdicts.append(Verdict(REQUIRE_LOADABLE, "loads in plain transformers", told, not figures.load_failure))
+            verdicts.append(
+                CheckResult(REQUIRE_LOADABLE, "loads in plain transformers", told, not figures.load_failure)
+            )
         if figures.changed_files is not None:
             told = f"{', '.join(figures.changed_files)} changed" if figures.changed_files else "the same"
-            verdicts.append(Verdict(FILES, "the same", told, not figures.changed_files))
+            verdicts.append(CheckResult(FILES, "the same", told, not figures.changed_files))
         return verdicts

@@ -60,11 +60,11 @@ def check(
     }
     with told_failures(as_json=as_json, verbose=verbose):
         from prune_cli.checks.request import GateRequest
-        from prune_cli.checks.rules import Asked
+        from prune_cli.checks.rules import Thresholds
 
         request = GateRequest(
             target=target,
-            asked=Asked.parse(limits, loadable=require_loadable),
+            asked=Thresholds.parse(limits, loadable=require_loadable),
             data=data,
             against=against,
             samples=samples,

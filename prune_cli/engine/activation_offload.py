@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from prune_cli.engine.memory import LARGE_INPUTS, keep_no_holes
+from prune_cli.engine.memory import LARGE_INPUTS, mmap_large_allocations
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Parking:
+class ActivationOffload:
     """Where the inputs of batches wait that stop at the same map; the files lie in `folder` while they are needed."""
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class Parking:
         if self._held + tensor.nbytes <= LARGE_INPUTS or not tensor.is_contiguous():
             self._held += tensor.nbytes
             return
-        keep_no_holes()
+        mmap_large_allocations()
         try:
             tensor.data = _in_a_file(tensor, self._folder)
         except OSError as error:

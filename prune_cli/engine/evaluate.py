@@ -10,7 +10,7 @@ import torch
 
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
 from prune_cli.report.types import Comparison, Evaluation
 
@@ -23,12 +23,12 @@ _GROUP_BYTES = 4 << 30
 _STATES_PER_TOKEN = 3
 
 
-def evaluate(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> Evaluation:
+def evaluate(model: StreamedModel, windows: torch.Tensor, batch_size: int, progress: Progress) -> Evaluation:
     """Perplexity on `windows` (windows, length). Raises PruneError where the loss is not finite."""
     return summary(losses_of_windows(model, windows, batch_size, progress), windows)
 
 
-def losses_of_windows(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> list[float]:
+def losses_of_windows(model: StreamedModel, windows: torch.Tensor, batch_size: int, progress: Progress) -> list[float]:
     """The mean loss of each of `windows` (windows, length), in nats."""
     losses: list[float] = []
     for batches in _groups(model, windows, batch_size):
@@ -46,7 +46,9 @@ def window_losses(stream: Stream, batches: Sequence[torch.Tensor]) -> list[float
     ]
 
 
-def compare(model: Skeleton, dense: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> Comparison:
+def compare(
+    model: StreamedModel, dense: StreamedModel, windows: torch.Tensor, batch_size: int, progress: Progress
+) -> Comparison:
     """Both models on `windows` (windows, length), in step. Raises PruneError where a loss is not finite."""
     ours: list[float] = []
     theirs: list[float] = []
@@ -73,7 +75,7 @@ def compare(model: Skeleton, dense: Skeleton, windows: torch.Tensor, batch_size:
     )
 
 
-def _groups(model: Skeleton, windows: torch.Tensor, batch_size: int) -> Iterator[Sequence[torch.Tensor]]:
+def _groups(model: StreamedModel, windows: torch.Tensor, batch_size: int) -> Iterator[Sequence[torch.Tensor]]:
     """Batches that travel together: as many as their hidden states allow."""
     window_bytes = windows.shape[1] * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN
     together = max(1, _GROUP_BYTES // (window_bytes * batch_size)) * batch_size
@@ -82,12 +84,12 @@ def _groups(model: Skeleton, windows: torch.Tensor, batch_size: int) -> Iterator
 
 
 @contextmanager
-def _before_the_head(model: Skeleton, batches: Sequence[torch.Tensor], progress: Progress) -> Iterator[Stream]:
+def _before_the_head(model: StreamedModel, batches: Sequence[torch.Tensor], progress: Progress) -> Iterator[Stream]:
     """All batches brought through all blocks, waiting before what comes after them."""
     with Stream(model, batches) as stream:
         for block in range(len(model.blocks)):
             stream.load(block)
-            stream.through(block)
+            stream.run_block(block)
             stream.unload(block)
             progress.advance()
         yield stream

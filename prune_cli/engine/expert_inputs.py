@@ -9,7 +9,7 @@ from torch import nn
 
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
-from prune_cli.model.tensor_map import Place
+from prune_cli.model.tensor_map import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class AtExperts:
     batches: Sequence[Routed]
 
 
-def experts_by_module(places: Mapping[str, Place]) -> dict[str, dict[str, Place]]:
+def experts_by_module(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     """The tensors of experts, grouped by the module that computes with them."""
-    groups: dict[str, dict[str, Place]] = {}
-    for name, place in places.items():
-        if place.expert is not None:
-            groups.setdefault(place.module_name, {})[name] = place
+    groups: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in infos.items():
+        if info.expert is not None:
+            groups.setdefault(info.module_name, {})[name] = info
     return groups
 
 

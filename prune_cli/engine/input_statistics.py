@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
-from prune_cli.engine.memory import home_of_gram
+from prune_cli.engine.memory import device_of_gram
 
 _SKETCH_SEED = 0
 # Up to this many tokens the output error is exact; above, it is estimated from a sketch of 1/64 of the tokens.
@@ -29,12 +29,12 @@ class InputStatistics:
     def __init__(
         self, needs: Sequence[str], inputs: int, tokens: int, device: torch.device, *, with_dense: bool
     ) -> None:
-        home = home_of_gram(inputs, device, 1 + with_dense) if "gram" in needs else device
+        device_of_sums = device_of_gram(inputs, device, 1 + with_dense) if "gram" in needs else device
         self._accumulators: dict[str, Accumulator] = {
-            name: ACCUMULATORS[name](inputs, home if name == "gram" else device) for name in needs
+            name: ACCUMULATORS[name](inputs, device_of_sums if name == "gram" else device) for name in needs
         }
-        self._cross = Cross(inputs, inputs, home) if with_dense else None
-        self.home = home
+        self._cross = Cross(inputs, inputs, device_of_sums) if with_dense else None
+        self.device_of_sums = device_of_sums
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
 

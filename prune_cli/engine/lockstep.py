@@ -16,16 +16,16 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
 
-from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.errors import PruneError
 
 # Called when one batch passes a map in a rehearsal: (name of the map, the tensors that it is called with).
 Observe = Callable[[str, list[torch.Tensor]], None]
 # Stands in for a block's forward while one batch passes it: (the block's own forward, args, kwargs).
-Instead = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+BlockOverride = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
-class _Lane:
+class _Batch:
     """One batch on its way: its coroutine, where it waits, and the tensors it waits with."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
@@ -51,17 +51,17 @@ class Lockstep:
         forward: Callable[[torch.Tensor], Any],
         blocks: Sequence[nn.Module],
         batches: Sequence[torch.Tensor],
-        parking: Parking | None = None,
+        parking: ActivationOffload | None = None,
     ) -> None:
         self._blocks = blocks
         self._parking = parking
-        self._lanes = [_Lane(lambda batch=batch: forward(batch)) for batch in batches]
-        self._of_coroutine = {lane.coroutine: lane for lane in self._lanes}
-        self._here: list[_Lane] = []
+        self._batches = [_Batch(lambda batch=batch: forward(batch)) for batch in batches]
+        self._of_coroutine = {batch.coroutine: batch for batch in self._batches}
+        self._here: list[_Batch] = []
         self._rehearsing: int | None = None
         self._probing: int | None = None
         self._probed: Any = None
-        self._instead: Instead | None = None
+        self._instead: BlockOverride | None = None
         self._before: list[Any] = []
 
     def __enter__(self) -> Lockstep:
@@ -75,9 +75,9 @@ class Lockstep:
             del block.forward
             if before is not None:
                 block.forward = before
-        for lane in self._lanes:
-            if lane.coroutine:
-                lane.coroutine.throw()
+        for batch in self._batches:
+            if batch.coroutine:
+                batch.coroutine.throw()
 
     def _pausing_forward(self, index: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -85,7 +85,7 @@ class Lockstep:
                 return original(*args, **kwargs)  # a batch of another Lockstep over the same blocks
             self._pause(index, tensors_in(args, kwargs)[:1])
             if self._rehearsing == index:
-                self._rehearse(original, args, kwargs)
+                self._observe_block(original, args, kwargs)
             if self._probing == index:
                 self._probed = original(*_copied(args), **dict(zip(kwargs, _copied(kwargs.values()), strict=True)))
                 self._pause("probed", tensors_in(args, kwargs)[:1])
@@ -97,7 +97,7 @@ class Lockstep:
 
         return forward
 
-    def _rehearse(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _observe_block(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = tensors_in(args, kwargs)
         before = [value._version for value in inputs]
         original(*args, **kwargs)
@@ -109,25 +109,25 @@ class Lockstep:
         self._pause("rehearsed")
 
     def _pause(self, place: Hashable, arguments: Sequence[torch.Tensor] = ()) -> None:
-        lane = self._of_coroutine[getcurrent()]
-        lane.place, lane.arguments = place, list(arguments)
-        parent = lane.coroutine.parent
+        batch = self._of_coroutine[getcurrent()]
+        batch.place, batch.arguments = place, list(arguments)
+        parent = batch.coroutine.parent
         assert parent is not None
         parent.switch()
-        lane.arguments = []
+        batch.arguments = []
 
-    def _advance(self, lanes: Sequence[_Lane]) -> None:
+    def _advance(self, waiting_batches: Sequence[_Batch]) -> None:
         if self._parking is not None:
             self._parking.next_map()
-        self._go_on(lanes)
+        self._go_on(waiting_batches)
 
     @staticmethod
-    def _go_on(lanes: Iterable[_Lane]) -> None:
-        for lane in lanes:
-            lane.coroutine.switch()
+    def _go_on(waiting_batches: Iterable[_Batch]) -> None:
+        for batch in waiting_batches:
+            batch.coroutine.switch()
 
     def _all_wait_at(self, place: Hashable) -> None:
-        astray = [lane.place for lane in self._lanes if lane.coroutine.dead or lane.place != place]
+        astray = [batch.place for batch in self._batches if batch.coroutine.dead or batch.place != place]
         if astray:
             raise PruneError(
                 f"The blocks of this architecture do not run one after the other (expected {place}, found "
@@ -136,19 +136,19 @@ class Lockstep:
 
     def start(self) -> None:
         """Run every batch up to the first block."""
-        self._advance(self._lanes)
+        self._advance(self._batches)
         self._all_wait_at(0)
 
-    def through(self, index: int, instead: Instead | None = None) -> None:
+    def run_block(self, index: int, instead: BlockOverride | None = None) -> None:
         """Run every batch through block `index` without a stop; `instead` is called in place of the block's forward."""
         self._instead = instead
         try:
-            for _ in self.stops(index, {}):
+            for _ in self.pause_at(index, {}):
                 raise AssertionError("there is no map to stop at")
         finally:
             self._instead = None
 
-    def stops(self, index: int, maps: Mapping[nn.Module, str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    def pause_at(self, index: int, maps: Mapping[nn.Module, str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Run every batch through block `index`; yields each of `maps` (module -> name) when the batches wait there.
 
         With the name come the inputs, one per batch that waits, in a list that is emptied when they go on: when the
@@ -158,18 +158,18 @@ class Lockstep:
         waiting = set(maps)
         hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in maps}
         try:
-            self._advance(self._lanes)
+            self._advance(self._batches)
             while here := self._first_stop(maps, waiting):
                 first, *others = here
-                inputs = [lane.input for lane in here if lane.input is not None]
-                brought = {lane.coroutine: SameInputs(lane.arguments) for lane in here}
+                inputs = [batch.input for batch in here if batch.input is not None]
+                brought = {batch.coroutine: SameInputs(batch.arguments) for batch in here}
                 self._here = here
                 while first.place in waiting and brought[first.coroutine].repeated(first.arguments):
                     module = first.place
                     assert isinstance(module, nn.Module)
                     waiting.remove(module)
                     hooks.pop(module).remove()
-                    if any(lane.place is not module for lane in others):  # they have yet to come by
+                    if any(batch.place is not module for batch in others):  # they have yet to come by
                         hooks[module] = module.register_forward_pre_hook(_same_as(brought), with_kwargs=True)
                     yield maps[module], inputs
                     self._advance([first])
@@ -181,10 +181,10 @@ class Lockstep:
                 hook.remove()
         self._all_wait_at(index + 1)
 
-    def _first_stop(self, maps: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[_Lane]:
+    def _first_stop(self, maps: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[_Batch]:
         """The lanes at the earliest map that any lane waits at; empty when all have left the block."""
         for module in maps:
-            if module in waiting and (here := [lane for lane in self._lanes if lane.place is module]):
+            if module in waiting and (here := [batch for batch in self._batches if batch.place is module]):
                 return here
         return []
 
@@ -197,7 +197,7 @@ class Lockstep:
 
         return pause
 
-    def rehearse(self, index: int, maps: Mapping[nn.Module, str], observe: Observe) -> None:
+    def observe_block(self, index: int, maps: Mapping[nn.Module, str], observe: Observe) -> None:
         """Run every batch through block `index` once for `observe` alone; `through` then runs it from the same inputs.
 
         The two-pass protocol of the authors' code of Wanda: all statistics of a block come from its dense weights.
@@ -209,7 +209,7 @@ class Lockstep:
         hooks = [module.register_forward_pre_hook(seen(name), with_kwargs=True) for module, name in maps.items()]
         self._rehearsing = index
         try:
-            self._advance(self._lanes)
+            self._advance(self._batches)
         finally:
             self._rehearsing = None
             for hook in hooks:
@@ -218,15 +218,15 @@ class Lockstep:
 
     def waiting(self) -> list[torch.Tensor | None]:
         """What each batch waits with: before a block, its hidden states."""
-        return [lane.input for lane in self._lanes]
+        return [batch.input for batch in self._batches]
 
     def arguments(self) -> list[list[torch.Tensor]]:
         """At a stop, all tensors that each of its batches brings, the input first."""
-        return [lane.arguments for lane in self._here]
+        return [batch.arguments for batch in self._here]
 
     def current(self) -> int:
         """The number of the batch that runs now."""
-        return self._lanes.index(self._of_coroutine[getcurrent()])
+        return self._batches.index(self._of_coroutine[getcurrent()])
 
     def probe(self, index: int) -> tuple[torch.Tensor | None, Any]:
         """Run the first batch through block `index`, for hooks to look at, from copies of its inputs.
@@ -235,28 +235,28 @@ class Lockstep:
         """
         self._probing = index
         try:
-            self._advance(self._lanes[:1])
+            self._advance(self._batches[:1])
         finally:
             self._probing = None
         output, self._probed = self._probed, None
-        return self._lanes[0].input, output
+        return self._batches[0].input, output
 
     def stop_after_blocks(self, module: nn.Module) -> list[torch.Tensor]:
         """Run every batch from the last block to `module` (the output head); returns its inputs, one per batch."""
         hook = module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True)
         try:
-            self._advance(self._lanes)
+            self._advance(self._batches)
         finally:
             hook.remove()
         self._all_wait_at(module)
-        return [lane.input for lane in self._lanes if lane.input is not None]
+        return [batch.input for batch in self._batches if batch.input is not None]
 
     def finish(self) -> Iterator[Any]:
         """Run one batch after the other to its end, in order; yields what its forward returned."""
-        while self._lanes:
-            lane = self._lanes.pop(0)
-            output = lane.coroutine.switch()
-            del self._of_coroutine[lane.coroutine], lane
+        while self._batches:
+            batch = self._batches.pop(0)
+            output = batch.coroutine.switch()
+            del self._of_coroutine[batch.coroutine], batch
             yield output
 
 

@@ -38,7 +38,7 @@ class PeakMemory:
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
 
 
-def home_of_gram(inputs: int, device: torch.device, matrices: int) -> torch.device:
+def device_of_gram(inputs: int, device: torch.device, matrices: int) -> torch.device:
     """Where `matrices` float32 matrices (inputs, inputs) and the solver's own are kept: `device`, else the host."""
     if device.type != "cuda":
         return device
@@ -52,7 +52,7 @@ def gram_bytes(inputs: int, matrices: int) -> int:
     return (matrices + _SOLVER_MATRICES) * 4 * inputs**2
 
 
-def keep_no_holes() -> None:
+def mmap_large_allocations() -> None:
     """Have glibc map each large piece by itself, so that freeing it returns it: a heap keeps holes between live pieces.
 
     For the rest of the process; mapping costs time, so it is for runs whose batches fill much memory. Elsewhere than

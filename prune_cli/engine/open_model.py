@@ -14,7 +14,7 @@ from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
 from prune_cli.errors import RequestError
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
 from prune_cli.sparse.dense_view import refuse_sparse
 
@@ -26,7 +26,7 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenModel:
     """The model and the texts that a checked request names, on this machine.
 
     `calibration` is None where nothing needs a text.
@@ -34,7 +34,7 @@ class Opened:
 
     source: Source
     checkpoint: Checkpoint
-    model: Skeleton
+    model: StreamedModel
     device: torch.device
     dtype: torch.dtype
     calibration: TextSource | None
@@ -43,9 +43,9 @@ class Opened:
 
     def with_checkpoint(
         self, checkpoint: Checkpoint, config: Any | None = None, *, dtype: torch.dtype | None = None
-    ) -> Skeleton:
+    ) -> StreamedModel:
         """The same model over other weights, as those of the output; `config` where they have other shapes."""
-        return Skeleton(
+        return StreamedModel(
             self.source.folder,
             checkpoint,
             dtype=dtype or self.dtype,
@@ -55,7 +55,7 @@ class Opened:
         )
 
 
-def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) -> Opened:
+def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) -> OpenModel:
     """What every way of pruning needs; raises RequestError (or PruneError when the hub fails).
 
     Without `writes`, no checkpoint will be written to OUT, and it is not looked at.
@@ -71,10 +71,12 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     if writes:
         check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)
-    model = Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code)
+    model = StreamedModel(
+        source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code
+    )
     if calibration is not None or evaluation is not None:
         check_seq_len(model, request.seq_len)
-    return Opened(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
+    return OpenModel(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
 
 
 def pick_device(asked: str) -> torch.device:
@@ -111,7 +113,7 @@ def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len:
     return asked if asked != "auto" else max(1, _BATCH_TOKENS.get(device.type, 2048) // seq_len)
 
 
-def calibration_tokens(request: PruneRequest, job: Opened) -> int | None:
+def calibration_tokens(request: PruneRequest, job: OpenModel) -> int | None:
     """Samples x length, of a text as far as they can be told without reading it; stored tokens are counted."""
     if job.calibration is None:
         return None

@@ -9,7 +9,7 @@ from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.evaluate import evaluate
-from prune_cli.engine.open_model import Opened, pick_batch_size
+from prune_cli.engine.open_model import OpenModel, pick_batch_size
 from prune_cli.engine.texts import read_tokens
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress
@@ -17,7 +17,7 @@ from prune_cli.report.types import Evaluation
 from prune_cli.request.request import PruneRequest
 
 
-def read_texts(request: PruneRequest, job: Opened, progress: Progress) -> tuple[TokenSet | None, TokenSet | None]:
+def read_texts(request: PruneRequest, job: OpenModel, progress: Progress) -> tuple[TokenSet | None, TokenSet | None]:
     """The calibration and the evaluation windows, where asked for. Evaluation always takes the whole text."""
     if job.calibration is None and job.evaluation is None:
         return None, None
@@ -39,7 +39,7 @@ def read_texts(request: PruneRequest, job: Opened, progress: Progress) -> tuple[
 
 
 def perplexity_before(
-    request: PruneRequest, job: Opened, text: TokenSet | None, output: OutputFolder, progress: Progress
+    request: PruneRequest, job: OpenModel, text: TokenSet | None, output: OutputFolder, progress: Progress
 ) -> Evaluation | None:
     """Measured once, also when the run is resumed."""
     if "evaluation_before" in output.notes:
@@ -52,7 +52,7 @@ def perplexity_before(
 
 def perplexity(
     request: PruneRequest,
-    job: Opened,
+    job: OpenModel,
     text: TokenSet | None,
     checkpoint: Checkpoint,
     title: str,

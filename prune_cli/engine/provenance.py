@@ -12,13 +12,13 @@ from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.engine.evaluate import PROTOCOL
-from prune_cli.engine.open_model import Opened, pick_batch_size
+from prune_cli.engine.open_model import OpenModel, pick_batch_size
 from prune_cli.report.types import Evaluation, EvaluationReport, TextReport
 from prune_cli.request.request import PruneRequest
 from prune_cli.version import __version__
 
 
-def batch_size_of(request: PruneRequest, job: Opened, tokens: TokenSet | None) -> int | None:
+def batch_size_of(request: PruneRequest, job: OpenModel, tokens: TokenSet | None) -> int | None:
     return None if tokens is None else pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
 
 
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
     return {"prune-cli": __version__, **{name: version(name) for name in names}}
 
 
-def model_facts(job: Opened, output: OutputFolder) -> dict[str, Any]:
+def model_facts(job: OpenModel, output: OutputFolder) -> dict[str, Any]:
     """What was pruned."""
     return {
         "given": job.source.given,
@@ -56,7 +56,7 @@ def warnings_of(
     return [*warnings, *own, *left]
 
 
-def environment(job: Opened, batch_size: int | None) -> dict[str, Any]:
+def environment(job: OpenModel, batch_size: int | None) -> dict[str, Any]:
     """Where a run ran."""
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
     return {

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.engine.activation_offload import Parking
-from prune_cli.engine.lockstep import Instead, Lockstep, Observe
-from prune_cli.engine.memory import LARGE_INPUTS, keep_no_holes
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.engine.activation_offload import ActivationOffload
+from prune_cli.engine.lockstep import BlockOverride, Lockstep, Observe
+from prune_cli.engine.memory import LARGE_INPUTS, mmap_large_allocations
+from prune_cli.model.streamed_model import StreamedModel
 
 
 class Stream:
@@ -23,14 +23,16 @@ class Stream:
     `rehearse` and `through`, `unload`; then `finish` for what the model returns, or `stop_at_head`.
     """
 
-    def __init__(self, model: Skeleton, batches: Sequence[torch.Tensor], parking: Parking | None = None) -> None:
+    def __init__(
+        self, model: StreamedModel, batches: Sequence[torch.Tensor], parking: ActivationOffload | None = None
+    ) -> None:
         self.model = model
         self._lockstep = Lockstep(model.forward, model.blocks, batches, parking)
         self._state_bytes = sum(batch.numel() for batch in batches) * model.hidden_size * model.dtype.itemsize
 
     def __enter__(self) -> Stream:
         if self.model.device.type == "cpu" and self._state_bytes > LARGE_INPUTS:
-            keep_no_holes()
+            mmap_large_allocations()
         self.model.load_outside()
         self._lockstep.__enter__()
         self._lockstep.start()
@@ -50,24 +52,24 @@ class Stream:
     def unload(self, block: int) -> None:
         self.model.unload_block(block)
 
-    def through(self, block: int, instead: Instead | None = None) -> None:
+    def run_block(self, block: int, instead: BlockOverride | None = None) -> None:
         """Every batch passes `block`; `instead` is called for each in place of the block's forward."""
-        self._lockstep.through(block, instead)
+        self._lockstep.run_block(block, instead)
 
-    def stops(self, block: int, names: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    def pause_at(self, block: int, names: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Stop at the maps of the tensors `names`, in the order of the forward: the name and one input per batch.
 
         At the experts of a block all batches stop once, and the name is that of their module.
         """
-        return self._lockstep.stops(block, self._modules(names))
+        return self._lockstep.pause_at(block, self._modules(names))
 
     def arguments(self) -> list[list[torch.Tensor]]:
         """At a stop, all tensors that each of its batches brings, the input first."""
         return self._lockstep.arguments()
 
-    def rehearse(self, block: int, names: Sequence[str], observe: Observe) -> None:
+    def observe_block(self, block: int, names: Sequence[str], observe: Observe) -> None:
         """Pass `block` once for `observe` alone; names and order as in `stops`."""
-        self._lockstep.rehearse(block, self._modules(names), observe)
+        self._lockstep.observe_block(block, self._modules(names), observe)
 
     def waiting(self) -> list[torch.Tensor | None]:
         """What each batch waits with: before a block, its hidden states."""
@@ -89,8 +91,8 @@ class Stream:
         return self._lockstep.finish()
 
     def _modules(self, names: Sequence[str]) -> dict[nn.Module, str]:
-        places = self.model.places
-        return {self.module(name): places[name].module_name if places[name].expert else name for name in names}
+        infos = self.model.tensor_map
+        return {self.module(name): infos[name].module_name if infos[name].expert else name for name in names}
 
     def module(self, name: str) -> nn.Module:
         return self.model.module_of(name)

@@ -9,7 +9,7 @@ from calibration.sources import Role, parse_source
 from calibration.sources import Source as TextSource
 from calibration.tokens import TokenSet, load_tokens
 from prune_cli.errors import RequestError
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN
 
 
@@ -24,7 +24,7 @@ def open_text(text: str) -> TextSource:
 
 def read_tokens(
     text: TextSource,
-    model: Skeleton,
+    model: StreamedModel,
     tokenizer: Any | None,
     role: Role,
     samples: int | None,
@@ -54,7 +54,7 @@ def read_tokens(
     return tokens
 
 
-def check_seq_len(model: Skeleton, seq_len: int | None) -> None:
+def check_seq_len(model: StreamedModel, seq_len: int | None) -> None:
     limit = model.position_limit
     if seq_len is not None and limit is not None and seq_len > limit:
         raise RequestError(f"--seq-len is {seq_len}, but the model takes at most {limit} positions.")

@@ -15,7 +15,7 @@ from prune_cli.engine.provenance import text_report
 from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.types import Comparison, Evaluation, TextReport
 from prune_cli.request.request import Dtype, check_counts, check_device
@@ -94,9 +94,9 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
 
 def _open(
     given: str, revision: str | None, request: EvaluationRequest, device: torch.device
-) -> tuple[Source, Skeleton]:
+) -> tuple[Source, StreamedModel]:
     source = resolve_model(given, revision)
     checkpoint = open_checkpoint(source.folder)
     dtype = pick_dtype(request.dtype, device, checkpoint)
     trust = request.trust_remote_code
-    return source, Skeleton(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)
+    return source, StreamedModel(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from prune_cli.model.tensor_map import Place
+from prune_cli.model.tensor_map import TensorInfo
 
 
-def matrix_shape(place: Place) -> tuple[int, int]:
+def matrix_shape(info: TensorInfo) -> tuple[int, int]:
     """(out, in) of the tensor, or of each of its slices, as a method sees it; a vector is one row."""
-    shape, count = place.entry.shape, place.entry.count // place.slices
-    if place.expert is not None:
+    shape, count = info.entry.shape, info.entry.count // info.slices
+    if info.expert is not None:
         shape = shape[-2:]
     if len(shape) < 2:
         return 1, count
     rows, columns = shape[0], count // shape[0] if shape[0] else 0
-    return (columns, rows) if place.transposed else (rows, columns)
+    return (columns, rows) if info.transposed else (rows, columns)
 
 
-def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:
+def as_matrix(info: TensorInfo, stored: torch.Tensor) -> torch.Tensor:
     """(out, in) view of a tensor or slice: GPT-2's Conv1D is stored (in, out), a vector is one row."""
-    return stored.T if place.transposed else stored.reshape(matrix_shape(place))
+    return stored.T if info.transposed else stored.reshape(matrix_shape(info))
 
 
-def as_stored(place: Place, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    oriented = matrix.T if place.transposed else matrix
+def as_stored(info: TensorInfo, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    oriented = matrix.T if info.transposed else matrix
     return oriented.to(like.dtype).reshape(like.shape).contiguous()

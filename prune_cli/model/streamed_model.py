@@ -22,10 +22,10 @@ from transformers.utils import logging as transformers_logging
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import PruneError
 from prune_cli.model.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
-from prune_cli.model.tensor_map import Place, PlaceFinder
+from prune_cli.model.tensor_map import TensorInfo, TensorMapper
 
 
-class Skeleton:
+class StreamedModel:
     """A causal-LM on meta, its blocks, and a `Place` for every tensor of the checkpoint.
 
     Raises RequestError where the checkpoint is no causal LM that can be run block by block, or disagrees with its
@@ -60,10 +60,10 @@ class Skeleton:
             weight_mapping=mapping,  # pyright: ignore[reportArgumentType]
         )
         self._tied = dict(self.model.all_tied_weights_keys)
-        finder = PlaceFinder(self.model, self.blocks_name, self._expected, self._tied)
-        self.places = finder.find(checkpoint, mapping)
+        finder = TensorMapper(self.model, self.blocks_name, self._expected, self._tied)
+        self.tensor_map = finder.find(checkpoint, mapping)
         self._untie_what_differs()
-        finder.check_nothing_missing(self.places)
+        finder.check_nothing_missing(self.tensor_map)
         self._fill_buffers()
         self._on_demand = self._prepare_on_demand()
 
@@ -71,7 +71,7 @@ class Skeleton:
 
     def _untie_what_differs(self) -> None:
         """Like transformers: a tied pair whose two stored tensors differ is not tied."""
-        stored = {place.parameter: name for name, place in self.places.items()}
+        stored = {info.parameter: name for name, info in self.tensor_map.items()}
         for alias, source in list(self._tied.items()):
             if alias in stored and source in stored:
                 pair = self.checkpoint.read(stored[alias]), self.checkpoint.read(stored[source])
@@ -80,14 +80,14 @@ class Skeleton:
 
     def tied_names(self, name: str) -> tuple[str, ...]:
         """The other checkpoint tensors that hold the same parameter as `name` (a tied head stored beside it)."""
-        if self.places[name].expert is not None:
+        if self.tensor_map[name].expert is not None:
             return ()  # those of other experts lie in the same parameter
-        parameter = self.places[name].parameter
+        parameter = self.tensor_map[name].parameter
         root = self._tied.get(parameter or "", parameter)
         return tuple(
             other
-            for other, place in self.places.items()
-            if other != name and place.parameter and self._tied.get(place.parameter, place.parameter) == root
+            for other, info in self.tensor_map.items()
+            if other != name and info.parameter and self._tied.get(info.parameter, info.parameter) == root
         )
 
     def shape_of(self, parameter: str) -> tuple[int, ...]:
@@ -115,7 +115,7 @@ class Skeleton:
                 own = {f"{path}.{name}" for name, _ in module.named_parameters()}
                 wanted = own | {self._tied[name] for name in own if name in self._tied}
                 wanted |= {alias for alias, source in self._tied.items() if source in own}
-                names = [name for name, place in self.places.items() if place.parameter in wanted]
+                names = [name for name, info in self.tensor_map.items() if info.parameter in wanted]
                 modules[module] = names
                 module.register_forward_pre_hook(self._load_when_called(module, names))
         return modules
@@ -129,15 +129,15 @@ class Skeleton:
 
     def block_names(self, index: int) -> list[str]:
         """The checkpoint tensors of one block."""
-        return [name for name, place in self.places.items() if place.block == index]
+        return [name for name, info in self.tensor_map.items() if info.block == index]
 
     def module_of(self, name: str) -> nn.Module:
         """The module that computes with the tensor `name`."""
-        return self.model.get_submodule(self.places[name].module_name)
+        return self.model.get_submodule(self.tensor_map[name].module_name)
 
     def linear_maps(self, index: int) -> list[str]:
         """The tensors of one block that are linear maps, pruned or not."""
-        return [name for name in self.block_names(index) if self.places[name].role == "linear map"]
+        return [name for name in self.block_names(index) if self.tensor_map[name].role == "linear map"]
 
     def load_block(self, index: int, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Load one block; returns its tensors as stored. Raises PruneError if a parameter stays without a value."""
@@ -160,7 +160,7 @@ class Skeleton:
         head = self.model.get_output_embeddings()
         tied_to_embedding = {name for module, names in self._on_demand.items() if module is not head for name in names}
         head_only = set(self._on_demand.get(head, ())) - tied_to_embedding if head is not None else set()
-        outside = [name for name, place in self.places.items() if place.block is None and place.parameter]
+        outside = [name for name, info in self.tensor_map.items() if info.block is None and info.parameter]
         self._load([name for name in outside if name not in head_only], self.checkpoint)
 
     def _load(self, names: Iterable[str], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -176,7 +176,7 @@ class Skeleton:
 
     def unload_block(self, index: int) -> None:
         for name in self.block_names(index):
-            self._unload(self.places[name].parameter)
+            self._unload(self.tensor_map[name].parameter)
         for name, parameter in self.blocks[index].named_parameters():
             if not parameter.is_meta:
                 self._unload(f"{self.blocks_name}.{index}.{name}")
@@ -185,7 +185,7 @@ class Skeleton:
         """Embeddings have done their work once every batch has reached the first block."""
         for names in self._on_demand.values():
             for name in names:
-                parameter = self.places[name].parameter
+                parameter = self.tensor_map[name].parameter
                 self._unload(parameter)
                 for alias, source in self._tied.items():
                     if parameter in (alias, source):
@@ -210,24 +210,24 @@ class Skeleton:
                 value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
             )
 
-    def set_weight(self, place: Place, value: torch.Tensor) -> None:
+    def set_weight(self, info: TensorInfo, value: torch.Tensor) -> None:
         """Put a new value, in the checkpoint's orientation and dtype, where the model computes with it."""
-        assert place.parameter is not None
-        dtype = self._get(place.parameter).dtype
-        self._set(place.parameter, value.to(self.device, dtype))
+        assert info.parameter is not None
+        dtype = self._get(info.parameter).dtype
+        self._set(info.parameter, value.to(self.device, dtype))
 
-    def make_own(self, place: Place) -> None:
+    def make_own(self, info: TensorInfo) -> None:
         """Give a parameter bytes of its own, where it may be a view on a file, so that parts of it can be set."""
-        assert place.parameter is not None
-        self._set(place.parameter, self._get(place.parameter).clone())
+        assert info.parameter is not None
+        self._set(info.parameter, self._get(info.parameter).clone())
 
-    def set_expert(self, place: Place, expert: int, value: torch.Tensor) -> None:
+    def set_expert(self, info: TensorInfo, expert: int, value: torch.Tensor) -> None:
         """Put the matrix of one expert, in the checkpoint's orientation and dtype, where the model computes with it."""
-        assert place.parameter is not None
-        assert place.expert is not None
-        target = self._get(place.parameter)[expert]
-        if place.expert.index is not None:
-            target = target[place.expert.first : place.expert.first + len(value)]
+        assert info.parameter is not None
+        assert info.expert is not None
+        target = self._get(info.parameter)[expert]
+        if info.expert.index is not None:
+            target = target[info.expert.first : info.expert.first + len(value)]
         target.copy_(value)
 
     # --- facts --------------------------------------------------------------------------------------------------

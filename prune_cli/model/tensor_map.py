@@ -21,7 +21,7 @@ from prune_cli.model.roles import Role, role_of
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorInfo:
     """What one checkpoint tensor is in the model: `block` is None outside the blocks, `parameter` None if unused.
 
     `expert` is there for matrices of experts that can be pruned.
@@ -46,7 +46,7 @@ class Place:
         return self.parameter.rpartition(".")[0]
 
 
-class PlaceFinder:
+class TensorMapper:
     """Finds places in `model` (on meta): `expected` are its parameters and buffers, `tied` maps aliases to sources."""
 
     def __init__(
@@ -57,13 +57,13 @@ class PlaceFinder:
         self._expected = expected
         self._tied = tied
 
-    def find(self, checkpoint: Checkpoint, mapping: list[Any]) -> dict[str, Place]:
+    def find(self, checkpoint: Checkpoint, mapping: list[Any]) -> dict[str, TensorInfo]:
         """A place for every tensor; raises RequestError where one's shape is not that of the config."""
         renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
         converters = [item for item in mapping if isinstance(item, WeightConverter)]
         prefix = self._model.base_model_prefix
         ignored = _ignored_by_architecture(self._model)
-        places: dict[str, Place] = {}
+        infos: dict[str, TensorInfo] = {}
         for name, entry in checkpoint.entries.items():
             target, pattern = rename_source_key(name, renamings, converters, prefix, self._expected)
             if target not in self._expected and name in self._expected:
@@ -72,13 +72,13 @@ class PlaceFinder:
                 known = ignored is not None and ignored.search(target) is not None
                 role: Role = "unused" if known else "unknown"
                 reason = "the architecture does not use it" if known else "nothing in the model has this name"
-                places[name] = Place(entry, role, None, None, False, reason)
+                infos[name] = TensorInfo(entry, role, None, None, False, reason)
                 continue
             converter = next((each for each in converters if pattern in each.source_patterns), None)
-            places[name] = self._place(entry, target, converter, pattern)
-        return places
+            infos[name] = self._place(entry, target, converter, pattern)
+        return infos
 
-    def _place(self, entry: TensorEntry, parameter: str, converter: Any | None, pattern: str | None) -> Place:
+    def _place(self, entry: TensorEntry, parameter: str, converter: Any | None, pattern: str | None) -> TensorInfo:
         expected, one_to_one = self._expected[parameter], converter is None
         if one_to_one and tuple(expected.shape) != entry.shape:
             raise RequestError(
@@ -97,7 +97,7 @@ class PlaceFinder:
         part = expert_part(owner, leaf, entry, converter, pattern) if role == "expert" and block is not None else None
         if part is not None:
             reason, transposed = "", part.transposed
-        return Place(entry, role, block, parameter, transposed, reason, part)
+        return TensorInfo(entry, role, block, parameter, transposed, reason, part)
 
     def _block_of(self, parameter: str) -> int | None:
         if not parameter.startswith(self._blocks_name + "."):
@@ -109,13 +109,13 @@ class PlaceFinder:
         partners |= {self._tied[parameter]} if parameter in self._tied else set()
         return any(self._block_of(partner) != self._block_of(parameter) for partner in partners)
 
-    def check_nothing_missing(self, places: Mapping[str, Place]) -> None:
+    def check_nothing_missing(self, infos: Mapping[str, TensorInfo]) -> None:
         """Raises RequestError where a parameter has no tensor and is tied to none."""
-        found = {place.parameter for place in places.values() if place.parameter}
+        found = {info.parameter for info in infos.values() if info.parameter}
         converted = {
-            place.block
-            for place in places.values()
-            if place.parameter and place.entry.shape != tuple(self._expected[place.parameter].shape)
+            info.block
+            for info in infos.values()
+            if info.parameter and info.entry.shape != tuple(self._expected[info.parameter].shape)
         }
         found |= {alias for alias, source in self._tied.items() if source in found}
         found |= {source for alias, source in self._tied.items() if alias in found}

@@ -35,15 +35,15 @@ from prune_cli.structured.config import config_from
 from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.model_size import size_of
 from prune_cli.structured.moe import choose as experts
-from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.plan import StructuredPlan
+from prune_cli.structured.prepare import PreparedStructure
 from prune_cli.structured.width import narrow as width
 
 
 def assemble_structured(
     request: PruneRequest,
-    job: StructuredJob,
-    change: Change,
+    job: PreparedStructure,
+    change: StructuredPlan,
     output: OutputFolder,
     calibration: TokenSet | None,
     evaluation: TokenSet | None,
@@ -96,7 +96,9 @@ def assemble_structured(
     )
 
 
-def sizes(job: StructuredJob, change: Change, entries: Mapping[str, TensorEntry], nbytes: int) -> tuple[Size, Size]:
+def sizes(
+    job: PreparedStructure, change: StructuredPlan, entries: Mapping[str, TensorEntry], nbytes: int
+) -> tuple[Size, Size]:
     """Of the input, and of an output with these tensors."""
     itemsize = data_bytes(max(_count_by_dtype(job.checkpoint).items(), key=lambda item: item[1])[0], 1)
     trust = job.trust_remote_code
@@ -114,12 +116,14 @@ def _count_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
     return counts
 
 
-def _structure(request: PruneRequest, job: StructuredJob, change: Change, written: Checkpoint) -> StructureReport:
+def _structure(
+    request: PruneRequest, job: PreparedStructure, change: StructuredPlan, written: Checkpoint
+) -> StructureReport:
     before, after = sizes(job, change, written.entries, written.nbytes)
     units_before, units_after = change.units
-    in_blocks = sum(place.entry.count for place in job.model.places.values() if place.block is not None)
+    in_blocks = sum(info.entry.count for info in job.model.tensor_map.values() if info.block is not None)
     gone = before.parameters - after.parameters
-    unused = sum(job.checkpoint.entries[n].count for n in change.dropped if job.model.places[n].block is None)
+    unused = sum(job.checkpoint.entries[n].count for n in change.dropped if job.model.tensor_map[n].block is None)
     return StructureReport(
         unit=job.method.unit,
         units_before=units_before,
@@ -137,7 +141,7 @@ def _structure(request: PruneRequest, job: StructuredJob, change: Change, writte
     )
 
 
-def gain_of_sizes(before: Size, after: Size, change: Change) -> str:
+def gain_of_sizes(before: Size, after: Size, change: StructuredPlan) -> str:
     """What a smaller dense model brings, said plainly."""
     smaller = 100 * (1 - after.bytes / before.bytes)
     fewer = 100 * (1 - after.macs_per_token / before.macs_per_token)
@@ -155,8 +159,8 @@ def gain_of_sizes(before: Size, after: Size, change: Change) -> str:
 
 
 def _tensors(
-    job: StructuredJob,
-    change: Change,
+    job: PreparedStructure,
+    change: StructuredPlan,
     written: Checkpoint,
     zeros: Mapping[str, int | None],
     done: Iterable[Mapping[str, Any]],
@@ -166,16 +170,16 @@ def _tensors(
     number: dict[Any, int] = {old: new for new, old in enumerate(change.blocks)}
     reports = []
     for name, entry in written.entries.items():
-        place = job.model.places[change.tensors[name].source]
-        action, reason = _became(change.tensors[name].shape, place.entry.shape)
+        info = job.model.tensor_map[change.tensors[name].source]
+        action, reason = _became(change.tensors[name].shape, info.entry.shape)
         if change.tensors[name].source != name:
             reason += f" ({change.tensors[name].source})"
-        block = None if place.block is None else number[place.block]
-        report = _report(entry, place.role, block, action, reason, zeros[name])
+        block = None if info.block is None else number[info.block]
+        report = _report(entry, info.role, block, action, reason, zeros[name])
         reports.append(replace(report, output_error=errors.get(name), notes=notes.get(name, ())))
     for name, reason in change.dropped.items():
-        place = job.model.places[name]
-        reports.append(_report(place.entry, place.role, place.block, "removed", reason, None))
+        info = job.model.tensor_map[name]
+        reports.append(_report(info.entry, info.role, info.block, "removed", reason, None))
     return reports
 
 

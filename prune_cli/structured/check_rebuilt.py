@@ -11,8 +11,8 @@ from torch import nn
 
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import find_blocks, model_on_meta
-from prune_cli.model.streamed_model import Skeleton
-from prune_cli.structured.plan import Change
+from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.structured.plan import StructuredPlan
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 _IGNORED = frozenset({"training", "config"})
@@ -23,7 +23,7 @@ _COMPUTES_WITH_NUMBER = "scale_attn_by_inverse_layer_idx"
 _RULES = re.compile("_(step|freq|period|interval|offset|start_index|end_index|pattern)$|^first_k_")
 
 
-def rebuild(source: Skeleton, config: Any, change: Change, *, trust_remote_code: bool) -> nn.Module:
+def rebuild(source: StreamedModel, config: Any, change: StructuredPlan, *, trust_remote_code: bool) -> nn.Module:
     """The output's model on meta. Raises RequestError with the reason where it is not what `change` says.
 
     Compared with the input's model: names and shapes of all weights, and of every kept block the classes of its
@@ -56,7 +56,7 @@ def _is_rule(key: str, value: Any) -> bool:
     return type(value) is int and value > 1 and _RULES.search(key) is not None
 
 
-def compare_shapes(source: Skeleton, model: nn.Module, change: Change, config: Any) -> None:
+def compare_shapes(source: StreamedModel, model: nn.Module, change: StructuredPlan, config: Any) -> None:
     """Raise RequestError where `model`, built from `config`, has other weights than the output will hold."""
     expected = _expected(source, change)
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -73,7 +73,7 @@ def _told(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else str(list(shape))
 
 
-def _expected(source: Skeleton, change: Change) -> Mapping[str, tuple[int, ...]]:
+def _expected(source: StreamedModel, change: StructuredPlan) -> Mapping[str, tuple[int, ...]]:
     """Weights of the output's model by their new names."""
     number = {old: new for new, old in enumerate(change.blocks)}
     prefix = source.blocks_name + "."

@@ -10,7 +10,7 @@ from typing import Any
 from prune_cli.checkpoint.source import Source
 from prune_cli.errors import RequestError, one_line
 from prune_cli.model.architecture import read_config
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 
 _COUNT = "num_hidden_layers"
 # Lists of block numbers; every other list with as many entries as there are blocks has one for each.
@@ -25,7 +25,7 @@ _FIRST = frozenset({"first_k_dense_replace"})
 _NOT_BY_BLOCK = ("architectures", "_token_id", "suppress_tokens", "section", "factor")
 
 
-def config_without_blocks(source: Source, model: Skeleton, kept: Sequence[int]) -> dict[str, Any]:
+def config_without_blocks(source: Source, model: StreamedModel, kept: Sequence[int]) -> dict[str, Any]:
     """The input's config.json, changed where it speaks of blocks. Raises RequestError where the count is not found."""
     raw = copy.deepcopy(read_config(source.folder))
     text, part = text_config(raw, model.config)
@@ -57,7 +57,7 @@ def text_config(raw: dict[str, Any], config: Any) -> tuple[Any, dict[str, Any]]:
     return text, raw.setdefault(name, {})
 
 
-def config_from(raw: dict[str, Any], model: Skeleton) -> Any:
+def config_from(raw: dict[str, Any], model: StreamedModel) -> Any:
     """The config that transformers makes of `raw`; raises RequestError where it refuses it."""
     try:
         return type(model.config).from_dict(json.loads(json.dumps(raw), object_hook=_float))

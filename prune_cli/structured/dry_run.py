@@ -12,8 +12,8 @@ from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import gain_of_sizes, sizes
 from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.moe import choose as experts
-from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob, prepare_structured
+from prune_cli.structured.plan import StructuredPlan
+from prune_cli.structured.prepare import PreparedStructure, prepare_structured
 from prune_cli.structured.width import narrow as width
 
 
@@ -66,7 +66,7 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
     )
 
 
-def _example(request: PruneRequest, job: StructuredJob) -> Change:
+def _example(request: PruneRequest, job: PreparedStructure) -> StructuredPlan:
     """A change of the size that was asked for, after all checks."""
     if request.method == "width":
         return width.example(request, job)
@@ -75,7 +75,7 @@ def _example(request: PruneRequest, job: StructuredJob) -> Change:
     return way.example(request, job)
 
 
-def _passes(request: PruneRequest, job: StructuredJob) -> tuple[float, float]:
+def _passes(request: PruneRequest, job: PreparedStructure) -> tuple[float, float]:
     """How many passes of the calibration text the choice costs, and the fit."""
     if request.method == "width":
         return width.passes(job)
@@ -84,7 +84,7 @@ def _passes(request: PruneRequest, job: StructuredJob) -> tuple[float, float]:
     return depth.forward_passes(request, job), depth.refit_passes(request, job)
 
 
-def _how(request: PruneRequest, job: StructuredJob, text: str, choice: float, fit: float) -> str:
+def _how(request: PruneRequest, job: PreparedStructure, text: str, choice: float, fit: float) -> str:
     """What is chosen when, and at what cost."""
     if not choice:
         told = [f"The {job.method.unit} are named or drawn, so nothing is measured."]
@@ -100,7 +100,7 @@ def _how(request: PruneRequest, job: StructuredJob, text: str, choice: float, fi
     return " ".join(told)
 
 
-def _how_width(request: PruneRequest, job: StructuredJob, text: str, sizes_first: float, fit: float) -> str:
+def _how_width(request: PruneRequest, job: PreparedStructure, text: str, sizes_first: float, fit: float) -> str:
     told: list[str] = []
     if sizes_first:
         told.append(
@@ -122,7 +122,7 @@ def _saved(request: PruneRequest) -> list[str]:
     return [] if request.statistics is None else ["What --statistics holds is not measured again."]
 
 
-def _blocks_differ(job: StructuredJob) -> bool:
+def _blocks_differ(job: PreparedStructure) -> bool:
     kinds = {
         tuple(job.checkpoint.entries[name].nbytes for name in job.model.block_names(block))
         for block in range(len(job.model.blocks))

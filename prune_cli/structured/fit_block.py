@@ -13,14 +13,14 @@ from methods._gram import dense_target
 from methods.structured.units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
 from prune_cli.engine.lockstep import SameInputs
-from prune_cli.engine.memory import home_of_gram
+from prune_cli.engine.memory import device_of_gram
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix
-from prune_cli.model.streamed_model import Skeleton
-from prune_cli.model.tensor_map import Place
-from prune_cli.structured.units import Part
+from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.structured.units import CoupledGroup
 
 
 @dataclass
@@ -37,14 +37,14 @@ class NarrowedBlock:
     makes_up: bool = False
 
 
-def maps_and_biases(model: Skeleton, block: int, maps: Sequence[str]) -> list[str]:
+def maps_and_biases(model: StreamedModel, block: int, maps: Sequence[str]) -> list[str]:
     """The tensors of `block` that change when `maps` are fitted."""
-    modules = {model.places[name].module_name for name in maps}
+    modules = {model.tensor_map[name].module_name for name in maps}
     return [
         name
         for name in model.block_names(block)
-        for place in [model.places[name]]
-        if place.parameter and place.module_name in modules and place.role in ("linear map", "bias")
+        for info in [model.tensor_map[name]]
+        if info.parameter and info.module_name in modules and info.role in ("linear map", "bias")
     ]
 
 
@@ -55,9 +55,9 @@ class MapInputs:
         self._inputs = inputs
         self._constant = constant
         size = inputs + constant
-        self.home = home_of_gram(size, device, 1 + dense) if "gram" in needs else device
-        self._gram = ACCUMULATORS["gram"](size, self.home) if "gram" in needs else None
-        self._cross = Cross(size, size, self.home) if dense and "gram" in needs else None
+        self.device_of_sums = device_of_gram(size, device, 1 + dense) if "gram" in needs else device
+        self._gram = ACCUMULATORS["gram"](size, self.device_of_sums) if "gram" in needs else None
+        self._cross = Cross(size, size, self.device_of_sums) if dense and "gram" in needs else None
         self._others: dict[str, Accumulator] = {
             name: ACCUMULATORS[name](inputs, device) for name in needs if name != "gram"
         }
@@ -90,12 +90,17 @@ class BlockNarrower:
     """One block on its way from `tensors` (as stored) to a narrower one, each of `parts` as `options` say."""
 
     def __init__(
-        self, model: Skeleton, block: int, tensors: Mapping[str, torch.Tensor], parts: Sequence[Part], options: Options
+        self,
+        model: StreamedModel,
+        block: int,
+        tensors: Mapping[str, torch.Tensor],
+        groups: Sequence[CoupledGroup],
+        options: Options,
     ) -> None:
         self._model = model
         self._block = block
         self._tensors = dict(tensors)
-        self._parts = {part.consumers[block]: part for part in parts if block in part.consumers}
+        self._parts = {group.consumers[block]: group for group in groups if block in group.consumers}
         self._options = options
         self._same_inputs = SameInputs()
         self._shared: MapInputs | None = None
@@ -106,24 +111,24 @@ class BlockNarrower:
         """Let all batches pass; raises PruneError naming the tensor that cannot be fitted."""
         names = self._model.linear_maps(self._block) if self._options.refit == "all" else list(self._parts)
         with ExitStack() as stack:
-            drift, stops = None, [stream.stops(self._block, names)]
+            drift, stops = None, [stream.pause_at(self._block, names)]
             if dense is not None:
                 factors = residual_factors(dense, self._block, dense.model.linear_maps(self._block))
                 self.result.makes_up = bool(factors)
                 drift = stack.enter_context(residual_drift(stream, dense, factors))
-                stops.append(dense.stops(self._block, names))
+                stops.append(dense.pause_at(self._block, names))
             for arrived in zip(*stops, strict=True):
                 name, inputs = arrived[0]
-                lost = drift.at(name, len(inputs)) if drift is not None else None
-                self._serve(name, inputs, arrived[1][1] if dense is not None else None, lost)
+                error_sq = drift.at(name, len(inputs)) if drift is not None else None
+                self._serve(name, inputs, arrived[1][1] if dense is not None else None, error_sq)
         self._cut_the_rest()
         return self.result
 
-    def run_blind(self) -> NarrowedBlock:
+    def run_data_free(self) -> NarrowedBlock:
         """For scores of weights alone, where nothing is fitted: no batch is needed."""
         for name in self._parts:
-            place = self._model.places[name]
-            self._narrow(name, self._matrix(place), None, None, {})
+            info = self._model.tensor_map[name]
+            self._narrow(name, self._matrix(info), None, None, {})
         self._cut_the_rest()
         return self.result
 
@@ -132,11 +137,11 @@ class BlockNarrower:
         name: str,
         inputs: Sequence[torch.Tensor],
         dense: Sequence[torch.Tensor] | None,
-        lost: Sequence[torch.Tensor] | None,
+        error_sq: Sequence[torch.Tensor] | None,
     ) -> None:
-        place = self._model.places[name]
-        weight = self._matrix(place)
-        bias_name = self._bias_of(place)
+        info = self._model.tensor_map[name]
+        weight = self._matrix(info)
+        bias_name = self._bias_of(info)
         needs = statistics_for(self._options) if name in self._parts else ("gram",)
         shared_as = (needs, bias_name is not None)
         if not self._same_inputs.repeated(inputs) or self._shared is None or self._shared_as != shared_as:
@@ -147,14 +152,14 @@ class BlockNarrower:
             for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
                 self._shared.add(tensor, other)
         statistics = self._shared.values()
-        if lost is not None and "gram" in statistics:
-            total = Cross(weight.shape[0], len(statistics["gram"]), self._shared.home)
-            for r, x in zip(lost, inputs, strict=True):
+        if error_sq is not None and "gram" in statistics:
+            total = Cross(weight.shape[0], len(statistics["gram"]), self._shared.device_of_sums)
+            for r, x in zip(error_sq, inputs, strict=True):
                 total.add(r.reshape(-1, weight.shape[0]), self._shared.rows(x))
             statistics["drift"] = total.value()
         self._check(name, statistics)
-        weight = weight.to(self._shared.home)
-        bias = None if bias_name is None else self._tensors[bias_name].to(self._shared.home, torch.float32)
+        weight = weight.to(self._shared.device_of_sums)
+        bias = None if bias_name is None else self._tensors[bias_name].to(self._shared.device_of_sums, torch.float32)
         try:
             if name in self._parts:
                 self._narrow(name, weight, bias, bias_name, statistics)
@@ -163,13 +168,13 @@ class BlockNarrower:
         except ValueError as error:
             raise PruneError(f"{name} cannot be fitted: {error}") from error
 
-    def _matrix(self, place: Place) -> torch.Tensor:
-        return as_matrix(place, self._tensors[place.entry.name]).to(self._model.device, torch.float32)
+    def _matrix(self, info: TensorInfo) -> torch.Tensor:
+        return as_matrix(info, self._tensors[info.entry.name]).to(self._model.device, torch.float32)
 
-    def _bias_of(self, place: Place) -> str | None:
+    def _bias_of(self, info: TensorInfo) -> str | None:
         """The bias of the map that `place` is the weight of, where the checkpoint has one."""
-        wanted = f"{place.module_name}.bias"
-        return next((name for name in self._tensors if self._model.places[name].parameter == wanted), None)
+        wanted = f"{info.module_name}.bias"
+        return next((name for name in self._tensors if self._model.tensor_map[name].parameter == wanted), None)
 
     def _check(self, name: str, statistics: Mapping[str, torch.Tensor]) -> None:
         for key, value in statistics.items():
@@ -186,28 +191,30 @@ class BlockNarrower:
         bias_name: str | None,
         statistics: dict[str, torch.Tensor],
     ) -> None:
-        part = self._parts[name]
-        made_by = part.producers(self._block, self._model.places)
-        producers = tuple(self._producer(part, each).to(weight.device) for each in made_by)
-        found = narrow(Units(weight, producers, part.width), bias, statistics, part.kept_in(self._block), self._options)
-        columns = inputs_of(found.kept, part.width)
-        whole = torch.zeros_like(weight)
-        whole[:, columns] = found.weight
-        self._measure(name, weight, whole, statistics)
-        self._put(name, whole)
+        group = self._parts[name]
+        made_by = group.producers(self._block, self._model.tensor_map)
+        producers = tuple(self._producer(group, each).to(weight.device) for each in made_by)
+        found = narrow(
+            Units(weight, producers, group.width), bias, statistics, group.kept_in(self._block), self._options
+        )
+        columns = inputs_of(found.kept, group.width)
+        output_sq = torch.zeros_like(weight)
+        output_sq[:, columns] = found.weight
+        self._measure(name, weight, output_sq, statistics)
+        self._put(name, output_sq)
         if bias_name is not None and found.bias is not None:
             self._put(bias_name, found.bias)
-        self.result.kept[part.name] = found.kept.cpu()
+        self.result.kept[group.name] = found.kept.cpu()
         if found.notes:
             self.result.notes[name] = list(found.notes)
 
-    def _producer(self, part: Part, name: str) -> torch.Tensor:
+    def _producer(self, group: CoupledGroup, name: str) -> torch.Tensor:
         """(units, rows of a unit, hidden)."""
-        weight = self._matrix(self._model.places[name])
+        weight = self._matrix(self._model.tensor_map[name])
         begin, found = 0, []
-        for rows in part.cuts[name].sections:
-            found.append(weight[begin : begin + part.units * rows].view(part.units, rows, -1))
-            begin += part.units * rows
+        for rows in group.slices[name].sections:
+            found.append(weight[begin : begin + group.units * rows].view(group.units, rows, -1))
+            begin += group.units * rows
         return torch.cat(found, 1)
 
     def _fit(
@@ -222,9 +229,9 @@ class BlockNarrower:
         if "cross" not in statistics and "drift" not in statistics:
             return
         with_bias = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
-        aim = dense_target(with_bias, statistics, self._options.alpha)
+        target = dense_target(with_bias, statistics, self._options.alpha)
         columns = torch.arange(with_bias.shape[1], device=with_bias.device)
-        new, notes = fitted(with_bias, statistics["gram"], aim, columns, self._options)
+        new, notes = fitted(with_bias, statistics["gram"], target, columns, self._options)
         self._measure(name, weight, new[:, : weight.shape[1]], statistics)
         self._put(name, new[:, : weight.shape[1]])
         if bias_name is not None:
@@ -238,28 +245,28 @@ class BlockNarrower:
         """||X(W-W')^T||^2 / ||XW^T||^2, from the Gram matrix, without the bias."""
         if "gram" in statistics:
             gram = statistics["gram"][: weight.shape[1], : weight.shape[1]]
-            lost, whole = (((w @ gram) * w).sum().item() for w in (weight - new, weight))
-            self.result.errors[name] = max(0.0, lost / whole) if whole > 0 else 0.0
+            error_sq, output_sq = (((w @ gram) * w).sum().item() for w in (weight - new, weight))
+            self.result.errors[name] = max(0.0, error_sq / output_sq) if output_sq > 0 else 0.0
 
     def _put(self, name: str, value: torch.Tensor) -> None:
         """Into the model, and as stored; a matrix comes as (out, in)."""
-        place = self._model.places[name]
-        oriented = value.T if place.transposed else value
-        stored = oriented.to(self._tensors[name].dtype).reshape(place.entry.shape).contiguous()
-        self._model.set_weight(place, stored)
+        info = self._model.tensor_map[name]
+        oriented = value.T if info.transposed else value
+        stored = oriented.to(self._tensors[name].dtype).reshape(info.entry.shape).contiguous()
+        self._model.set_weight(info, stored)
         self._tensors[name] = stored.cpu()
         self.result.tensors[name] = self._tensors[name]
 
     def _cut_the_rest(self) -> None:
         """Take the rows of units that went out of every tensor that carries them."""
-        for part in self._parts.values():
-            kept = self.result.kept.get(part.name)
+        for group in self._parts.values():
+            kept = self.result.kept.get(group.name)
             if kept is None:
                 raise PruneError(
-                    f"No calibration input reached {part.consumers[self._block]}, so its units cannot be chosen: "
+                    f"No calibration input reached {group.consumers[self._block]}, so its units cannot be chosen: "
                     "use other text."
                 )
-            for name, cut in part.cuts.items():
-                if part.blocks[name] == self._block:
-                    self._tensors[name] = cut.apply(self._tensors[name], kept, part.units)
+            for name, cut in group.slices.items():
+                if group.blocks[name] == self._block:
+                    self._tensors[name] = cut.apply(self._tensors[name], kept, group.units)
                     self.result.tensors[name] = self._tensors[name]

@@ -10,7 +10,7 @@ import torch
 from methods.structured.depth import angular_distances, cosines
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.lockstep import tensors_in
-from prune_cli.engine.open_model import Opened
+from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.progress import Progress
@@ -21,7 +21,7 @@ _TOKENS = 512
 
 
 def known_states(
-    job: Opened, batches: Sequence[torch.Tensor], known: Statistics, output: OutputFolder, progress: Progress
+    job: OpenModel, batches: Sequence[torch.Tensor], known: Statistics, output: OutputFolder, progress: Progress
 ) -> Statistics:
     """`influence` and `distances`, as `measure_states` returns them; measured if neither `known` nor this run has."""
     if "influence" in known.tensors:
@@ -35,7 +35,7 @@ def known_states(
 
 
 def measure_states(
-    job: Opened, batches: Sequence[torch.Tensor], progress: Progress
+    job: OpenModel, batches: Sequence[torch.Tensor], progress: Progress
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Block influence (blocks,) over all tokens, and the angular distances (blocks + 1, blocks + 1), both float64.
 
@@ -49,7 +49,7 @@ def measure_states(
     with Stream(job.model, batches) as stream:
         for block in range(blocks):
             stream.load(block)
-            stream.through(block, measure.passing(block))
+            stream.run_block(block, measure.passing(block))
             stream.unload(block)
             measure.next_boundary(block)
             progress.advance()

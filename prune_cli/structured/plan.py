@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prune_cli.checkpoint.layout import Planned
+from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.report.types import BlockChange
 
 
 @dataclass(frozen=True)
-class Cut:
+class TensorSlice:
     """Of a tensor of the input, only the `entries` along `axis` stay, in this order."""
 
     axis: int
@@ -19,7 +19,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Change:
+class StructuredPlan:
     """A structured method's decision, whole: the same request comes to the same one.
 
     `config` is the output's config.json; `tensors` are all tensors of the output by name; `dropped` maps those of the
@@ -32,14 +32,14 @@ class Change:
     """
 
     config: dict[str, Any]
-    tensors: Mapping[str, Planned]
+    tensors: Mapping[str, OutputTensor]
     dropped: Mapping[str, str]
     blocks: Sequence[int]
     units: tuple[int, int]
     told: Sequence[BlockChange]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     narrowed: frozenset[str] = frozenset()
-    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    slices: Mapping[str, TensorSlice] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
 

@@ -7,33 +7,33 @@ from typing import Any
 
 from methods.structured import load_structured
 from methods.structured._method import StructuredMethod
-from prune_cli.engine.open_model import Opened, open_model
+from prune_cli.engine.open_model import OpenModel, open_model
 from prune_cli.errors import RequestError
 from prune_cli.request.request import PruneRequest
 
 
 @dataclass(frozen=True)
-class StructuredJob(Opened):
+class PreparedStructure(OpenModel):
     """A checked request for a structured method, with the options it was given."""
 
     method: StructuredMethod
     options: Any
 
 
-def prepare_structured(request: PruneRequest, *, writes: bool = True) -> StructuredJob:
+def prepare_structured(request: PruneRequest, *, writes: bool = True) -> PreparedStructure:
     """Check all that can be checked without weights; raises as `open_model` does."""
     request.check()
     method = load_structured(request.method)
     options = request.structured_options()
     needs_text = method.needs_text(options) or request.calibration is not None
     opened = open_model(request, needs_text=needs_text, writes=writes)
-    unknown = [name for name, place in opened.model.places.items() if place.role == "unknown"]
+    unknown = [name for name, info in opened.model.tensor_map.items() if info.role == "unknown"]
     if unknown and not request.allow_unsupported:
         raise RequestError(
             f"{request.model} has {len(unknown)} tensors unknown to the model (the first is {unknown[0]}): "
             "add --allow-unsupported to keep them as they are."
         )
-    return StructuredJob(**vars(opened), method=method, options=options)
+    return PreparedStructure(**vars(opened), method=method, options=options)
 
 
 _DEFAULT = 0.25

@@ -25,8 +25,8 @@ from prune_cli.structured.config import config_from
 from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.depth.refit import refit
 from prune_cli.structured.moe import choose as experts
-from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob, prepare_structured
+from prune_cli.structured.plan import StructuredPlan
+from prune_cli.structured.prepare import PreparedStructure, prepare_structured
 from prune_cli.structured.width import narrow as width
 
 
@@ -72,7 +72,7 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     return report
 
 
-def _check(request: PruneRequest, job: StructuredJob) -> width.WidthPlan | None:
+def _check(request: PruneRequest, job: PreparedStructure) -> width.WidthPlan | None:
     """Refuse what cannot be done before any work; width's plan is needed later."""
     if request.method == "width":
         return width.check(request, job)
@@ -81,7 +81,7 @@ def _check(request: PruneRequest, job: StructuredJob) -> width.WidthPlan | None:
 
 
 def fingerprint(
-    request: PruneRequest, job: StructuredJob, calibration: TokenSet | None, evaluation: TokenSet | None
+    request: PruneRequest, job: PreparedStructure, calibration: TokenSet | None, evaluation: TokenSet | None
 ) -> dict[str, Any]:
     """All that the bytes of the output depend on, but for the input's files, which are hashed on the way."""
     return {
@@ -98,11 +98,11 @@ def fingerprint(
     }
 
 
-def write_cuts(job: StructuredJob, change: Change, output: OutputFolder, progress: Progress) -> None:
-    """Fill the places of `change.cuts`; blocks done before by an interrupted run are passed over."""
+def write_cuts(job: PreparedStructure, change: StructuredPlan, output: OutputFolder, progress: Progress) -> None:
+    """Fill the places of `change.slices`; blocks done before by an interrupted run are passed over."""
     by_block: dict[int, list[str]] = {}
-    for name in change.cuts:
-        block = job.model.places[change.tensors[name].source].block
+    for name in change.slices:
+        block = job.model.tensor_map[change.tensors[name].source].block
         by_block.setdefault(len(job.model.blocks) if block is None else block, []).append(name)
     if by_block:
         progress.stage("Writing what is left of tensors", len(by_block))
@@ -115,6 +115,6 @@ def write_cuts(job: StructuredJob, change: Change, output: OutputFolder, progres
     output.wait()
 
 
-def _cut(job: StructuredJob, change: Change, name: str) -> torch.Tensor:
-    cut = change.cuts[name]
+def _cut(job: PreparedStructure, change: StructuredPlan, name: str) -> torch.Tensor:
+    cut = change.slices[name]
     return job.checkpoint.read(change.tensors[name].source).index_select(cut.axis, torch.tensor(cut.entries))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
-from prune_cli.engine.open_model import Opened
+from prune_cli.engine.open_model import OpenModel
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.request.request import PruneRequest
 
@@ -33,7 +33,7 @@ class Statistics:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def identity(method: str, job: Opened, output: OutputFolder, calibration: TokenSet | None) -> dict[str, Any]:
+def identity(method: str, job: OpenModel, output: OutputFolder, calibration: TokenSet | None) -> dict[str, Any]:
     """What statistics depend on; `output` has begun, so the model's files are hashed."""
     return {
         "method": method,
@@ -54,7 +54,7 @@ def check_statistics(request: PruneRequest, useless: str | None) -> None:
 
 def measured(
     request: PruneRequest,
-    job: Opened,
+    job: OpenModel,
     output: OutputFolder,
     calibration: TokenSet | None,
     measure: Callable[[Statistics], Statistics],

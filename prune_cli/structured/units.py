@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 import torch
 
-from prune_cli.model.tensor_map import Place
+from prune_cli.model.tensor_map import TensorInfo
 
-PartName = Literal["mlp", "heads"]
+GroupName = Literal["mlp", "heads"]
 
 
-WORDS: dict[PartName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}
+WORDS: dict[GroupName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}
 
 
 @dataclass(frozen=True)
-class Cut:
+class UnitLayout:
     """How a tensor holds its units along `axis` (as stored).
 
     For each of `sections`, all units one after the other with that many rows each; then `tail` rows that are no unit's.
@@ -40,19 +40,19 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Part:
+class CoupledGroup:
     """The MLP's channels or attention's heads of all blocks: `units` of them a block, of which `keep` stay.
 
     `consumers` maps a block to the map that reads the units, `width` inputs each; `cuts` and `blocks` have every tensor
     that shrinks; `changes` are the new values of the text config. `sizes` has blocks that keep another number.
     """
 
-    name: PartName
+    name: GroupName
     units: int
     keep: int
     width: int
     consumers: Mapping[int, str]
-    cuts: Mapping[str, Cut]
+    slices: Mapping[str, UnitLayout]
     blocks: Mapping[str, int]
     changes: Mapping[str, Any]
     sizes: Mapping[int, int] = field(default_factory=dict)
@@ -61,20 +61,20 @@ class Part:
         """How many units stay in a block: `keep`, unless its size is its own."""
         return self.sizes.get(block, self.keep)
 
-    def shapes(self, places: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, infos: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
         """The new shape of every tensor that shrinks, by its name in the checkpoint."""
         return {
             name: tuple(
                 sum(cut.sections) * self.kept_in(self.blocks[name]) + cut.tail if axis == cut.axis else size
-                for axis, size in enumerate(places[name].entry.shape)
+                for axis, size in enumerate(infos[name].entry.shape)
             )
-            for name, cut in self.cuts.items()
+            for name, cut in self.slices.items()
         }
 
-    def producers(self, block: int, places: Mapping[str, Place]) -> list[str]:
+    def producers(self, block: int, infos: Mapping[str, TensorInfo]) -> list[str]:
         """The matrices of a block that make the units."""
         return [
             name
-            for name in self.cuts
-            if self.blocks[name] == block and name != self.consumers[block] and places[name].role == "linear map"
+            for name in self.slices
+            if self.blocks[name] == block and name != self.consumers[block] and infos[name].role == "linear map"
         ]

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import torch
 
-from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.stream import Stream
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
-from prune_cli.sweep.point_run import Measured, Passage, Texts, batches_of
+from prune_cli.sweep.point_run import Measured, PointRun, Texts, batches_of
 from prune_cli.sweep.request import Point
-from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import run_beside_dense
 
 
 @torch.no_grad()
-def measure_together(
+def measure_concurrently(
     points: Sequence[Point],
-    base: Prepared,
-    models: Sequence[Skeleton],
+    base: PruningPlan,
+    models: Sequence[StreamedModel],
     texts: Texts,
     folder: Path,
     progress: Progress,
@@ -40,7 +40,7 @@ def measure_together(
     begun = time.monotonic()
     with ExitStack() as stack:
         passages = [
-            stack.enter_context(Passage(point, base, model, texts, folder))
+            stack.enter_context(PointRun(point, base, model, texts, folder))
             for point, model in zip(points, models, strict=False)
         ]
         dense = _dense_stream(passages, base, models[-1], texts, folder, stack)
@@ -60,17 +60,17 @@ def measure_together(
 
 
 def _dense_stream(
-    passages: Sequence[Passage], base: Prepared, model: Skeleton, texts: Texts, folder: Path, stack: ExitStack
+    passages: Sequence[PointRun], base: PruningPlan, model: StreamedModel, texts: Texts, folder: Path, stack: ExitStack
 ) -> Stream | None:
     first = next((passage for passage in passages if passage.follows_dense), None)
     if first is None:
         return None
     assert texts.calibration is not None
     batches = batches_of(first.point, base, texts.calibration)
-    return stack.enter_context(Stream(model, batches, Parking(folder)))
+    return stack.enter_context(Stream(model, batches, ActivationOffload(folder)))
 
 
-def _follow(passages: Sequence[Passage], dense: Stream, block: int) -> None:
+def _follow(passages: Sequence[PointRun], dense: Stream, block: int) -> None:
     """Take those that follow the dense model through a block, side by side at every map."""
     followers = [passage for passage in passages if passage.follows_dense]
     dense.load(block)
@@ -84,10 +84,10 @@ def _follow(passages: Sequence[Passage], dense: Stream, block: int) -> None:
         for passage, pruner in zip(pruning, pruners, strict=True):
             passage.count(pruner)
     else:
-        dense.through(block)
+        dense.run_block(block)
     for passage in followers:
         if passage not in pruning and passage.calibration is not None:
-            passage.calibration.through(block)
+            passage.calibration.run_block(block)
         passage.evaluate(block)
         passage.unload(block)
     dense.unload(block)

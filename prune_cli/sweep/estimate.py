@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.progress import Progress
 from prune_cli.sweep.request import SweepRequest
-from prune_cli.sweep.run import look_ahead
+from prune_cli.sweep.run import plan_sweep
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Estimate:
 
 def estimate(request: SweepRequest, progress: Progress) -> Estimate:
     """Everything that `sweep` would check before it starts, and what it would then do."""
-    prospect = look_ahead(request, progress)
+    prospect = plan_sweep(request, progress)
     job, texts = prospect.job, prospect.texts
     load = prospect.load(prospect.points)
     follow = sum(point.request.target == "dense" for point in prospect.points)

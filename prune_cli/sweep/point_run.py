@@ -11,17 +11,17 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods._pattern import Pattern, Unstructured
-from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.evaluate import window_losses
 from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress, Silent
 from prune_cli.sweep.request import Point
 from prune_cli.unstructured.plan import pattern_of, plan_tensors
-from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import BlockPruner
-from prune_cli.unstructured.prune_linear import Settings, prune_map
+from prune_cli.unstructured.prune_linear import Settings, prune_linear
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Measured:
     seconds: float
 
 
-def job_of(point: Point, base: Prepared, model: Skeleton) -> Prepared:
+def job_of(point: Point, base: PruningPlan, model: StreamedModel) -> PruningPlan:
     """What `prune` would have settled for this point. Raises RequestError where it cannot be pruned so."""
     pipeline = point.request.pipeline()
     pattern = pattern_of(point.request)
@@ -50,18 +50,18 @@ def job_of(point: Point, base: Prepared, model: Skeleton) -> Prepared:
     return replace(base, model=model, pipeline=pipeline, pattern=pattern, decisions=decisions)
 
 
-def batches_of(point: Point, job: Prepared, tokens: TokenSet) -> tuple[torch.Tensor, ...]:
+def batches_of(point: Point, job: PruningPlan, tokens: TokenSet) -> tuple[torch.Tensor, ...]:
     return tokens.ids.split(pick_batch_size(point.request.batch_size, job.device, tokens.ids.shape[1]))
 
 
-class Passage:
+class PointRun:
     """A context in which the batches of one point stand between two blocks of a model of their own.
 
     For every block in order: `load`, then `prune` (or what the driver does with `pruner` and `calibration`), `evaluate`
     and `unload`; `finish` at the end. Weights are pruned in memory, as `prune` would have stored them.
     """
 
-    def __init__(self, point: Point, base: Prepared, model: Skeleton, texts: Texts, folder: Path) -> None:
+    def __init__(self, point: Point, base: PruningPlan, model: StreamedModel, texts: Texts, folder: Path) -> None:
         self.point = point
         self.job = job_of(point, base, model)
         self.settings = Settings(self.job.pipeline, self._patterns(), point.request.seed, base.device)
@@ -71,7 +71,7 @@ class Passage:
         self._folder = folder
         self._progress: Progress = Silent()
         self._batches = batches_of(point, self.job, texts.evaluation)
-        self._rest = Parking(folder)
+        self._rest = ActivationOffload(folder)
         self._stack, self._early = ExitStack(), ExitStack()
         self._tensors: dict[str, torch.Tensor] = {}
         self._zeros = self._weights = 0
@@ -82,7 +82,7 @@ class Passage:
             return {name: Unstructured(self.point.allocation[name]) for name in names}
         return dict.fromkeys(names, self.job.pattern)
 
-    def __enter__(self) -> Passage:
+    def __enter__(self) -> PointRun:
         model = self.job.model
         self.evaluation = self._stack.enter_context(Stream(model, self._batches))
         if self.job.pipeline.needs:
@@ -90,7 +90,7 @@ class Passage:
             batches = batches_of(self.point, self.job, self._texts.calibration)
             # Left first, and before the end where no block is left to prune.
             self._stack.push(self._early)
-            self.calibration = self._early.enter_context(Stream(model, batches, Parking(self._folder)))
+            self.calibration = self._early.enter_context(Stream(model, batches, ActivationOffload(self._folder)))
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -112,9 +112,9 @@ class Passage:
         """Prune the loaded block by itself, without a dense stream beside it."""
         names = self.names(block)
         if self.calibration is None:
-            self._prune_blind(names)
+            self._prune_data_free(names)
         elif not names:
-            self.calibration.through(block)
+            self.calibration.run_block(block)
         else:
             pruner = self.pruner(block)
             if self.point.request.calibrate_by == "block":
@@ -123,10 +123,10 @@ class Passage:
                 pruner.run(self.calibration, block)
             self.count(pruner)
 
-    def _prune_blind(self, names: list[str]) -> None:
+    def _prune_data_free(self, names: list[str]) -> None:
         for name in names:
-            place = self.job.decisions[name].place
-            stored = prune_map(place, self._tensors[name], self.settings, {}, None).stored
+            place = self.job.decisions[name].info
+            stored = prune_linear(place, self._tensors[name], self.settings, {}, None).stored
             if place.expert is not None and place.expert.index is not None:
                 self.job.model.set_expert(place, place.expert.index, stored)
             else:
@@ -143,7 +143,7 @@ class Passage:
         self._weights += stored.numel()
 
     def evaluate(self, block: int) -> None:
-        self.evaluation.through(block)
+        self.evaluation.run_block(block)
 
     def unload(self, block: int) -> None:
         """The block is done; hidden states beyond some hundred MiB wait in files until the next."""

@@ -29,15 +29,15 @@ from prune_cli.sweep.point_run import Measured, Texts, job_of
 from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweep.request import Point, SweepRequest
 from prune_cli.sweep.workers import Load, load_of, measure_points
-from prune_cli.unstructured.prepare import Prepared, prepare
+from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.version import __version__
 
 
 @dataclass(frozen=True)
-class Prospect:
+class SweepPlan:
     """A checked sweep: the same job on each device, the texts, and all points."""
 
-    jobs: Sequence[Prepared]
+    jobs: Sequence[PruningPlan]
     texts: Texts
     grid: Sequence[Point]
     alone: Sequence[Point]
@@ -47,7 +47,7 @@ class Prospect:
         return [*self.grid, *self.alone]
 
     @property
-    def job(self) -> Prepared:
+    def job(self) -> PruningPlan:
         return self.jobs[0]
 
     def load(self, points: Sequence[Point]) -> Load:
@@ -65,7 +65,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     """
     progress = progress or Silent()
     begun = time.monotonic()
-    prospect = look_ahead(request, progress)
+    prospect = plan_sweep(request, progress)
     for warning in warnings_of(request, prospect.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(prospect.job.checkpoint.folder, prospect.job.checkpoint.files)
@@ -81,7 +81,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     return report
 
 
-def look_ahead(request: SweepRequest, progress: Progress) -> Prospect:
+def plan_sweep(request: SweepRequest, progress: Progress) -> SweepPlan:
     """Check all that can be checked without weights, every point, and read the texts."""
     request.check()
     check_folder(request.out, resume=request.resume, overwrite=request.overwrite)
@@ -94,7 +94,7 @@ def look_ahead(request: SweepRequest, progress: Progress) -> Prospect:
     alone = request.sensitivity_points(_blocks_to_prune(job))
     for point in (*grid, *alone[:1]):
         _check_inside_blocks(job_of(point, job, job.model))
-    return Prospect(jobs, read_texts(request, job, [*grid, *alone], progress), grid, alone)
+    return SweepPlan(jobs, read_texts(request, job, [*grid, *alone], progress), grid, alone)
 
 
 def _devices(request: SweepRequest) -> list[str]:
@@ -104,11 +104,11 @@ def _devices(request: SweepRequest) -> list[str]:
     return list(request.devices)
 
 
-def _blocks_to_prune(job: Prepared) -> list[int]:
+def _blocks_to_prune(job: PruningPlan) -> list[int]:
     return [block for block in range(len(job.model.blocks)) if job.pruned_names(block)]
 
 
-def _check_inside_blocks(job: Prepared) -> None:
+def _check_inside_blocks(job: PruningPlan) -> None:
     outside = job.pruned_names(len(job.model.blocks))
     if outside:
         raise RequestError(
@@ -116,7 +116,7 @@ def _check_inside_blocks(job: Prepared) -> None:
         )
 
 
-def read_texts(request: SweepRequest, job: Prepared, points: Sequence[Point], progress: Progress) -> Texts:
+def read_texts(request: SweepRequest, job: PruningPlan, points: Sequence[Point], progress: Progress) -> Texts:
     """The evaluation windows, and the calibration windows where a point needs them; as `prune` would read them."""
     progress.stage("Reading text", 1)
     tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
@@ -132,7 +132,7 @@ def read_texts(request: SweepRequest, job: Prepared, points: Sequence[Point], pr
     return Texts(calibration, evaluation)
 
 
-def fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str]) -> dict[str, Any]:
+def fingerprint(request: SweepRequest, prospect: SweepPlan, files: dict[str, str]) -> dict[str, Any]:
     """What all points share; what is a point's own is in its line of the journal."""
     texts, job = prospect.texts, prospect.job
     sizes = [
@@ -154,7 +154,7 @@ def fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str]
     }
 
 
-def evaluate_dense(request: SweepRequest, prospect: Prospect, journal: Journal, progress: Progress) -> list[float]:
+def evaluate_dense(request: SweepRequest, prospect: SweepPlan, journal: Journal, progress: Progress) -> list[float]:
     """The dense model's loss on every window; measured once, also when the sweep is resumed.
 
     Raises PruneError where it is not finite.
@@ -170,7 +170,7 @@ def evaluate_dense(request: SweepRequest, prospect: Prospect, journal: Journal, 
 
 
 def measure(
-    prospect: Prospect, points: Sequence[Point], journal: Journal, progress: Progress, title: str
+    prospect: SweepPlan, points: Sequence[Point], journal: Journal, progress: Progress, title: str
 ) -> dict[str, Measured]:
     """`points` by key: what the journal has, and what is measured now, on the texts of `prospect`.
 
@@ -192,7 +192,7 @@ def measure(
 
 def _report(
     request: SweepRequest,
-    prospect: Prospect,
+    prospect: SweepPlan,
     files: dict[str, str],
     dense: Sequence[float],
     measured: dict[str, Measured],

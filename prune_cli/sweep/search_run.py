@@ -25,7 +25,7 @@ from prune_cli.sweep.curves import increases
 from prune_cli.sweep.journal import Journal
 from prune_cli.sweep.point_run import Measured, Texts
 from prune_cli.sweep.request import Point
-from prune_cli.sweep.run import Prospect, as_json, evaluate_dense, fingerprint, look_ahead, measure, warnings_of
+from prune_cli.sweep.run import SweepPlan, as_json, evaluate_dense, fingerprint, measure, plan_sweep, warnings_of
 from prune_cli.sweep.search import CHILDREN, Table, children, random_tables, start_of_evolution
 from prune_cli.sweep.search_report import (
     ALLOCATION_JSON,
@@ -37,7 +37,7 @@ from prune_cli.sweep.search_report import (
     verdict,
 )
 from prune_cli.sweep.search_request import SearchRequest
-from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.version import __version__
 
 _UNIFORM, _RANDOM, _EVOLUTION = "uniform", "random search", "evolution"
@@ -50,7 +50,7 @@ class _Judge:
     """Gives a candidate its loss on the held-out windows; each is measured once."""
 
     request: SearchRequest
-    prospect: Prospect
+    prospect: SweepPlan
     journal: Journal
     progress: Progress
 
@@ -74,7 +74,7 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     progress = progress or Silent()
     begun = time.monotonic()
     request.check()
-    final = look_ahead(request.sweep, progress)
+    final = plan_sweep(request.sweep, progress)
     judging = replace(final, texts=_held_out(request, final))
     for warning in warnings_of(request.sweep, final.texts):
         progress.say(f"warning: {warning}")
@@ -95,7 +95,7 @@ def _loss(judged: tuple[float, Table]) -> float:
     return judged[0]
 
 
-def _held_out(request: SearchRequest, prospect: Prospect) -> Texts:
+def _held_out(request: SearchRequest, prospect: SweepPlan) -> Texts:
     """The calibration windows for judging, and those held out: drawn together, so that they do not overlap."""
     sweep, job = request.sweep, prospect.job
     needs = bool(job.pipeline.needs)
@@ -117,16 +117,16 @@ def _part(tokens: TokenSet, rows: slice) -> TokenSet:
     return replace(tokens, ids=ids, sha256=f"{tokens.sha256}[{rows.start}:{rows.stop}]")
 
 
-def block_counts(job: Prepared) -> dict[str, int]:
+def block_counts(job: PruningPlan) -> dict[str, int]:
     """Weights to prune per block that has any."""
     counts = {
-        str(block): sum(job.decisions[name].place.entry.count for name in job.pruned_names(block))
+        str(block): sum(job.decisions[name].info.entry.count for name in job.pruned_names(block))
         for block in range(len(job.model.blocks))
     }
     return {block: count for block, count in counts.items() if count}
 
 
-def for_tensors(job: Prepared, table: Mapping[str, float]) -> dict[str, float]:
+def for_tensors(job: PruningPlan, table: Mapping[str, float]) -> dict[str, float]:
     """A table by block as one by tensor."""
     return {name: value for block, value in table.items() for name in job.pruned_names(int(block))}
 
@@ -149,7 +149,7 @@ def _candidates(request: SearchRequest, judge: _Judge) -> dict[str, list[tuple[f
 
 
 def _measure_best(
-    judge: _Judge, final: Prospect, best: Mapping[str, tuple[float, Table]], journal: Journal, progress: Progress
+    judge: _Judge, final: SweepPlan, best: Mapping[str, tuple[float, Table]], journal: Journal, progress: Progress
 ) -> dict[str, Measured]:
     """On --data, calibrated on the very windows that `prune` takes."""
     points = {name: judge.point(table, on="data") for name, (_, table) in best.items()}
@@ -159,8 +159,8 @@ def _measure_best(
 
 def _report(
     request: SearchRequest,
-    final: Prospect,
-    judging: Prospect,
+    final: SweepPlan,
+    judging: SweepPlan,
     files: dict[str, str],
     dense: Sequence[float],
     judged: Mapping[str, Sequence[tuple[float, Table]]],

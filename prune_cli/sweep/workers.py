@@ -13,15 +13,15 @@ import torch
 
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.memory import LARGE_INPUTS
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
-from prune_cli.sweep.concurrent_points import measure_together
+from prune_cli.sweep.concurrent_points import measure_concurrently
 from prune_cli.sweep.point_run import Measured, Texts
 from prune_cli.sweep.request import Point
-from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prepare import PruningPlan
 
 # More would only delay the journal: what points share is read once for this many.
-_MOST_TOGETHER = 8
+_MOST_CONCURRENT = 8
 _SHARE_OF_FREE_MEMORY = 0.5
 # Hidden states that a batch keeps inside a block; between two blocks it is one, and on a CPU that may be in a file.
 _STATES_PER_TOKEN = 3
@@ -37,7 +37,7 @@ class Load:
     together: int
 
 
-def load_of(job: Prepared, points: Sequence[Point], tokens: int, workers: int) -> Load:
+def load_of(job: PruningPlan, points: Sequence[Point], tokens: int, workers: int) -> Load:
     """`tokens` are those of calibration and evaluation; `workers` share the memory of a host."""
     on_cpu = job.device.type == "cpu"
     state = tokens * job.model.hidden_size * job.dtype.itemsize
@@ -48,10 +48,10 @@ def load_of(job: Prepared, points: Sequence[Point], tokens: int, workers: int) -
         weight = largest + LARGE_INPUTS + _STATES_PER_TOKEN * state
     room = int(_free(job.device) * _SHARE_OF_FREE_MEMORY / (workers if on_cpu else 1))
     fair = -(-len(points) // workers)
-    return Load(weight, max(1, min(_MOST_TOGETHER, room // max(weight, 1), fair)))
+    return Load(weight, max(1, min(_MOST_CONCURRENT, room // max(weight, 1), fair)))
 
 
-def _block_bytes(job: Prepared, block: int) -> int:
+def _block_bytes(job: PruningPlan, block: int) -> int:
     return sum(job.checkpoint.entries[name].count for name in job.model.block_names(block)) * job.dtype.itemsize
 
 
@@ -68,14 +68,14 @@ def _free(device: torch.device) -> int:
 class _Worker:
     """A device with the models that points go through: made once, their weights come and go."""
 
-    def __init__(self, job: Prepared, models: int) -> None:
+    def __init__(self, job: PruningPlan, models: int) -> None:
         self.job = job
         checkpoint = Checkpoint.open(job.checkpoint.folder)  # files are read through handles of its own
-        self.models: list[Skeleton] = [job.with_checkpoint(checkpoint) for _ in range(models)]
+        self.models: list[StreamedModel] = [job.with_checkpoint(checkpoint) for _ in range(models)]
 
 
 def measure_points(
-    points: Sequence[Point], jobs: Sequence[Prepared], texts: Texts, together: int, folder: Path, progress: Progress
+    points: Sequence[Point], jobs: Sequence[PruningPlan], texts: Texts, together: int, folder: Path, progress: Progress
 ) -> Iterator[list[Measured]]:
     """Yields the points of each group when it is done; `jobs` has one for each device. Their order changes no result.
 
@@ -88,7 +88,7 @@ def measure_points(
     workers = [_Worker(job, size + bool(follow)) for job in jobs[: len(groups)]]
     if len(workers) == 1:
         for group in groups:
-            yield measure_together(group, workers[0].job, workers[0].models, texts, folder, progress)
+            yield measure_concurrently(group, workers[0].job, workers[0].models, texts, folder, progress)
     elif workers:
         yield from _in_parallel(groups, workers, texts, folder, progress)
 
@@ -112,7 +112,7 @@ def _in_parallel(
     def measure(group: Sequence[Point]) -> list[Measured]:
         worker = idle.get()
         try:
-            return measure_together(group, worker.job, worker.models, texts, folder, progress, go_on)
+            return measure_concurrently(group, worker.job, worker.models, texts, folder, progress, go_on)
         finally:
             idle.put(worker)
 

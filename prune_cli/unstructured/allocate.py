@@ -30,26 +30,26 @@ from prune_cli.request.allocation import Allocation
 from prune_cli.request.pipeline import make_pipeline
 from prune_cli.request.request import PruneRequest
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
-from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import BlockPruner
 from prune_cli.unstructured.prune_experts import expert_scores
 from prune_cli.unstructured.prune_linear import Settings
 
 
-def allocate(request: PruneRequest, job: Prepared, calibration: TokenSet | None, progress: Progress) -> Allocation:
+def allocate(request: PruneRequest, job: PruningPlan, calibration: TokenSet | None, progress: Progress) -> Allocation:
     """The table for every tensor to prune: its parameter-weighted mean is the asked sparsity."""
     asked = job.pattern.sparsity
     flat = dict.fromkeys(job.pruned_names(), asked)
     options = request.allocation_options()
-    inside = [name for name in flat if job.decisions[name].place.block is not None]
+    inside = [name for name in flat if job.decisions[name].info.block is not None]
     if job.allocation_file is not None:
         table, facts = job.allocation_file, {}
     elif request.allocate == "uniform" or not inside:
         table, facts = {}, {}
     elif request.allocate == "erk":
-        places = {name: job.decisions[name].place for name in inside}
-        shapes = {name: matrix_shape(place) for name, place in places.items()}
-        table, facts = erk(shapes, asked, {name: place.entry.count for name, place in places.items()}), {}
+        infos = {name: job.decisions[name].info for name in inside}
+        shapes = {name: matrix_shape(info) for name, info in infos.items()}
+        table, facts = erk(shapes, asked, {name: info.entry.count for name, info in infos.items()}), {}
     elif request.allocate == "owl":
         table, facts = _owl(job, _batches(request, job, calibration), asked, options, progress)
     elif request.allocate == "atp":
@@ -61,7 +61,7 @@ def allocate(request: PruneRequest, job: Prepared, calibration: TokenSet | None,
 
 
 def _owl(
-    job: Prepared, batches: Sequence[torch.Tensor], asked: float, options: Any, progress: Progress
+    job: PruningPlan, batches: Sequence[torch.Tensor], asked: float, options: Any, progress: Progress
 ) -> tuple[dict[str, float], dict[str, Any]]:
     shares: dict[str, float] = {}
     progress.stage("Measuring outliers", len(job.model.blocks))
@@ -73,7 +73,7 @@ def _owl(
 
 
 def _atp(
-    request: PruneRequest, job: Prepared, calibration: TokenSet, asked: float, options: Any, progress: Progress
+    request: PruneRequest, job: PruningPlan, calibration: TokenSet, asked: float, options: Any, progress: Progress
 ) -> tuple[dict[str, float], dict[str, Any]]:
     counts = _block_counts(job)
     if options.slope is not None:
@@ -92,7 +92,7 @@ def _atp(
 
 def _global(
     request: PruneRequest,
-    job: Prepared,
+    job: PruningPlan,
     calibration: TokenSet | None,
     inside: Sequence[str],
     asked: float,
@@ -112,32 +112,32 @@ def _global(
 
 
 def _dense_scores(
-    job: Prepared, batches: Sequence[torch.Tensor], progress: Progress
+    job: PruningPlan, batches: Sequence[torch.Tensor], progress: Progress
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Block by block the Wanda scores (out, in) of its maps to prune, on the dense model's own inputs."""
     with Stream(job.model, batches) as stream:
         for block in range(len(job.model.blocks)):
             tensors = stream.load(block)
             names = _with_inputs(job, block)
-            experts = experts_by_module({name: job.decisions[name].place for name in names})
+            experts = experts_by_module({name: job.decisions[name].info for name in names})
             scores: dict[str, torch.Tensor] = {}
             same_inputs, norm = SameInputs(), torch.empty(0)
-            for name, inputs in stream.stops(block, names):
+            for name, inputs in stream.pause_at(block, names):
                 if name in experts:
                     scores |= expert_scores(experts[name], tensors, at_experts(stream, name), job.device)
                     continue
-                place = job.decisions[name].place
+                info = job.decisions[name].info
                 if not same_inputs.repeated(inputs):
-                    norm = _norm(inputs, matrix_shape(place)[1], job.device)
-                scores[name] = as_matrix(place, tensors[name]).to(job.device, torch.float32).abs().mul_(norm)
+                    norm = _norm(inputs, matrix_shape(info)[1], job.device)
+                scores[name] = as_matrix(info, tensors[name]).to(job.device, torch.float32).abs().mul_(norm)
             stream.unload(block)
             progress.advance()
             yield block, scores
 
 
-def _with_inputs(job: Prepared, block: int) -> list[str]:
+def _with_inputs(job: PruningPlan, block: int) -> list[str]:
     """The tensors to prune of a block whose inputs can be seen."""
-    return [name for name in job.pruned_names(block) if job.decisions[name].place.role in ROLES_WITH_INPUTS]
+    return [name for name in job.pruned_names(block) if job.decisions[name].info.role in ROLES_WITH_INPUTS]
 
 
 def _norm(inputs: Sequence[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
@@ -148,7 +148,7 @@ def _norm(inputs: Sequence[torch.Tensor], width: int, device: torch.device) -> t
 
 
 def _loss_after_wanda(
-    request: PruneRequest, job: Prepared, calibration: TokenSet, table: Mapping[str, float], progress: Progress
+    request: PruneRequest, job: PruningPlan, calibration: TokenSet, table: Mapping[str, float], progress: Progress
 ) -> float:
     """The loss on the calibration text of the model pruned by Wanda as `table` says; nothing is written."""
     asked = dict.fromkeys(job.pruned_names(), job.pattern.sparsity)
@@ -166,20 +166,20 @@ def _loss_after_wanda(
     return sum(losses) / len(losses)
 
 
-def _batches(request: PruneRequest, job: Prepared, calibration: TokenSet | None) -> Sequence[torch.Tensor]:
+def _batches(request: PruneRequest, job: PruningPlan, calibration: TokenSet | None) -> Sequence[torch.Tensor]:
     assert calibration is not None
     return calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
 
 
-def _block_counts(job: Prepared) -> dict[str, int]:
+def _block_counts(job: PruningPlan) -> dict[str, int]:
     """Weights to prune per block that has any, in order."""
     counts = {}
     for block in range(len(job.model.blocks)):
-        count = sum(job.decisions[name].place.entry.count for name in job.pruned_names(block))
+        count = sum(job.decisions[name].info.entry.count for name in job.pruned_names(block))
         if count:
             counts[str(block)] = count
     return counts
 
 
-def _for_tensors(job: Prepared, by_block: Mapping[str, float]) -> dict[str, float]:
+def _for_tensors(job: PruningPlan, by_block: Mapping[str, float]) -> dict[str, float]:
     return {name: value for block, value in by_block.items() for name in job.pruned_names(int(block))}

@@ -38,13 +38,13 @@ from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest, request_as_json
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import Decision
-from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prepare import PruningPlan
 
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"
 
 
 def fingerprint(
-    request: PruneRequest, job: Prepared, calibration: TokenSet | None, evaluation: TokenSet | None
+    request: PruneRequest, job: PruningPlan, calibration: TokenSet | None, evaluation: TokenSet | None
 ) -> dict[str, Any]:
     """All that the bytes of the output depend on, but for the input's files, which are hashed on the way."""
     names = "\n".join(job.pruned_names())
@@ -70,7 +70,7 @@ def fingerprint(
 
 def assemble_report(
     request: PruneRequest,
-    job: Prepared,
+    job: PruningPlan,
     allocation: Allocation,
     output: OutputFolder,
     calibration: TokenSet | None,
@@ -122,7 +122,7 @@ def assemble_report(
     )
 
 
-def _method(job: Prepared) -> dict[str, Any]:
+def _method(job: PruningPlan) -> dict[str, Any]:
     pipeline = job.pipeline
     return {
         "name": str(pipeline),
@@ -133,19 +133,19 @@ def _method(job: Prepared) -> dict[str, Any]:
 
 
 def _tensor_report(
-    job: Prepared,
+    job: PruningPlan,
     allocation: Allocation,
     decision: Decision,
     zeros: int | None,
     error: float | None,
     notes: tuple[str, ...],
 ) -> TensorReport:
-    entry = decision.place.entry
+    entry = decision.info.entry
     asked = allocation.sparsity[entry.name] if decision.prune else None
     return TensorReport(
         name=entry.name,
-        role=decision.place.role,
-        block=decision.place.block,
+        role=decision.info.role,
+        block=decision.info.block,
         shape=entry.shape,
         dtype=entry.dtype,
         action="pruned" if decision.prune else "kept",
@@ -165,7 +165,7 @@ def _totals(
     written: Checkpoint,
     bytes_before: int,
 ) -> Totals:
-    pruned = [decision.place.entry for decision in decisions if decision.prune]
+    pruned = [decision.info.entry for decision in decisions if decision.prune]
     parameters = sum(entry.count for entry in written.entries.values())
     pruned_parameters = sum(entry.count for entry in pruned)
     zeros_in_pruned = sum(zeros[entry.name] or 0 for entry in pruned)
@@ -182,7 +182,7 @@ def _totals(
     )
 
 
-def of_sparse_files(report: Report, job: Prepared, output: OutputFolder, nbytes: int) -> Report:
+def of_sparse_files(report: Report, job: PruningPlan, output: OutputFolder, nbytes: int) -> Report:
     """The report of dense files once they were encoded to `nbytes` in all."""
     dense = report.totals.bytes_after
     return replace(

@@ -14,7 +14,7 @@ from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
 from prune_cli.request.request import PruneRequest, Target
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import pruned_parameters
-from prune_cli.unstructured.prepare import Prepared, prepare
+from prune_cli.unstructured.prepare import PruningPlan, prepare
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
 _LIBRARIES = 400 << 20
@@ -66,7 +66,7 @@ def dry_run(request: PruneRequest) -> DryRun:
     tokens = calibration_tokens(request, job)
     work = _working_memory(job, tokens, request.target)
     on_cpu = job.device.type == "cpu"
-    zeros = {name: pruned_parameters(job.decisions[name].place, job.pattern) for name in job.pruned_names()}
+    zeros = {name: pruned_parameters(job.decisions[name].info, job.pattern) for name in job.pruned_names()}
     sparse = _sparse_bytes(request, job, zeros)
     largest = max(_block_bytes(job, index, stored=True) for index in range(len(job.model.blocks)))
     return DryRun(
@@ -94,7 +94,7 @@ def dry_run(request: PruneRequest) -> DryRun:
     )
 
 
-def _sparse_bytes(request: PruneRequest, job: Prepared, zeros: Mapping[str, int]) -> int | None:
+def _sparse_bytes(request: PruneRequest, job: PruningPlan, zeros: Mapping[str, int]) -> int | None:
     """About what the sparse files will take; None where dense ones are asked for."""
     if request.format != "sparse":
         return None
@@ -104,13 +104,13 @@ def _sparse_bytes(request: PruneRequest, job: Prepared, zeros: Mapping[str, int]
     )
 
 
-def _classes(job: Prepared) -> list[ClassOfTensors]:
+def _classes(job: PruningPlan) -> list[ClassOfTensors]:
     tensors: Counter[tuple[str, str, str]] = Counter()
     parameters: Counter[tuple[str, str, str]] = Counter()
     for decision in job.decisions.values():
-        key = (decision.place.role, "prune" if decision.prune else "keep", decision.reason)
+        key = (decision.info.role, "prune" if decision.prune else "keep", decision.reason)
         tensors[key] += 1
-        parameters[key] += decision.place.entry.count
+        parameters[key] += decision.info.entry.count
     return [
         ClassOfTensors(role, action, tensors[key], parameters[key], why)
         for key in tensors
@@ -118,17 +118,17 @@ def _classes(job: Prepared) -> list[ClassOfTensors]:
     ]
 
 
-def _working_memory(job: Prepared, tokens: int | None, target: Target) -> int:
+def _working_memory(job: PruningPlan, tokens: int | None, target: Target) -> int:
     """Weights of a block as computed with, its largest map a few times over, Gram matrices, paused hidden states."""
     itemsize = job.dtype.itemsize
     streams = 2 if target == "dense" else 1
-    places = [job.decisions[name].place for name in job.pruned_names()]
-    largest_map = max((place.entry.count // place.slices for place in places), default=0)
+    infos = [job.decisions[name].info for name in job.pruned_names()]
+    largest_map = max((info.entry.count // info.slices for info in infos), default=0)
     if tokens is None:
         return 4 * 4 * largest_map
     block = max(_block_bytes(job, index, stored=False) for index in range(len(job.model.blocks)))
     outside = sum(_outside(job)) * itemsize
-    widest = max((matrix_shape(job.decisions[name].place)[1] for name in job.pruned_names()), default=0)
+    widest = max((matrix_shape(job.decisions[name].info)[1] for name in job.pruned_names()), default=0)
     one, inputs = (tokens * width * itemsize for width in (job.model.hidden_size, widest))
     limit = LARGE_INPUTS if job.device.type == "cpu" else inputs + one  # the others wait in files
     states = max(
@@ -141,14 +141,14 @@ def _working_memory(job: Prepared, tokens: int | None, target: Target) -> int:
     return max(streams * outside, streams * block + copies + gram) + streams * states + drift
 
 
-def _outside(job: Prepared) -> list[int]:
+def _outside(job: PruningPlan) -> list[int]:
     return [
-        place.entry.count
-        for place in job.model.places.values()
-        if place.block is None and place.parameter and place.role != "output head"
+        info.entry.count
+        for info in job.model.tensor_map.values()
+        if info.block is None and info.parameter and info.role != "output head"
     ]
 
 
-def _block_bytes(job: Prepared, index: int, *, stored: bool) -> int:
+def _block_bytes(job: PruningPlan, index: int, *, stored: bool) -> int:
     entries = [job.checkpoint.entries[name] for name in job.model.block_names(index)]
     return sum(entry.nbytes if stored else entry.count * job.dtype.itemsize for entry in entries)

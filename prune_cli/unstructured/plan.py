@@ -10,8 +10,8 @@ from methods._pattern import NofM, Pattern, Unstructured, pruned_count
 from prune_cli.checkpoint.reader import FLOATS
 from prune_cli.errors import RequestError
 from prune_cli.model.orientation import matrix_shape
-from prune_cli.model.streamed_model import Skeleton
-from prune_cli.model.tensor_map import Place
+from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
 
@@ -23,13 +23,13 @@ ROLES_WITH_INPUTS = frozenset({"linear map", "expert", "output head"})
 class Decision:
     """What happens to one tensor of the checkpoint, and why it is kept if it is."""
 
-    place: Place
+    info: TensorInfo
     prune: bool
     reason: str
 
     @property
     def name(self) -> str:
-        return self.place.entry.name
+        return self.info.entry.name
 
 
 def pattern_of(request: PruneRequest) -> Pattern:
@@ -38,18 +38,18 @@ def pattern_of(request: PruneRequest) -> Pattern:
     return Unstructured(DEFAULT_SPARSITY if request.sparsity is None else request.sparsity)
 
 
-def plan_tensors(model: Skeleton, request: PruneRequest, pipeline: Pipeline) -> dict[str, Decision]:
+def plan_tensors(model: StreamedModel, request: PruneRequest, pipeline: Pipeline) -> dict[str, Decision]:
     """Decide every tensor, in the order of the checkpoint. Raises RequestError where the request cannot be met."""
-    chosen = _chosen(model.places, request)
+    chosen = _chosen(model.tensor_map, request)
     decisions: dict[str, Decision] = {}
-    for name, place in model.places.items():
+    for name, info in model.tensor_map.items():
         excluded = any(fnmatchcase(name, glob) for glob in request.exclude)
         if name in chosen and not excluded:
-            decisions[name] = Decision(place, True, "")
+            decisions[name] = Decision(info, True, "")
         elif excluded:
-            decisions[name] = Decision(place, False, "excluded by --exclude")
+            decisions[name] = Decision(info, False, "excluded by --exclude")
         else:
-            decisions[name] = Decision(place, False, place.reason or "not named by --include")
+            decisions[name] = Decision(info, False, info.reason or "not named by --include")
     _check_unsupported(decisions, request)
     for decision in decisions.values():
         if decision.prune:
@@ -59,13 +59,13 @@ def plan_tensors(model: Skeleton, request: PruneRequest, pipeline: Pipeline) -> 
     return decisions
 
 
-def _chosen(places: Mapping[str, Place], request: PruneRequest) -> set[str]:
+def _chosen(infos: Mapping[str, TensorInfo], request: PruneRequest) -> set[str]:
     """A pattern that matches maps pruned by default narrows the run to them; any other adds what it names."""
-    default = {name for name, place in places.items() if place.role == "linear map" or place.expert is not None}
+    default = {name for name, info in infos.items() if info.role == "linear map" or info.expert is not None}
     narrowed: set[str] = set()
     added: set[str] = set()
     for glob in request.include:
-        matches = {name for name in places if fnmatchcase(name, glob)}
+        matches = {name for name in infos if fnmatchcase(name, glob)}
         if not matches:
             raise RequestError(
                 f"--include {glob!r} matches no tensor: prune-cli inspect {request.model} lists the names."
@@ -75,7 +75,7 @@ def _chosen(places: Mapping[str, Place], request: PruneRequest) -> set[str]:
         else:
             added |= matches
     for glob in request.exclude:
-        if not any(fnmatchcase(name, glob) for name in places):
+        if not any(fnmatchcase(name, glob) for name in infos):
             raise RequestError(
                 f"--exclude {glob!r} matches no tensor: prune-cli inspect {request.model} lists the names."
             )
@@ -87,7 +87,7 @@ def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest)
         ("expert", "tensors of experts that are stored or computed in a way unknown here"),
         ("unknown", "tensors unknown to the model"),
     ):
-        names = [n for n, decision in decisions.items() if decision.place.role == role and not decision.place.expert]
+        names = [n for n, decision in decisions.items() if decision.info.role == role and not decision.info.expert]
         if names and not request.allow_unsupported:
             raise RequestError(
                 f"{request.model} has {len(names)} {what} (the first is {names[0]}): "
@@ -95,17 +95,17 @@ def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest)
             )
 
 
-def _check_prunable(model: Skeleton, decision: Decision, pipeline: Pipeline, pattern: Pattern) -> None:
-    place, name = decision.place, decision.name
-    unsupported = place.role in ("unknown", "unused") or (place.role == "expert" and place.expert is None)
-    if unsupported or place.entry.dtype not in FLOATS:
-        raise RequestError(f"{name} cannot be pruned ({place.reason or place.entry.dtype}): leave it out of --include.")
-    if pipeline.needs and place.role not in ROLES_WITH_INPUTS:
+def _check_prunable(model: StreamedModel, decision: Decision, pipeline: Pipeline, pattern: Pattern) -> None:
+    info, name = decision.info, decision.name
+    unsupported = info.role in ("unknown", "unused") or (info.role == "expert" and info.expert is None)
+    if unsupported or info.entry.dtype not in FLOATS:
+        raise RequestError(f"{name} cannot be pruned ({info.reason or info.entry.dtype}): leave it out of --include.")
+    if pipeline.needs and info.role not in ROLES_WITH_INPUTS:
         raise RequestError(
-            f"{name} is no linear map whose inputs could be measured ({place.role}): "
+            f"{name} is no linear map whose inputs could be measured ({info.role}): "
             "leave it out of --include, or use --method magnitude."
         )
-    inputs = matrix_shape(place)[1]
+    inputs = matrix_shape(info)[1]
     if isinstance(pattern, NofM) and inputs % pattern.of:
         raise RequestError(
             f"{name} has {inputs} inputs, no multiple of {pattern.of}, so {pattern} does not fit: "
@@ -113,10 +113,10 @@ def _check_prunable(model: Skeleton, decision: Decision, pipeline: Pipeline, pat
         )
 
 
-def pruned_parameters(place: Place, pattern: Pattern) -> int:
+def pruned_parameters(info: TensorInfo, pattern: Pattern) -> int:
     """How many weights of the tensor the pattern takes (row by row; a whole-tensor selection differs by rounding)."""
-    rows, inputs = matrix_shape(place)
-    rows *= place.slices
+    rows, inputs = matrix_shape(info)
+    rows *= info.slices
     if isinstance(pattern, NofM):
         return rows * (inputs // pattern.of) * (pattern.of - pattern.keep)
     return rows * pruned_count(pattern.sparsity, inputs)

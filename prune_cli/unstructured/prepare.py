@@ -9,7 +9,7 @@ from methods._allocation import mean_sparsity
 from methods._pattern import Pattern, Unstructured
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.engine.open_model import Opened, open_model
+from prune_cli.engine.open_model import OpenModel, open_model
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import (
@@ -21,7 +21,7 @@ from prune_cli.unstructured.plan import Decision, pattern_of, plan_tensors
 
 
 @dataclass(frozen=True)
-class Prepared(Opened):
+class PruningPlan(OpenModel):
     """What a request for sparse weights means tensor by tensor; `pattern` is the one asked for, of the whole.
 
     `config` is the text of the output's config.json, None for the input's.
@@ -40,11 +40,11 @@ class Prepared(Opened):
             name
             for name, decision in self.decisions.items()
             if decision.prune
-            and (group is None or (blocks if decision.place.block is None else decision.place.block) == group)
+            and (group is None or (blocks if decision.info.block is None else decision.info.block) == group)
         ]
 
 
-def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
+def prepare(request: PruneRequest, *, writes: bool = True) -> PruningPlan:
     """Check all that can be checked without weights; raises as `open_model` does."""
     request.check()
     pipeline = request.pipeline()
@@ -57,7 +57,7 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
         check_space(request.out, opened.checkpoint.nbytes + (_largest_files(opened.checkpoint) if config else 0))
     decisions = plan_tensors(opened.model, request, pipeline)
     allocation_file = _allocation_file(request, decisions)
-    return Prepared(
+    return PruningPlan(
         **vars(opened),
         decisions=decisions,
         pipeline=pipeline,

@@ -17,9 +17,9 @@ from prune_cli.model.moe import Routed
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.progress import Progress
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
-from prune_cli.unstructured.prepare import Prepared
+from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_experts import ExpertsPruner
-from prune_cli.unstructured.prune_linear import PrunedMap, Settings, prune_map
+from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_linear
 
 
 class BlockPruner:
@@ -27,20 +27,20 @@ class BlockPruner:
 
     def __init__(
         self,
-        job: Prepared,
+        job: PruningPlan,
         tensors: Mapping[str, torch.Tensor],
         names: Sequence[str],
         settings: Settings,
         tokens: int,
         progress: Progress,
     ) -> None:
-        places = {name: job.decisions[name].place for name in names}
+        infos = {name: job.decisions[name].info for name in names}
         self._model = job.model
-        self._experts = experts_by_module(places)
-        self._maps = {name: place for name, place in places.items() if place.role == "linear map"}
-        self._blind = {name: place for name, place in places.items() if place.role not in ROLES_WITH_INPUTS}
-        self._heads = {name: place for name, place in places.items() if place.role == "output head"}
-        self._places = places
+        self._experts = experts_by_module(infos)
+        self._maps = {name: info for name, info in infos.items() if info.role == "linear map"}
+        self._data_free = {name: info for name, info in infos.items() if info.role not in ROLES_WITH_INPUTS}
+        self._heads = {name: info for name, info in infos.items() if info.role == "output head"}
+        self._infos = infos
         self._tensors = tensors
         self._settings = settings
         self._tokens = tokens
@@ -49,17 +49,17 @@ class BlockPruner:
         self._statistics: InputStatistics | None = None
         self._observed: dict[str, InputStatistics] = {}
         self._routed: dict[str, list[Routed]] = {name: [] for name in self._experts}
-        self.pruned: dict[str, PrunedMap] = {}
+        self.pruned: dict[str, PrunedLinear] = {}
 
     @property
     def unreached(self) -> list[str]:
         """Maps that no batch called (some models multiply by a weight without calling its module): they stay dense."""
-        return [name for name in self._places if name not in self.pruned]
+        return [name for name in self._infos if name not in self.pruned]
 
     def run(self, stream: Stream, block: int) -> None:
         """Single pass: a map is pruned when all batches wait at it, so its inputs come from maps already pruned."""
-        self._prune_blind()
-        for name, inputs in stream.stops(block, self._stops):
+        self._prune_data_free()
+        for name, inputs in stream.pause_at(block, self._stops):
             if name in self._experts:
                 self._serve_experts(name, at_experts(stream, name))
             else:
@@ -67,24 +67,24 @@ class BlockPruner:
 
     def run_twice(self, stream: Stream, block: int) -> None:
         """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
-        stream.rehearse(block, self._stops, self._observe)
+        stream.observe_block(block, self._stops, self._observe)
         for name, statistics in self._observed.items():
             self._prune(name, statistics)
         for name, routed in self._routed.items():
             self._serve_experts(name, AtExperts(stream.model.model.get_submodule(name), routed), at_once=True)
-        self._prune_blind()
-        stream.through(block)
+        self._prune_data_free()
+        stream.run_block(block)
 
     def run_outside_blocks(self, stream: Stream) -> None:
         """Prune what lies outside the blocks; the batches end at the output head if it is among them."""
-        self._prune_blind()
+        self._prune_data_free()
         for name in self._heads:
             self._serve(name, stream.stop_at_head(name))
 
     @property
     def _stops(self) -> list[str]:
         """Where batches wait: at every map, and once at the experts, for one of their tensors."""
-        return [*self._maps, *(next(iter(places)) for places in self._experts.values())]
+        return [*self._maps, *(next(iter(infos)) for infos in self._experts.values())]
 
     def _serve_experts(
         self, module: str, here: AtExperts, dense: AtExperts | None = None, *, at_once: bool = False
@@ -94,13 +94,13 @@ class BlockPruner:
             self.pruned[name] = result
             self._progress.advance()
 
-    def _prune_blind(self) -> None:
+    def _prune_data_free(self) -> None:
         """Tensors that have no inputs (norms, biases, tables), for methods that need none."""
-        for name, place in self._blind.items():
-            self._finish(name, prune_map(place, self._tensors[name], self._settings, {}, None))
+        for name, info in self._data_free.items():
+            self._finish(name, prune_linear(info, self._tensors[name], self._settings, {}, None))
 
     def _new_statistics(self, name: str, *, with_dense: bool = False) -> InputStatistics:
-        inputs = matrix_shape(self._places[name])[1]
+        inputs = matrix_shape(self._infos[name])[1]
         settings = self._settings
         return InputStatistics(settings.pipeline.needs, inputs, self._tokens, settings.device, with_dense=with_dense)
 
@@ -109,21 +109,21 @@ class BlockPruner:
         name: str,
         inputs: Sequence[torch.Tensor],
         dense: Sequence[torch.Tensor] | None = None,
-        lost: Sequence[torch.Tensor] | None = None,
+        error_sq: Sequence[torch.Tensor] | None = None,
     ) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
             self._statistics = self._new_statistics(name, with_dense=dense is not None)
             for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
                 self._statistics.add(tensor, other)
-        drift = {} if lost is None else {"drift": self._drift(name, inputs, lost)}
+        drift = {} if error_sq is None else {"drift": self._drift(name, inputs, error_sq)}
         self._prune(name, self._statistics, drift)
 
-    def _drift(self, name: str, inputs: Sequence[torch.Tensor], lost: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _drift(self, name: str, inputs: Sequence[torch.Tensor], error_sq: Sequence[torch.Tensor]) -> torch.Tensor:
         """The sum over tokens of r^T x (out, in), r being what the residual stream has lost."""
         assert self._statistics is not None
-        outputs, width = matrix_shape(self._places[name])
-        total = Cross(outputs, width, self._statistics.home)
-        for r, x in zip(lost, inputs, strict=True):
+        outputs, width = matrix_shape(self._infos[name])
+        total = Cross(outputs, width, self._statistics.device_of_sums)
+        for r, x in zip(error_sq, inputs, strict=True):
             total.add(r.reshape(-1, outputs), x.reshape(-1, width))
         return total.value()
 
@@ -142,11 +142,11 @@ class BlockPruner:
     def _prune(self, name: str, statistics: InputStatistics, own: Mapping[str, torch.Tensor] | None = None) -> None:
         """`own` statistics are of this map alone, the others of all that share its inputs."""
         values = {**statistics.values(), **(own or {})}
-        result = prune_map(self._places[name], self._tensors[name], self._settings, values, statistics.rows())
+        result = prune_linear(self._infos[name], self._tensors[name], self._settings, values, statistics.rows())
         self._finish(name, result)
 
-    def _finish(self, name: str, result: PrunedMap) -> None:
-        self._model.set_weight(self._places[name], result.stored)
+    def _finish(self, name: str, result: PrunedLinear) -> None:
+        self._model.set_weight(self._infos[name], result.stored)
         self.pruned[name] = result
         self._progress.advance()
 
@@ -161,8 +161,8 @@ def run_beside_dense(pruners: Sequence[BlockPruner], streams: Sequence[Stream], 
     with ExitStack() as stack:
         drifts = [stack.enter_context(residual_drift(stream, dense, factors)) for stream in streams]
         for pruner in pruners:
-            pruner._prune_blind()
-        stops = [stream.stops(block, names) for stream in (*streams, dense)]
+            pruner._prune_data_free()
+        stops = [stream.pause_at(block, names) for stream in (*streams, dense)]
         for *arrived, (same, others) in zip(*stops, strict=True):
             for pruner, stream, drift, (name, inputs) in zip(pruners, streams, drifts, arrived, strict=True):
                 assert name == same

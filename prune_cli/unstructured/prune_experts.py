@@ -14,9 +14,9 @@ from prune_cli.engine.expert_inputs import AtExperts
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.model.moe import Routed, before_down
 from prune_cli.model.orientation import as_matrix, matrix_shape
-from prune_cli.model.streamed_model import Skeleton
-from prune_cli.model.tensor_map import Place
-from prune_cli.unstructured.prune_linear import PrunedMap, Settings, join_slices, prune_slice, slice_name
+from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, join_slices, prune_matrix, slice_name
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
 FEWEST_TOKENS = 32
@@ -27,15 +27,19 @@ class ExpertsPruner:
     """The tensors of the experts of one block, as stored, by name; `model` computes with them."""
 
     def __init__(
-        self, model: Skeleton, places: Mapping[str, Place], tensors: Mapping[str, torch.Tensor], settings: Settings
+        self,
+        model: StreamedModel,
+        infos: Mapping[str, TensorInfo],
+        tensors: Mapping[str, torch.Tensor],
+        settings: Settings,
     ) -> None:
         self._model = model
-        self._places = places
+        self._infos = infos
         self._tensors = tensors
         self._settings = settings
-        self._pruned: dict[str, list[PrunedMap]] = {name: [] for name in places}
+        self._pruned: dict[str, list[PrunedLinear]] = {name: [] for name in infos}
 
-    def prune(self, here: AtExperts, dense: AtExperts | None, *, at_once: bool) -> dict[str, PrunedMap]:
+    def prune(self, here: AtExperts, dense: AtExperts | None, *, at_once: bool) -> dict[str, PrunedLinear]:
         """Prune expert by expert, the last map by what the pruned ones before it give, with `at_once` the dense ones.
 
         With `dense`, an expert follows what the dense one makes of the dense model's hidden states of the same tokens,
@@ -44,10 +48,10 @@ class ExpertsPruner:
         aligned = all(batch.every_token for batch in here.batches)
         own = [_OWN_TARGET] if dense is not None and not aligned else []
         dense = dense if aligned else None
-        for place in self._places.values():
-            if place.slices > 1:
-                self._model.make_own(place)
-        experts = next(place.expert.experts for place in self._places.values() if place.expert is not None)
+        for info in self._infos.values():
+            if info.slices > 1:
+                self._model.make_own(info)
+        experts = next(info.expert.experts for info in self._infos.values() if info.expert is not None)
         for expert in range(experts):
             tokens, few = _tokens_of(expert, here.batches)
             notes = (*few, *own)
@@ -55,15 +59,15 @@ class ExpertsPruner:
             self._prune(expert, self._statistics(expert, here, dense, tokens, down=False), notes, down=False)
             self._prune(expert, early or self._statistics(expert, here, dense, tokens, down=True), notes, down=True)
         return {
-            name: join_slices(maps) if self._places[name].slices > 1 else maps[0] for name, maps in self._pruned.items()
+            name: join_slices(maps) if self._infos[name].slices > 1 else maps[0] for name, maps in self._pruned.items()
         }
 
     def _names(self, expert: int, *, down: bool) -> list[str]:
         """The tensors with that map of the expert."""
         return [
             name
-            for name, place in self._places.items()
-            if place.expert is not None and place.expert.down == down and place.expert.index in (None, expert)
+            for name, info in self._infos.items()
+            if info.expert is not None and info.expert.down == down and info.expert.index in (None, expert)
         ]
 
     def _statistics(
@@ -72,7 +76,7 @@ class ExpertsPruner:
         names = self._names(expert, down=down)
         if not names:
             return None
-        needs, inputs = self._settings.pipeline.needs, matrix_shape(self._places[names[0]])[1]
+        needs, inputs = self._settings.pipeline.needs, matrix_shape(self._infos[names[0]])[1]
         count = sum(len(each) for each in tokens)
         found = InputStatistics(needs, inputs, count, self._settings.device, with_dense=dense is not None)
         others = dense.batches if dense is not None else repeat(None)
@@ -86,12 +90,12 @@ class ExpertsPruner:
         if statistics is None:
             return
         for name in self._names(expert, down=down):
-            place, stored = self._places[name], self._tensors[name]
-            matrix = stored[expert] if place.slices > 1 else stored
-            result = prune_slice(
-                place, slice_name(place, expert), matrix, self._settings, statistics.values(), statistics.rows()
+            info, stored = self._infos[name], self._tensors[name]
+            matrix = stored[expert] if info.slices > 1 else stored
+            result = prune_matrix(
+                info, slice_name(info, expert), matrix, self._settings, statistics.values(), statistics.rows()
             )
-            self._model.set_expert(place, expert, result.stored)
+            self._model.set_expert(info, expert, result.stored)
             self._pruned[name].append(replace(result, notes=(*result.notes, *notes)))
 
 
@@ -112,23 +116,23 @@ def _inputs(module: nn.Module, expert: int, batch: Routed, numbers: torch.Tensor
 
 
 def expert_scores(
-    places: Mapping[str, Place], tensors: Mapping[str, torch.Tensor], here: AtExperts, device: torch.device
+    infos: Mapping[str, TensorInfo], tensors: Mapping[str, torch.Tensor], here: AtExperts, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """The Wanda scores of the experts' tensors, (out, in) or (experts, out, in), by the weights as they are."""
-    scores: dict[str, list[torch.Tensor]] = {name: [] for name in places}
-    experts = next(place.expert.experts for place in places.values() if place.expert is not None)
+    scores: dict[str, list[torch.Tensor]] = {name: [] for name in infos}
+    experts = next(info.expert.experts for info in infos.values() if info.expert is not None)
     for expert in range(experts):
         tokens, _ = _tokens_of(expert, here.batches)
         norms: dict[bool, torch.Tensor] = {}
-        for name, place in places.items():
-            if place.expert is None or place.expert.index not in (None, expert):
+        for name, info in infos.items():
+            if info.expert is None or info.expert.index not in (None, expert):
                 continue
-            down = place.expert.down
+            down = info.expert.down
             if down not in norms:
-                squares = SquaredNorm(matrix_shape(place)[1], device)
+                squares = SquaredNorm(matrix_shape(info)[1], device)
                 for batch, numbers in zip(here.batches, tokens, strict=True):
                     squares.add(_inputs(here.module, expert, batch, numbers, down=down))
                 norms[down] = squares.value().sqrt()
-            matrix = as_matrix(place, tensors[name][expert] if place.slices > 1 else tensors[name])
+            matrix = as_matrix(info, tensors[name][expert] if info.slices > 1 else tensors[name])
             scores[name].append(matrix.to(device, torch.float32).abs() * norms[down])
-    return {name: torch.stack(found) if places[name].slices > 1 else found[0] for name, found in scores.items()}
+    return {name: torch.stack(found) if infos[name].slices > 1 else found[0] for name, found in scores.items()}

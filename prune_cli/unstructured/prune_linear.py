@@ -13,7 +13,7 @@ from methods._pattern import Pattern
 from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix, as_stored
-from prune_cli.model.tensor_map import Place
+from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.request.pipeline import Pipeline
 
 _ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"
@@ -33,65 +33,65 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class PrunedMap:
+class PrunedLinear:
     """`stored`: the checkpoint's dtype and orientation; `lost` and `whole`: ||X(W-W')^T||^2 and ||XW^T||^2 if known."""
 
     stored: torch.Tensor
-    lost: float | None
-    whole: float | None
+    error_sq: float | None
+    output_sq: float | None
     notes: tuple[str, ...] = ()
 
     @property
     def output_error(self) -> float | None:
         """The lost share of the outputs."""
-        if self.lost is None or self.whole is None:
+        if self.error_sq is None or self.output_sq is None:
             return None
-        return self.lost / self.whole if self.whole > 0 else 0.0
+        return self.error_sq / self.output_sq if self.output_sq > 0 else 0.0
 
 
-def prune_map(
-    place: Place,
+def prune_linear(
+    info: TensorInfo,
     stored: torch.Tensor,
     settings: Settings,
     statistics: Mapping[str, torch.Tensor],
     rows: torch.Tensor | None,
-) -> PrunedMap:
+) -> PrunedLinear:
     """Prune one tensor, slice by slice if it holds all experts, by what is known of its inputs (nothing, of experts).
 
     `rows` (rows, in) stand for the inputs in the error. Raises PruneError naming the tensor.
     """
-    if place.slices == 1:
-        return prune_slice(place, place.entry.name, stored, settings, statistics, rows)
+    if info.slices == 1:
+        return prune_matrix(info, info.entry.name, stored, settings, statistics, rows)
     return join_slices(
-        [prune_slice(place, slice_name(place, at), each, settings, {}, None) for at, each in enumerate(stored)]
+        [prune_matrix(info, slice_name(info, at), each, settings, {}, None) for at, each in enumerate(stored)]
     )
 
 
-def slice_name(place: Place, expert: int) -> str:
+def slice_name(info: TensorInfo, expert: int) -> str:
     """What the matrix of `expert` is called in messages, and its random numbers are drawn by."""
-    return place.entry.name if place.slices == 1 else f"{place.entry.name}[{expert}]"
+    return info.entry.name if info.slices == 1 else f"{info.entry.name}[{expert}]"
 
 
-def join_slices(slices: Sequence[PrunedMap]) -> PrunedMap:
+def join_slices(slices: Sequence[PrunedLinear]) -> PrunedLinear:
     """The tensor that holds all experts, from the matrices of each."""
-    lost, whole = [each.lost for each in slices], [each.whole for each in slices]
-    return PrunedMap(
+    error_sq, output_sq = [each.error_sq for each in slices], [each.output_sq for each in slices]
+    return PrunedLinear(
         torch.stack([each.stored for each in slices]),
-        None if None in lost else sum(filter(None, lost)),
-        None if None in whole else sum(filter(None, whole)),
+        None if None in error_sq else sum(filter(None, error_sq)),
+        None if None in output_sq else sum(filter(None, output_sq)),
         tuple(f"expert {at}: {note}" for at, each in enumerate(slices) for note in each.notes),
     )
 
 
-def prune_slice(
-    place: Place,
+def prune_matrix(
+    info: TensorInfo,
     name: str,
     stored: torch.Tensor,
     settings: Settings,
     statistics: Mapping[str, torch.Tensor],
     rows: torch.Tensor | None,
-) -> PrunedMap:
-    """Prune one matrix, `stored` like those of the tensor at `place`; the rest as for `prune_map`."""
+) -> PrunedLinear:
+    """Prune one matrix, `stored` like those of the tensor at `place`; the rest as for `prune_linear`."""
     for statistic, value in statistics.items():
         if not bool(torch.isfinite(value).all()):
             raise PruneError(
@@ -102,22 +102,22 @@ def prune_slice(
         device, on_host = statistics["gram"].device, (_ON_HOST,)
         statistics = {statistic: value.to(device) for statistic, value in statistics.items()}
         rows = None if rows is None else rows.to(device)
-    weight = as_matrix(place, stored).to(device, torch.float32)
+    weight = as_matrix(info, stored).to(device, torch.float32)
     scale = _power_to_ordinary(weight)
     if scale != 1:
         weight = weight * scale
         statistics = {key: value * scale if key == "drift" else value for key, value in statistics.items()}
     generator = torch.Generator().manual_seed(seed_of(name, settings.seed))
-    pipeline, pattern = settings.pipeline, settings.patterns[place.entry.name]
+    pipeline, pattern = settings.pipeline, settings.patterns[info.entry.name]
     try:
         result = pipeline.method.prune(weight, statistics, pattern, pipeline.options, generator)
         for following in pipeline.steps:
             result = following.step.improve(weight, result, statistics, pattern, following.options)
     except ValueError as error:
         raise PruneError(f"{name} cannot be pruned: {error}") from error
-    lost, whole = (None, None) if rows is None else _squares(rows, weight, result.weight)
+    error_sq, output_sq = (None, None) if rows is None else _squares(rows, weight, result.weight)
     new = result.weight if scale == 1 else result.weight / scale
-    return PrunedMap(as_stored(place, new, stored), lost, whole, (*result.notes, *on_host))
+    return PrunedLinear(as_stored(info, new, stored), error_sq, output_sq, (*result.notes, *on_host))
 
 
 def _power_to_ordinary(weight: torch.Tensor) -> float:
@@ -129,6 +129,6 @@ def _power_to_ordinary(weight: torch.Tensor) -> float:
 
 
 def _squares(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
-    lost = torch.linalg.vector_norm(rows @ (weight - new).T, dtype=sum_dtype(rows.device))
-    whole = torch.linalg.vector_norm(rows @ weight.T, dtype=sum_dtype(rows.device))
-    return float(lost) ** 2, float(whole) ** 2
+    error_sq = torch.linalg.vector_norm(rows @ (weight - new).T, dtype=sum_dtype(rows.device))
+    output_sq = torch.linalg.vector_norm(rows @ weight.T, dtype=sum_dtype(rows.device))
+    return float(error_sq) ** 2, float(output_sq) ** 2

@@ -14,12 +14,12 @@ from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.checkpoint.layout import same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.engine.stream import Stream
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
@@ -29,9 +29,9 @@ from prune_cli.sparse.config import LOADER, loader
 from prune_cli.sparse.reencode import decode_shards, encode_shards
 from prune_cli.unstructured.allocate import allocate
 from prune_cli.unstructured.build_report import assemble_report, fingerprint, of_sparse_files
-from prune_cli.unstructured.prepare import Prepared, prepare
+from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.unstructured.prune_block import BlockPruner, run_beside_dense
-from prune_cli.unstructured.prune_linear import PrunedMap, Settings, prune_map
+from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_linear
 
 
 def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
@@ -68,7 +68,7 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
     return report
 
 
-def _encode(job: Prepared, report: Report, output: OutputFolder, progress: Progress) -> Report:
+def _encode(job: PruningPlan, report: Report, output: OutputFolder, progress: Progress) -> Report:
     """Make the files sparse, last of all; a run stopped here decodes them again when it is resumed."""
     progress.stage(f"Encoding {len(output.layout.files)} file(s)", len(report.tensors))
     output.release()
@@ -77,7 +77,7 @@ def _encode(job: Prepared, report: Report, output: OutputFolder, progress: Progr
 
 
 def _allocation(
-    request: PruneRequest, job: Prepared, calibration: TokenSet | None, output: OutputFolder, progress: Progress
+    request: PruneRequest, job: PruningPlan, calibration: TokenSet | None, output: OutputFolder, progress: Progress
 ) -> Allocation:
     """Chosen once, also when the run is resumed."""
     if "allocation" in output.notes:
@@ -87,34 +87,34 @@ def _allocation(
     return allocation
 
 
-def _patterns(job: Prepared, allocation: Allocation) -> dict[str, Pattern]:
+def _patterns(job: PruningPlan, allocation: Allocation) -> dict[str, Pattern]:
     if isinstance(job.pattern, NofM):
         return dict.fromkeys(job.pruned_names(), job.pattern)
     return {name: Unstructured(sparsity) for name, sparsity in allocation.sparsity.items()}
 
 
 def _prune_without_text(
-    job: Prepared, settings: Settings, output: OutputFolder, progress: Progress, memory: PeakMemory
+    job: PruningPlan, settings: Settings, output: OutputFolder, progress: Progress, memory: PeakMemory
 ) -> None:
     """No forward pass: a method that looks at weights alone, block by block, then what lies outside the blocks."""
     for group in range(len(job.model.blocks) + 1):
         names = job.pruned_names(group)
         if group not in output.done and names:
             begun = time.monotonic()
-            pruned = {name: _prune_blind(job, name, settings) for name in names}
+            pruned = {name: _prune_data_free(job, name, settings) for name in names}
             _write(job.model, output, group, pruned, [], begun)
             memory.look()
         progress.advance(len(names))
     output.wait()
 
 
-def _prune_blind(job: Prepared, name: str, settings: Settings) -> PrunedMap:
-    return prune_map(job.decisions[name].place, job.checkpoint.read(name), settings, {}, None)
+def _prune_data_free(job: PruningPlan, name: str, settings: Settings) -> PrunedLinear:
+    return prune_linear(job.decisions[name].info, job.checkpoint.read(name), settings, {}, None)
 
 
 def _prune_with_text(
     request: PruneRequest,
-    job: Prepared,
+    job: PruningPlan,
     settings: Settings,
     calibration: TokenSet,
     output: OutputFolder,
@@ -124,11 +124,13 @@ def _prune_with_text(
     """One pass of the calibration batches, block by block; blocks done before are passed as they were left."""
     batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
     with ExitStack() as stack:
-        stream = stack.enter_context(Stream(job.model, batches, Parking(output.partial)))
+        stream = stack.enter_context(Stream(job.model, batches, ActivationOffload(output.partial)))
         streams = [stream]
         if request.target == "dense":
             streams.append(
-                stack.enter_context(Stream(job.with_checkpoint(job.checkpoint), batches, Parking(output.partial)))
+                stack.enter_context(
+                    Stream(job.with_checkpoint(job.checkpoint), batches, ActivationOffload(output.partial))
+                )
             )
         for block in range(len(job.model.blocks)):
             if block in output.done:
@@ -147,12 +149,12 @@ def _pass_done_block(block: int, streams: Sequence[Stream], pruned: Checkpoint) 
     """An earlier run pruned this block: the first stream sees it so, the one beside it the dense block."""
     for each, checkpoint in zip(streams, (pruned, None), strict=False):
         each.load(block, checkpoint)
-        each.through(block)
+        each.run_block(block)
 
 
 def _prune_block(
     request: PruneRequest,
-    job: Prepared,
+    job: PruningPlan,
     settings: Settings,
     calibration: TokenSet,
     block: int,
@@ -174,7 +176,7 @@ def _prune_block(
 
 
 def _prune_outside_blocks(
-    job: Prepared,
+    job: PruningPlan,
     settings: Settings,
     calibration: TokenSet,
     stream: Stream,
@@ -193,18 +195,18 @@ def _prune_outside_blocks(
 
 
 def _write(
-    model: Skeleton,
+    model: StreamedModel,
     output: OutputFolder,
     group: int,
-    pruned: Mapping[str, PrunedMap],
+    pruned: Mapping[str, PrunedLinear],
     unreached: Sequence[str],
     begun: float,
 ) -> None:
     """Hand a group's tensors to the writer, a tied tensor that is stored twice to both its places."""
     tensors: dict[str, torch.Tensor] = {}
     for name, result in pruned.items():
-        for place in (name, *model.tied_names(name)):
-            tensors.setdefault(place, result.stored)
+        for info in (name, *model.tied_names(name)):
+            tensors.setdefault(info, result.stored)
     record = {
         "seconds": time.monotonic() - begun,
         "output_errors": {name: result.output_error for name, result in pruned.items()},

@@ -23,8 +23,8 @@ from prune_cli.structured.depth.greedy import Removals, refitted_loss
 from prune_cli.structured.depth.refit import fitted_tensors
 from prune_cli.structured.depth.renumber import without_blocks
 from prune_cli.structured.hidden_states import known_states
-from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob, asked_share, refuse_both
+from prune_cli.structured.plan import StructuredPlan
+from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
 
 # Fits need more text than losses: so many times the windows.
@@ -41,7 +41,7 @@ class Choice:
     scores: Mapping[int, Mapping[str, float]]
 
 
-def check(request: PruneRequest, job: StructuredJob) -> None:
+def check(request: PruneRequest, job: PreparedStructure) -> None:
     """Raise RequestError before any work for blocks that do not exist, or cannot be left out of this architecture."""
     options: Options = job.options
     check_statistics(request, "-o which=, which measures nothing" if options.which is not None else None)
@@ -51,7 +51,7 @@ def check(request: PruneRequest, job: StructuredJob) -> None:
     change_without(job, removed if removed is not None else [len(job.model.blocks) - 1])
 
 
-def named_blocks(request: PruneRequest, job: StructuredJob) -> list[int] | None:
+def named_blocks(request: PruneRequest, job: PreparedStructure) -> list[int] | None:
     """The blocks of -o which=, None where they are to be chosen."""
     options, blocks = job.options, len(job.model.blocks)
     if options.which is None:
@@ -77,7 +77,7 @@ def named_blocks(request: PruneRequest, job: StructuredJob) -> list[int] | None:
     return sorted(chosen)
 
 
-def asked_count(request: PruneRequest, job: StructuredJob) -> int:
+def asked_count(request: PruneRequest, job: PreparedStructure) -> int:
     """How many blocks go. Raises RequestError where none would stay."""
     options, blocks = job.options, len(job.model.blocks)
     refuse_both(request, "remove", options.remove)
@@ -91,13 +91,13 @@ def asked_count(request: PruneRequest, job: StructuredJob) -> int:
     return options.remove
 
 
-def example(request: PruneRequest, job: StructuredJob) -> Change:
+def example(request: PruneRequest, job: PreparedStructure) -> StructuredPlan:
     """The change that was asked for or, where the blocks are still to be chosen, one that takes the last ones."""
     named, blocks = named_blocks(request, job), len(job.model.blocks)
     return change_without(job, named or list(range(blocks - asked_count(request, job), blocks)))
 
 
-def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
+def forward_passes(request: PruneRequest, job: PreparedStructure) -> float:
     """How many passes of the calibration text the choice costs, in multiplications."""
     options, blocks = job.options, len(job.model.blocks)
     if options.which is not None:
@@ -112,7 +112,7 @@ def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
     return tried + options.fits * 2 * fitted_on * sum(min(FEW, blocks - n) for n in steps)
 
 
-def refit_passes(request: PruneRequest, job: StructuredJob) -> float:
+def refit_passes(request: PruneRequest, job: PreparedStructure) -> float:
     """The passes of both streams that the refit costs, in multiplications."""
     if not job.options.fits:
         return 0.0
@@ -121,11 +121,11 @@ def refit_passes(request: PruneRequest, job: StructuredJob) -> float:
 
 def decide(
     request: PruneRequest,
-    job: StructuredJob,
+    job: PreparedStructure,
     calibration: TokenSet | None,
     output: OutputFolder,
     progress: Progress,
-) -> Change:
+) -> StructuredPlan:
     """Choose the blocks (once, also when the run is resumed) and say what the output holds without them."""
     named = named_blocks(request, job)
     if named is not None:
@@ -136,7 +136,7 @@ def decide(
     return change_without(job, choice.removed, choice)
 
 
-def change_without(job: StructuredJob, removed: Sequence[int], choice: Choice | None = None) -> Change:
+def change_without(job: PreparedStructure, removed: Sequence[int], choice: Choice | None = None) -> StructuredPlan:
     """Raises RequestError where the architecture's config cannot describe the model without `removed`."""
     blocks = len(job.model.blocks)
     kept = [block for block in range(blocks) if block not in removed]
@@ -156,12 +156,12 @@ def change_without(job: StructuredJob, removed: Sequence[int], choice: Choice | 
         )
         for block in range(blocks)
     ]
-    change = Change(config, tensors, dropped, kept, (blocks, len(kept)), told)
+    change = StructuredPlan(config, tensors, dropped, kept, (blocks, len(kept)), told)
     rebuild(job.model, config_from(config, job.model), change, trust_remote_code=job.trust_remote_code)
     return change
 
 
-def bytes_at_most(request: PruneRequest, job: StructuredJob) -> int:
+def bytes_at_most(request: PruneRequest, job: PreparedStructure) -> int:
     """Of the output's files: the smallest blocks may be those that go."""
     named = named_blocks(request, job)
     sizes = [
@@ -171,7 +171,7 @@ def bytes_at_most(request: PruneRequest, job: StructuredJob) -> int:
     return job.checkpoint.nbytes - sum(gone)
 
 
-def asked(request: PruneRequest, job: StructuredJob) -> str:
+def asked(request: PruneRequest, job: PreparedStructure) -> str:
     """What was asked for, in words."""
     options = job.options
     if options.which is not None:
@@ -184,7 +184,7 @@ def asked(request: PruneRequest, job: StructuredJob) -> str:
 
 
 def _choose(
-    request: PruneRequest, job: StructuredJob, calibration: TokenSet, output: OutputFolder, progress: Progress
+    request: PruneRequest, job: PreparedStructure, calibration: TokenSet, output: OutputFolder, progress: Progress
 ) -> Choice:
     count, score = asked_count(request, job), job.options.score
 
@@ -201,7 +201,7 @@ def _choose(
     return _by_angle(statistics.tensors["distances"], count)
 
 
-def _batches(request: PruneRequest, job: StructuredJob, windows: torch.Tensor) -> Sequence[torch.Tensor]:
+def _batches(request: PruneRequest, job: PreparedStructure, windows: torch.Tensor) -> Sequence[torch.Tensor]:
     return windows.split(pick_batch_size(request.batch_size, job.device, windows.shape[1]))
 
 
@@ -228,7 +228,7 @@ def _by_angle(distances: torch.Tensor, count: int) -> Choice:
 
 def _greedy(
     request: PruneRequest,
-    job: StructuredJob,
+    job: PreparedStructure,
     calibration: TokenSet,
     count: int,
     known: Statistics,
@@ -257,7 +257,7 @@ def _greedy(
     return Statistics({}, {_greedy_key(job): steps})
 
 
-def _greedy_key(job: StructuredJob) -> str:
+def _greedy_key(job: PreparedStructure) -> str:
     """Of the steps among the facts of a file of statistics."""
     options: Options = job.options
     fits = f", refitted with alpha {options.alpha:g} and damping {options.damping:g}" if options.fits else ""
@@ -266,7 +266,7 @@ def _greedy_key(job: StructuredJob) -> str:
 
 def _refitted(
     request: PruneRequest,
-    job: StructuredJob,
+    job: PreparedStructure,
     calibration: TokenSet,
     removed: Sequence[int],
     losses: Mapping[int, float],

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from prune_cli.engine.evaluate import mean, window_losses
-from prune_cli.engine.lockstep import Instead, tensors_in
-from prune_cli.engine.open_model import Opened
+from prune_cli.engine.lockstep import BlockOverride, tensors_in
+from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.progress import Progress
 from prune_cli.structured.depth.refit import fit_block, pass_both, two_streams
 from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.hidden_states import refuse_changed_input
-from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.prepare import PreparedStructure
 
 # Hidden states of all candidates on their way together; more candidates mean another pass over the weights.
 _GROUP_BYTES = 4 << 30
@@ -27,7 +27,7 @@ _STATES_PER_TOKEN = 3
 class Removals:
     """Losses in nats of the model without some of its blocks, on `batches`."""
 
-    def __init__(self, job: Opened, batches: Sequence[torch.Tensor], progress: Progress) -> None:
+    def __init__(self, job: OpenModel, batches: Sequence[torch.Tensor], progress: Progress) -> None:
         self._job = job
         self._batches = batches
         self._progress = progress
@@ -51,9 +51,9 @@ class Removals:
 
     def passes(self, candidates: int) -> int:
         """How often the weights are read for so many candidates."""
-        return -(-candidates // self._together())
+        return -(-candidates // self._concurrent())
 
-    def _together(self) -> int:
+    def _concurrent(self) -> int:
         tokens = sum(batch.numel() for batch in self._batches)
         model = self._job.model
         return max(1, _GROUP_BYTES // (tokens * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN))
@@ -61,32 +61,32 @@ class Removals:
     def _groups(self, candidates: Sequence[int]) -> Iterator[list[int]]:
         """Latest first: the first candidate of a group computes what the others share with it."""
         ordered = sorted(candidates, reverse=True)
-        for begin in range(0, len(ordered), self._together()):
-            yield ordered[begin : begin + self._together()]
+        for begin in range(0, len(ordered), self._concurrent()):
+            yield ordered[begin : begin + self._concurrent()]
 
     def _pass(self, removed: frozenset[int], group: Sequence[int]) -> dict[int, float]:
-        lanes = [(number, candidate) for number in range(len(self._batches)) for candidate in group]
-        batches = [self._batches[number] for number, _ in lanes]
+        pairs = [(number, candidate) for number in range(len(self._batches)) for candidate in group]
+        batches = [self._batches[number] for number, _ in pairs]
         with Stream(self._job.model, batches) as stream:
             for block in range(len(self._job.model.blocks)):
                 if block not in removed or not self._skipping.knows(block):
                     stream.load(block)
-                stream.through(block, self._passing(block, removed, lanes, stream))
+                stream.run_block(block, self._passing(block, removed, pairs, stream))
                 stream.unload(block)
                 self._progress.advance()
             losses = iter(window_losses(stream, batches))
         by_candidate: dict[int, list[float]] = {candidate: [] for candidate in group}
-        for (_, candidate), batch in zip(lanes, batches, strict=True):
+        for (_, candidate), batch in zip(pairs, batches, strict=True):
             by_candidate[candidate] += [next(losses) for _ in batch]
         return {candidate: mean(values) for candidate, values in by_candidate.items()}
 
     def _passing(
-        self, block: int, removed: frozenset[int], lanes: Sequence[tuple[int, int]], stream: Stream
-    ) -> Instead:
+        self, block: int, removed: frozenset[int], pairs: Sequence[tuple[int, int]], stream: Stream
+    ) -> BlockOverride:
         shared: dict[int, Any] = {}
 
         def passing(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            number, candidate = lanes[stream.current()]
+            number, candidate = pairs[stream.current()]
             if block in removed or block == candidate:
                 return self._skipping.skip(block, original, args, kwargs)
             if block < candidate and number in shared:
@@ -104,7 +104,7 @@ class Removals:
 
 
 def refitted_loss(
-    job: StructuredJob, removed: Collection[int], batches: Sequence[torch.Tensor], progress: Progress
+    job: PreparedStructure, removed: Collection[int], batches: Sequence[torch.Tensor], progress: Progress
 ) -> float:
     """In nats on `batches`, which is also what is fitted to; infinite where it is not a number."""
 
@@ -113,8 +113,8 @@ def refitted_loss(
         if block > min(removed):
             fit_block(job, block, tensors, stream, dense)
         else:
-            dense.through(block)
-            stream.through(block)
+            dense.run_block(block)
+            stream.run_block(block)
 
     with two_streams(job, batches) as (stream, dense):
         for _ in pass_both(stream, dense, len(job.model.blocks), removed, keep):

@@ -12,10 +12,10 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods.structured import width
-from prune_cli.checkpoint.layout import Planned
+from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.engine.activation_offload import Parking
+from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
@@ -23,11 +23,13 @@ from prune_cli.progress import Progress
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
-from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.plan import StructuredPlan
+from prune_cli.structured.prepare import PreparedStructure
 
 
-def fitted_tensors(job: StructuredJob, tensors: Mapping[str, Planned], removed: Collection[int]) -> dict[str, Planned]:
+def fitted_tensors(
+    job: PreparedStructure, tensors: Mapping[str, OutputTensor], removed: Collection[int]
+) -> dict[str, OutputTensor]:
     """Those of the output's `tensors` that get new values: linear maps behind the first removed block, and biases."""
     wanted = {
         name
@@ -36,7 +38,7 @@ def fitted_tensors(job: StructuredJob, tensors: Mapping[str, Planned], removed: 
         for name in maps_and_biases(job.model, block, job.model.linear_maps(block))
     }
     return {
-        new: Planned(old.source, job.model.places[old.source].entry.shape)
+        new: OutputTensor(old.source, job.model.tensor_map[old.source].entry.shape)
         for new, old in tensors.items()
         if old.source in wanted
     }
@@ -44,13 +46,13 @@ def fitted_tensors(job: StructuredJob, tensors: Mapping[str, Planned], removed: 
 
 def refit(
     request: PruneRequest,
-    job: StructuredJob,
-    change: Change,
+    job: PreparedStructure,
+    change: StructuredPlan,
     calibration: TokenSet,
     output: OutputFolder,
     progress: Progress,
     memory: PeakMemory,
-) -> Change:
+) -> StructuredPlan:
     """Write every block that `change` says is fitted, in order; returns the change with its notes.
 
     At each linear map the least squares also make up for what the pruned stream has lost so far, where the map adds to
@@ -58,7 +60,7 @@ def refit(
     """
     names: dict[int, dict[str, str]] = {}
     for new, planned in change.tensors.items():
-        block = job.model.places[planned.source].block
+        block = job.model.tensor_map[planned.source].block
         if planned.shape is not None and block is not None:
             names.setdefault(block, {})[planned.source] = new
     refitter = _Refitter(job, change, names, output)
@@ -74,7 +76,7 @@ def refit(
 
 @contextmanager
 def two_streams(
-    job: StructuredJob, batches: Sequence[torch.Tensor], parking: Parking | None = None
+    job: PreparedStructure, batches: Sequence[torch.Tensor], parking: ActivationOffload | None = None
 ) -> Iterator[tuple[Stream, Stream]]:
     """The pruned model's and the dense one's, before the first block."""
     with (
@@ -92,10 +94,10 @@ def pass_both(
     for block in range(end):
         dense.load(block)
         if block in removed:
-            dense.through(block, skipping.watching(block))
+            dense.run_block(block, skipping.watching(block))
             if not skipping.knows(block):
                 stream.load(block)
-            stream.through(block, lambda original, args, kwargs, at=block: skipping.skip(at, original, args, kwargs))
+            stream.run_block(block, lambda original, args, kwargs, at=block: skipping.skip(at, original, args, kwargs))
         else:
             keep(block, stream, dense)
         stream.unload(block)
@@ -104,7 +106,7 @@ def pass_both(
 
 
 def fit_block(
-    job: StructuredJob, block: int, tensors: Mapping[str, torch.Tensor], stream: Stream, dense: Stream
+    job: PreparedStructure, block: int, tensors: Mapping[str, torch.Tensor], stream: Stream, dense: Stream
 ) -> NarrowedBlock:
     """Fit all linear maps of `block`, loaded as `tensors`, while both streams pass it."""
     fits = width.Options(refit="all", alpha=job.options.alpha, damping=job.options.damping)
@@ -115,8 +117,8 @@ def fit_block(
 class _Refitter:
     """`names`: of every block to fit, the tensors that change, by their old names -> their new ones."""
 
-    job: StructuredJob
-    change: Change
+    job: PreparedStructure
+    change: StructuredPlan
     names: Mapping[int, Mapping[str, str]]
     output: OutputFolder
 
@@ -128,7 +130,7 @@ class _Refitter:
     def pass_blocks(self, batches: Sequence[torch.Tensor]) -> Iterator[None]:
         """Up to the last block to fit; a pair of blocks is in memory at a time."""
         removed = set(range(len(self.job.model.blocks))) - set(self.change.blocks)
-        parking = Parking(self.output.partial)
+        parking = ActivationOffload(self.output.partial)
         with two_streams(self.job, batches, parking) as (stream, dense):
             yield from pass_both(stream, dense, max(self.names) + 1, removed, self._keep)
 
@@ -136,8 +138,8 @@ class _Refitter:
         begun, new = time.monotonic(), self.number[block]
         if block not in self.names or new in self.output.done:
             stream.load(block, self._as_left(block) if block in self.names else None)
-            dense.through(block)
-            stream.through(block)
+            dense.run_block(block)
+            stream.run_block(block)
             return
         tensors = stream.load(block)
         result = fit_block(self.job, block, tensors, stream, dense)
@@ -154,10 +156,10 @@ class _Refitter:
 
     def _as_left(self, block: int) -> Checkpoint:
         old = {planned.source: name for name, planned in self.change.tensors.items()}
-        return _Renumbered(self.job.checkpoint, self.output.checkpoint(), old)
+        return RenamedCheckpoint(self.job.checkpoint, self.output.checkpoint(), old)
 
 
-class _Renumbered(Checkpoint):
+class RenamedCheckpoint(Checkpoint):
     """The tensors of `written`, an output with fewer blocks, under their names in `source` (old -> new in `names`)."""
 
     def __init__(self, source: Checkpoint, written: Checkpoint, names: Mapping[str, str]) -> None:

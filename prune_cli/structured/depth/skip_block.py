@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prune_cli.engine.lockstep import Instead, tensors_in
+from prune_cli.engine.lockstep import BlockOverride, tensors_in
 from prune_cli.errors import PruneError
 from prune_cli.structured.hidden_states import hidden_states
 
@@ -33,7 +33,7 @@ class Skipping:
         self.remember(block, output)
         return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
 
-    def watching(self, block: int) -> Instead:
+    def watching(self, block: int) -> BlockOverride:
         """In place of the forward of `block`: it runs, and is known afterwards if it returns hidden states alone."""
 
         def run(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

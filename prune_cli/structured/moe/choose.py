@@ -29,8 +29,8 @@ from prune_cli.structured.moe.mixtures import (
     find_mixtures,
     without_experts,
 )
-from prune_cli.structured.plan import Change
-from prune_cli.structured.prepare import StructuredJob, asked_share, refuse_both
+from prune_cli.structured.plan import StructuredPlan
+from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
 
 # Plain attributes of mixtures and routers that count the experts.
@@ -45,14 +45,14 @@ class Choice:
     scores: Mapping[int, Sequence[float]]
 
 
-def check(request: PruneRequest, job: StructuredJob) -> None:
+def check(request: PruneRequest, job: PreparedStructure) -> None:
     """Raise RequestError before any work for a number of experts that cannot stay, or an architecture unknown here."""
     drawn = job.options.score == "random"
     check_statistics(request, "-o score=random, which measures nothing" if drawn else None)
     example(request, job)
 
 
-def example(request: PruneRequest, job: StructuredJob) -> Change:
+def example(request: PruneRequest, job: PreparedStructure) -> StructuredPlan:
     """A change of the size that was asked for, which keeps the first experts; all are of one size."""
     mixtures = find_mixtures(job.model)
     values = torch.arange(mixtures[0].experts, 0, -1)
@@ -60,12 +60,12 @@ def example(request: PruneRequest, job: StructuredJob) -> Change:
     return _change(job, mixtures, Choice({each.block: choose(values, keep, each.groups) for each in mixtures}, {}))
 
 
-def forward_passes(request: PruneRequest, job: StructuredJob) -> float:
+def forward_passes(request: PruneRequest, job: PreparedStructure) -> float:
     """How many passes of the calibration text the choice costs."""
     return 0.0 if job.options.score == "random" else 1.0
 
 
-def asked_count(request: PruneRequest, job: StructuredJob, mixtures: Sequence[Mixture]) -> int:
+def asked_count(request: PruneRequest, job: PreparedStructure, mixtures: Sequence[Mixture]) -> int:
     """How many experts each mixture keeps; raises RequestError where that is impossible."""
     options: Options = job.options
     mixture = max(mixtures, key=Mixture.fewest)
@@ -94,11 +94,11 @@ def asked_count(request: PruneRequest, job: StructuredJob, mixtures: Sequence[Mi
 
 def decide(
     request: PruneRequest,
-    job: StructuredJob,
+    job: PreparedStructure,
     calibration: TokenSet | None,
     output: OutputFolder,
     progress: Progress,
-) -> Change:
+) -> StructuredPlan:
     """Choose the experts, by what was measured (once, also when the run is resumed)."""
     mixtures = find_mixtures(job.model)
     keep, score = asked_count(request, job, mixtures), job.options.score
@@ -112,7 +112,7 @@ def decide(
     return _change(job, mixtures, Choice(kept, {block: each.tolist() for block, each in values.items()}))
 
 
-def asked(request: PruneRequest, job: StructuredJob) -> str:
+def asked(request: PruneRequest, job: PreparedStructure) -> str:
     """What was asked for, in words."""
     mixtures = find_mixtures(job.model)
     keep, experts = asked_count(request, job, mixtures), mixtures[0].experts
@@ -124,7 +124,7 @@ def asked(request: PruneRequest, job: StructuredJob) -> str:
 
 def _sums(
     request: PruneRequest,
-    job: StructuredJob,
+    job: PreparedStructure,
     mixtures: Sequence[Mixture],
     calibration: TokenSet | None,
     output: OutputFolder,
@@ -148,7 +148,7 @@ def _sums(
     return {int(block): each for block, each in sums.items()}  # JSON has no numbers for keys
 
 
-def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> Change:
+def _change(job: PreparedStructure, mixtures: Sequence[Mixture], choice: Choice) -> StructuredPlan:
     """Raises RequestError where the architecture's config cannot describe the model without the experts."""
     experts, keep = mixtures[0].experts, len(next(iter(choice.kept.values())))
     config = copy.deepcopy(read_config(job.source.folder))
@@ -156,9 +156,9 @@ def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> 
     new = config_from(config, job.model)
     smaller = model_on_meta(new, job.model.dtype, job.trust_remote_code)
     axes = changed_shapes(job.model, smaller, experts, keep)
-    tensors, dropped, cuts = without_experts(job.model, axes, choice.kept)
+    tensors, dropped, slices = without_experts(job.model, axes, choice.kept)
     blocks = range(len(job.model.blocks))
-    change = Change(
+    change = StructuredPlan(
         config=config,
         tensors=tensors,
         dropped=dropped,
@@ -167,13 +167,13 @@ def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> 
         told=[_told(job, block, experts, choice) for block in blocks],
         shapes={name: tuple(smaller.state_dict()[name].shape) for name in axes},
         narrowed=_COUNTS,
-        cuts=cuts,
+        slices=slices,
     )
     rebuild(job.model, new, change, trust_remote_code=job.trust_remote_code)
     return change
 
 
-def _told(job: StructuredJob, block: int, experts: int, choice: Choice) -> BlockChange:
+def _told(job: PreparedStructure, block: int, experts: int, choice: Choice) -> BlockChange:
     kept = choice.kept.get(block)
     if kept is None:
         return BlockChange(block, block, "", "it has no experts", {})

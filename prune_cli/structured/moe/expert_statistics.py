@@ -8,7 +8,7 @@ import torch
 
 from methods.structured.experts import SUMS, expert_sums
 from prune_cli.engine.expert_inputs import AtExperts, at_experts
-from prune_cli.engine.open_model import Opened
+from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.moe import outputs_of
@@ -17,7 +17,7 @@ from prune_cli.structured.moe.mixtures import Mixture
 
 
 def measure_experts(
-    job: Opened, mixtures: Sequence[Mixture], batches: Sequence[torch.Tensor], progress: Progress
+    job: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[torch.Tensor], progress: Progress
 ) -> dict[int, dict[str, list[float]]]:
     """For every block with experts the sums of `methods.structured.experts.SUMS`, one entry an expert.
 
@@ -30,7 +30,7 @@ def measure_experts(
         for block in range(len(job.model.blocks)):
             stream.load(block)
             names = [by_block[block].tensor] if block in by_block else []
-            for module, _ in stream.stops(block, names):
+            for module, _ in stream.pause_at(block, names):
                 sums[block] = _sums(at_experts(stream, module), by_block[block].experts)
             stream.unload(block)
             progress.advance()

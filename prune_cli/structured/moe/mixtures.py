@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from prune_cli.checkpoint.layout import Planned
+from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.errors import RequestError
-from prune_cli.model.streamed_model import Skeleton
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.structured.config import text_config
-from prune_cli.structured.plan import UNUSED, Cut
+from prune_cli.structured.plan import UNUSED, TensorSlice
 
 _NUMBER = re.compile(r"(\.experts?\.)(\d+)(\.)")
 _NO_COUNT = ("per_tok", "per_token", "shared", "top", "null", "zero", "group")
@@ -42,14 +42,14 @@ class Mixture:
         return self.groups * max(2, -(-self.top_k // self.open_groups))
 
 
-def find_mixtures(model: Skeleton) -> list[Mixture]:
+def find_mixtures(model: StreamedModel) -> list[Mixture]:
     """Raises RequestError where there are none, or none that are computed in a way known here, or of several sizes."""
     found: dict[str, Mixture] = {}
-    for name, place in model.places.items():
-        if place.role == "expert" and place.expert is None:
-            raise RequestError(f"{name}: {place.reason}, so experts of this architecture cannot be removed.")
-        if place.expert is not None and place.block is not None and place.module_name not in found:
-            found[place.module_name] = _mixture(model, name, place.block, place.module_name, place.expert.experts)
+    for name, info in model.tensor_map.items():
+        if info.role == "expert" and info.expert is None:
+            raise RequestError(f"{name}: {info.reason}, so experts of this architecture cannot be removed.")
+        if info.expert is not None and info.block is not None and info.module_name not in found:
+            found[info.module_name] = _mixture(model, name, info.block, info.module_name, info.expert.experts)
     if not found:
         raise RequestError(f"{type(model.model).__name__} has no experts: use --method width or depth.")
     mixtures = sorted(found.values(), key=lambda mixture: mixture.block)
@@ -59,7 +59,7 @@ def find_mixtures(model: Skeleton) -> list[Mixture]:
     return mixtures
 
 
-def _mixture(model: Skeleton, tensor: str, block: int, module: str, experts: int) -> Mixture:
+def _mixture(model: StreamedModel, tensor: str, block: int, module: str, experts: int) -> Mixture:
     parent = model.model.get_submodule(module.rpartition(".")[0])
     top_k = _attribute(parent, ("top_k", "num_experts_per_tok"))
     if top_k is None:
@@ -92,7 +92,7 @@ def config_with_experts(raw: dict[str, Any], config: Any, experts: int, keep: in
         part[key] = keep
 
 
-def changed_shapes(model: Skeleton, smaller: nn.Module, experts: int, keep: int) -> dict[str, int]:
+def changed_shapes(model: StreamedModel, smaller: nn.Module, experts: int, keep: int) -> dict[str, int]:
     """Parameters of the blocks with an entry for each expert: name -> the axis. `smaller` has `keep` of them.
 
     Raises RequestError where something else differs.
@@ -114,30 +114,30 @@ def changed_shapes(model: Skeleton, smaller: nn.Module, experts: int, keep: int)
 
 
 def without_experts(
-    model: Skeleton, axes: Mapping[str, int], kept: Mapping[int, Sequence[int]]
-) -> tuple[dict[str, Planned], dict[str, str], dict[str, Cut]]:
+    model: StreamedModel, axes: Mapping[str, int], kept: Mapping[int, Sequence[int]]
+) -> tuple[dict[str, OutputTensor], dict[str, str], dict[str, TensorSlice]]:
     """All tensors of an output with the experts `kept` of each block, renumbered; why others go; cuts."""
-    tensors: dict[str, Planned] = {}
+    tensors: dict[str, OutputTensor] = {}
     dropped: dict[str, str] = {}
-    cuts: dict[str, Cut] = {}
-    for name, place in model.places.items():
-        if place.role == "unused":
+    slices: dict[str, TensorSlice] = {}
+    for name, info in model.tensor_map.items():
+        if info.role == "unused":
             dropped[name] = UNUSED
-        elif place.parameter is None or place.parameter not in axes or place.block is None:
-            tensors[name] = Planned(name)
-        elif place.entry.shape == model.shape_of(place.parameter):
-            axis, keep = axes[place.parameter], len(kept[place.block])
-            shape = tuple(keep if at == axis else size for at, size in enumerate(place.entry.shape))
-            tensors[name] = Planned(name, shape)
-            cuts[name] = Cut(axis, kept[place.block])
+        elif info.parameter is None or info.parameter not in axes or info.block is None:
+            tensors[name] = OutputTensor(name)
+        elif info.entry.shape == model.shape_of(info.parameter):
+            axis, keep = axes[info.parameter], len(kept[info.block])
+            shape = tuple(keep if at == axis else size for at, size in enumerate(info.entry.shape))
+            tensors[name] = OutputTensor(name, shape)
+            slices[name] = TensorSlice(axis, kept[info.block])
         else:
             expert = _expert_of(name)
-            if expert in kept[place.block]:
-                number = kept[place.block].index(expert)
-                tensors[_NUMBER.sub(rf"\g<1>{number}\g<3>", name, count=1)] = Planned(name)
+            if expert in kept[info.block]:
+                number = kept[info.block].index(expert)
+                tensors[_NUMBER.sub(rf"\g<1>{number}\g<3>", name, count=1)] = OutputTensor(name)
             else:
                 dropped[name] = f"expert {expert} was removed"
-    return tensors, dropped, cuts
+    return tensors, dropped, slices
 
 
 def _expert_of(name: str) -> int:

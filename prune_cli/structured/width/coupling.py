@@ -11,43 +11,43 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prune_cli.engine.open_model import Opened
+from prune_cli.engine.open_model import OpenModel
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta
 from prune_cli.model.shape_overrides import sizes_entry
-from prune_cli.structured.units import WORDS, Cut, Part, PartName
+from prune_cli.structured.units import WORDS, CoupledGroup, GroupName, UnitLayout
 
-_OTHER: dict[PartName, PartName] = {"mlp": "heads", "heads": "mlp"}
+_OTHER: dict[GroupName, GroupName] = {"mlp": "heads", "heads": "mlp"}
 _WIDTH_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 _MOST_LAYOUTS = 64
 
 
-def unit_count(job: Opened, part: PartName) -> int:
+def unit_count(job: OpenModel, group: GroupName) -> int:
     """Channels a block, or heads (whole key-value groups); raises RequestError where the config names none."""
     config = job.model.config.get_text_config()
-    if part == "mlp":
+    if group == "mlp":
         return _width(job, config)[1]
     heads, groups = _head_counts(job, config)
     return groups if groups > 1 else heads
 
 
-def find_part(job: Opened, part: PartName, keep: int) -> Iterator[Part]:
+def find_group(job: OpenModel, group: GroupName, keep: int) -> Iterator[CoupledGroup]:
     """All ways in which the tensors may hold the units, the likeliest first; raises RequestError, with the reason."""
     config = job.model.config.get_text_config()
-    changes = _mlp_changes(job, config, keep) if part == "mlp" else _head_changes(job, config, keep)
-    units = unit_count(job, part)
+    changes = _mlp_changes(job, config, keep) if group == "mlp" else _head_changes(job, config, keep)
+    units = unit_count(job, group)
     shapes = _shapes_with(job, changes)
     smaller: dict[str, tuple[int, int, int]] = {}
-    named = {place.parameter: name for name, place in job.model.places.items()}
+    named = {info.parameter: name for name, info in job.model.tensor_map.items()}
     for parameter, tensor in job.model.model.state_dict().items():
         if shapes[parameter] == tuple(tensor.shape):
             continue
-        _check_place(job, named.get(parameter), parameter, part)
-        smaller[named[parameter]] = _shrinks(parameter, tuple(tensor.shape), shapes[parameter], units, keep, part)
-    consumers = _consumers(job, smaller, part)
-    blocks = {name: job.model.places[name].block or 0 for name in smaller}
-    width = _one_width(smaller, consumers, part)
-    choices = [_layouts(cut, width, part) for cut in smaller.values()]
+        _check_place(job, named.get(parameter), parameter, group)
+        smaller[named[parameter]] = _shrinks(parameter, tuple(tensor.shape), shapes[parameter], units, keep, group)
+    consumers = _consumers(job, smaller, group)
+    blocks = {name: job.model.tensor_map[name].block or 0 for name in smaller}
+    width = _one_width(smaller, consumers, group)
+    choices = [_layouts(cut, width, group) for cut in smaller.values()]
     # Tensors of one kind hold their units alike: a layout is chosen for all of them at once.
     kinds = list(
         dict.fromkeys((cut[1:], tuple(layouts)) for cut, layouts in zip(smaller.values(), choices, strict=True))
@@ -55,15 +55,15 @@ def find_part(job: Opened, part: PartName, keep: int) -> Iterator[Part]:
     options = [layouts for _, layouts in kinds]
     for chosen in itertools.islice(itertools.product(*options), _MOST_LAYOUTS):
         layout_of = dict(zip([kind for kind, _ in kinds], chosen, strict=True))
-        cuts = {name: Cut(cut[0], layout_of[cut[1:]], cut[2]) for name, cut in smaller.items()}
-        yield Part(part, units, keep, width, consumers, cuts, blocks, changes)
+        slices = {name: UnitLayout(cut[0], layout_of[cut[1:]], cut[2]) for name, cut in smaller.items()}
+        yield CoupledGroup(group, units, keep, width, consumers, slices, blocks, changes)
 
 
 def _key(config: Any, standard: str) -> str:
     return (getattr(config, "attribute_map", None) or {}).get(standard, standard)
 
 
-def _width(job: Opened, config: Any) -> tuple[str, int]:
+def _width(job: OpenModel, config: Any) -> tuple[str, int]:
     for key in _WIDTH_KEYS:
         if hasattr(config, key):
             value = getattr(config, key)
@@ -74,11 +74,11 @@ def _width(job: Opened, config: Any) -> tuple[str, int]:
     )
 
 
-def _mlp_changes(job: Opened, config: Any, keep: int) -> dict[str, Any]:
+def _mlp_changes(job: OpenModel, config: Any, keep: int) -> dict[str, Any]:
     return {_width(job, config)[0]: keep}
 
 
-def _head_counts(job: Opened, config: Any) -> tuple[int, int]:
+def _head_counts(job: OpenModel, config: Any) -> tuple[int, int]:
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):
         raise RequestError(
@@ -90,7 +90,7 @@ def _head_counts(job: Opened, config: Any) -> tuple[int, int]:
     return heads, heads
 
 
-def _head_changes(job: Opened, config: Any, keep: int) -> dict[str, Any]:
+def _head_changes(job: OpenModel, config: Any, keep: int) -> dict[str, Any]:
     heads, groups = _head_counts(job, config)
     head_dim = getattr(config, "head_dim", None) or job.model.hidden_size // heads
     changes = {_key(config, "num_attention_heads"): keep * (heads // groups if groups > 1 else 1)}
@@ -103,7 +103,7 @@ def _head_changes(job: Opened, config: Any, keep: int) -> dict[str, Any]:
     return changes if computed else {**changes, "head_dim": head_dim}
 
 
-def config_with(job: Opened, changes: Mapping[str, Any]) -> Any:
+def config_with(job: OpenModel, changes: Mapping[str, Any]) -> Any:
     """The model's config with other values of its text part, as transformers reads it back."""
     raw = job.model.config.to_dict()
     text = raw
@@ -113,96 +113,98 @@ def config_with(job: Opened, changes: Mapping[str, Any]) -> Any:
     return type(job.model.config).from_dict(raw)
 
 
-def sized_config(job: Opened, parts: Sequence[Part]) -> Any:
+def overridden_config(job: OpenModel, groups: Sequence[CoupledGroup]) -> Any:
     """The model's config with the new shapes of `parts` listed one by one."""
     return type(job.model.config).from_dict(
-        {**job.model.config.to_dict(), "quantization_config": sized_entry(job, parts)}
+        {**job.model.config.to_dict(), "quantization_config": override_entry(job, groups)}
     )
 
 
-def sized_entry(job: Opened, parts: Sequence[Part]) -> dict[str, Any]:
+def override_entry(job: OpenModel, groups: Sequence[CoupledGroup]) -> dict[str, Any]:
     """The list of shapes for config.json, by the model's names of parameters."""
-    places = job.model.places
-    return sizes_entry({places[n].parameter or "": shape for part in parts for n, shape in part.shapes(places).items()})
+    infos = job.model.tensor_map
+    return sizes_entry(
+        {infos[n].parameter or "": shape for group in groups for n, shape in group.shapes(infos).items()}
+    )
 
 
-def _shapes_with(job: Opened, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes_with(job: OpenModel, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     model = model_on_meta(config_with(job, changes), job.dtype, job.trust_remote_code)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _check_place(job: Opened, name: str | None, parameter: str, part: PartName) -> None:
-    place = job.model.places.get(name or "")
-    if place is None or place.entry.shape != tuple(job.model.model.state_dict()[parameter].shape):
+def _check_place(job: OpenModel, name: str | None, parameter: str, group: GroupName) -> None:
+    info = job.model.tensor_map.get(name or "")
+    if info is None or info.entry.shape != tuple(job.model.model.state_dict()[parameter].shape):
         raise RequestError(
-            f"{parameter} would shrink with the {WORDS[part]}, but the checkpoint holds it in another layout than the "
+            f"{parameter} would shrink with the {WORDS[group]}, but the checkpoint holds it in another layout than the "
             "model computes with: only maps stored one to one can be narrowed (experts: --method experts)."
         )
-    if place.role not in ("linear map", "bias", "norm") or place.block is None:
+    if info.role not in ("linear map", "bias", "norm") or info.block is None:
         raise RequestError(
-            f"{name} would shrink with the {WORDS[part]}, but it is no map, bias or norm of a block "
-            f"({place.reason or place.role}): this architecture cannot be narrowed so."
+            f"{name} would shrink with the {WORDS[group]}, but it is no map, bias or norm of a block "
+            f"({info.reason or info.role}): this architecture cannot be narrowed so."
         )
 
 
 def _shrinks(
-    name: str, before: Sequence[int], after: Sequence[int], units: int, keep: int, part: PartName
+    name: str, before: Sequence[int], after: Sequence[int], units: int, keep: int, group: GroupName
 ) -> tuple[int, int, int]:
     """(axis, rows of a unit, rows that stay whatever is removed)."""
     axes = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-    lost = before[axes[0]] - after[axes[0]]
-    rows = lost // (units - keep)
+    error_sq = before[axes[0]] - after[axes[0]]
+    rows = error_sq // (units - keep)
     tail = before[axes[0]] - rows * units
-    if len(axes) != 1 or lost <= 0 or lost % (units - keep) or tail < 0:
+    if len(axes) != 1 or error_sq <= 0 or error_sq % (units - keep) or tail < 0:
         raise RequestError(
-            f"With {keep} of {units} {WORDS[part]} in the config, {name} would go from shape {list(before)} to "
-            f"{list(after)}, no whole number of rows for each of the {WORDS[part]}: the config makes the real size "
-            f"from this one and others. Use -o parts={_OTHER[part]} or --method depth."
+            f"With {keep} of {units} {WORDS[group]} in the config, {name} would go from shape {list(before)} to "
+            f"{list(after)}, no whole number of rows for each of the {WORDS[group]}: the config makes the real size "
+            f"from this one and others. Use -o parts={_OTHER[group]} or --method depth."
         )
     return axes[0], rows, tail
 
 
-def _consumers(job: Opened, smaller: Mapping[str, tuple[int, int, int]], part: PartName) -> dict[int, str]:
+def _consumers(job: OpenModel, smaller: Mapping[str, tuple[int, int, int]], group: GroupName) -> dict[int, str]:
     """Of every block the one map that loses inputs."""
     found: dict[int, list[str]] = {}
     for name, (axis, _, _) in smaller.items():
-        place = job.model.places[name]
-        assert place.block is not None
-        found.setdefault(place.block, [])
-        if place.role == "linear map" and axis == (0 if place.transposed else 1):
-            found[place.block].append(name)
+        info = job.model.tensor_map[name]
+        assert info.block is not None
+        found.setdefault(info.block, [])
+        if info.role == "linear map" and axis == (0 if info.transposed else 1):
+            found[info.block].append(name)
     if not found:
         raise RequestError(
-            f"Fewer {WORDS[part]} in the config of {type(job.model.model).__name__} change no tensor: "
+            f"Fewer {WORDS[group]} in the config of {type(job.model.model).__name__} change no tensor: "
             + (
                 "the heads have no head_dim of their own, and would be wider instead"
-                if part == "heads"
+                if group == "heads"
                 else "the real number follows from other settings (or all MLPs are experts: --method experts)"
             )
-            + f". Use -o parts={_OTHER[part]} or --method depth."
+            + f". Use -o parts={_OTHER[group]} or --method depth."
         )
     for block, names in found.items():
         if len(names) != 1:
             raise RequestError(
-                f"Block {block} has {len(names)} maps that read the {WORDS[part]}, where one is expected: "
+                f"Block {block} has {len(names)} maps that read the {WORDS[group]}, where one is expected: "
                 "this architecture cannot be narrowed so."
             )
     return {block: names[0] for block, names in found.items()}
 
 
-def _one_width(smaller: Mapping[str, tuple[int, int, int]], consumers: Mapping[int, str], part: PartName) -> int:
+def _one_width(smaller: Mapping[str, tuple[int, int, int]], consumers: Mapping[int, str], group: GroupName) -> int:
     widths = {smaller[name][1:] for name in consumers.values()}
     if len(widths) != 1 or next(iter(widths))[1]:
-        raise RequestError(f"The maps that read the {WORDS[part]} differ between blocks: they cannot be narrowed so.")
+        raise RequestError(f"The maps that read the {WORDS[group]} differ between blocks: they cannot be narrowed so.")
     return next(iter(widths))[0]
 
 
-def _layouts(cut: tuple[int, int, int], width: int, part: PartName) -> tuple[tuple[int, ...], ...]:
+def _layouts(cut: tuple[int, int, int], width: int, group: GroupName) -> tuple[tuple[int, ...], ...]:
     """The orders that a unit's rows may lie in: together, or each kind (queries, keys, values; gate, up) by itself."""
     _, rows, _ = cut
-    if part == "mlp" and rows > width:
+    if group == "mlp" and rows > width:
         return ((width,) * (rows // width), (rows,))
     head, odd = divmod(rows - width, 2)
-    if part == "heads" and head > 0 and not odd and width % head == 0:
+    if group == "heads" and head > 0 and not odd and width % head == 0:
         return ((width, head, head), (rows,))
     return ((rows,),)

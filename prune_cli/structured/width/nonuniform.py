@@ -15,13 +15,13 @@ from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.hidden_states import known_states
-from prune_cli.structured.prepare import StructuredJob, asked_share
+from prune_cli.structured.prepare import PreparedStructure, asked_share
 from prune_cli.structured.statistics_file import Statistics, measured
-from prune_cli.structured.units import Part
+from prune_cli.structured.units import CoupledGroup
 
 
 def angles_of_blocks(
-    request: PruneRequest, job: StructuredJob, calibration: TokenSet, output: OutputFolder, progress: Progress
+    request: PruneRequest, job: PreparedStructure, calibration: TokenSet, output: OutputFolder, progress: Progress
 ) -> list[float]:
     """The mean angular distance between input and output of every block of the dense model, measured if not known."""
 
@@ -33,11 +33,13 @@ def angles_of_blocks(
     return torch.diagonal(distances, 1).tolist()
 
 
-def with_sizes(request: PruneRequest, job: StructuredJob, part: Part, angles: Sequence[float]) -> Part:
+def with_sizes(
+    request: PruneRequest, job: PreparedStructure, group: CoupledGroup, angles: Sequence[float]
+) -> CoupledGroup:
     """`part` with as many units over all blocks as the request keeps, spread by `angles` (one for every block)."""
-    blocks = sorted(part.consumers)
-    multiple = (job.options.multiple or default_multiple(part.units)) if part.name == "mlp" else 1
-    keep = int((1 - asked_share(request, "unit")) * part.units * len(blocks) / multiple + 0.5) * multiple
+    blocks = sorted(group.consumers)
+    multiple = (job.options.multiple or default_multiple(group.units)) if group.name == "mlp" else 1
+    keep = int((1 - asked_share(request, "unit")) * group.units * len(blocks) / multiple + 0.5) * multiple
     shares = coarse_shares(torch.tensor([angles[block] for block in blocks]))
-    sizes = proportional_sizes(shares, [part.units] * len(blocks), keep, multiple)
-    return replace(part, sizes=dict(zip(blocks, sizes, strict=True)))
+    sizes = proportional_sizes(shares, [group.units] * len(blocks), keep, multiple)
+    return replace(group, sizes=dict(zip(blocks, sizes, strict=True)))

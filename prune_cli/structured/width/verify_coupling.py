@@ -6,29 +6,29 @@ from typing import Any
 
 import torch
 
-from prune_cli.engine.open_model import Opened
+from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
-from prune_cli.structured.units import WORDS, Part, PartName
-from prune_cli.structured.width.checkpoint_views import Narrowed
-from prune_cli.structured.width.coupling import config_with, find_part, sized_config
+from prune_cli.structured.units import WORDS, CoupledGroup, GroupName
+from prune_cli.structured.width.checkpoint_views import SlicedCheckpoint
+from prune_cli.structured.width.coupling import config_with, find_group, overridden_config
 
 # A wrong guess misses by as much as the units add; rounding in float32 stays far below.
 _TOLERANCE = 1e-3
 _SAMPLES, _LENGTH = 2, 16
 
 
-def proven_part(job: Opened, name: PartName, keep: int, *, sized: bool = False) -> Part:
+def verified_group(job: OpenModel, name: GroupName, keep: int, *, with_overrides: bool = False) -> CoupledGroup:
     """The part whose removal was tried on a batch and made no difference beyond that of zeroing its units.
 
     Blocks of every kind are tried; with `sized`, in a model whose shapes are listed one by one. Raises RequestError
     where no reading of the tensors passes.
     """
     misses: list[float] = []
-    for part in find_part(job, name, keep):
-        misses.append(_difference(job, part, sized=sized))
+    for group in find_group(job, name, keep):
+        misses.append(_difference(job, group, with_overrides=with_overrides))
         if misses[-1] <= _TOLERANCE:
-            return part
+            return group
     raise RequestError(
         f"Removing {WORDS[name]} from {type(job.model.model).__name__} changes what the others compute (by "
         f"{min(misses):.2g} of what the block adds, beyond zeroing them), as with norms over all heads or ALiBi: "
@@ -37,30 +37,34 @@ def proven_part(job: Opened, name: PartName, keep: int, *, sized: bool = False) 
 
 
 @torch.no_grad()
-def _difference(job: Opened, part: Part, *, sized: bool) -> float:
+def _difference(job: OpenModel, group: CoupledGroup, *, with_overrides: bool) -> float:
     """The largest relative difference over the blocks of every kind, with units taken out here and there."""
     random = torch.Generator().manual_seed(0)
-    kept = {block: torch.randperm(part.units, generator=random)[: part.keep].sort().values for block in part.consumers}
+    kept = {
+        block: torch.randperm(group.units, generator=random)[: group.keep].sort().values for block in group.consumers
+    }
     ids = torch.randint(job.model.vocab_size, (_SAMPLES, _LENGTH), generator=random)
-    whole = job.with_checkpoint(job.checkpoint, dtype=torch.float32)
-    config = sized_config(job, [part]) if sized else config_with(job, part.changes)
-    narrow = job.with_checkpoint(Narrowed(job.checkpoint, part, job.model.places, kept), config, dtype=torch.float32)
+    output_sq = job.with_checkpoint(job.checkpoint, dtype=torch.float32)
+    config = overridden_config(job, [group]) if with_overrides else config_with(job, group.changes)
+    narrow = job.with_checkpoint(
+        SlicedCheckpoint(job.checkpoint, group, job.model.tensor_map, kept), config, dtype=torch.float32
+    )
     worst = 0.0
-    with Stream(whole, [ids]) as zeroed, Stream(narrow, [ids]) as without:
+    with Stream(output_sq, [ids]) as zeroed, Stream(narrow, [ids]) as without:
         for block in range(_last_new_kind(job) + 1):
             tensors = zeroed.load(block)
             without.load(block)
-            if block in part.consumers:
-                consumer = part.consumers[block]
+            if block in group.consumers:
+                consumer = group.consumers[block]
                 weight = tensors[consumer].clone()
-                cut = part.cuts[consumer]
+                cut = group.slices[consumer]
                 gone = torch.ones(weight.shape[cut.axis], dtype=torch.bool)
-                gone[cut.rows(kept[block], part.units)] = False
+                gone[cut.rows(kept[block], group.units)] = False
                 weight.index_fill_(cut.axis, gone.nonzero().flatten(), 0)
-                whole.set_weight(whole.places[consumer], weight)
+                output_sq.set_weight(output_sq.tensor_map[consumer], weight)
             worst = max(worst, _relative(*zeroed.probe(block), without.probe(block)[1]))
             for each in (zeroed, without):
-                each.through(block)
+                each.run_block(block)
                 each.unload(block)
     return worst
 
@@ -72,7 +76,7 @@ def _relative(before: torch.Tensor | None, zeroed: Any, without: Any) -> float:
     return float((zeroed - without).norm() / added.norm().clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _last_new_kind(job: Opened) -> int:
+def _last_new_kind(job: OpenModel) -> int:
     """The last block that differs in its tensors' names or shapes from all before it."""
     seen: set[frozenset[tuple[str, tuple[int, ...]]]] = set()
     last = 0
