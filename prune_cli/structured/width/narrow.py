@@ -91,7 +91,7 @@ def _keep(job: PreparedStructure, request: PruneRequest, group: GroupName) -> tu
 def asked(request: PruneRequest, job: PreparedStructure) -> str:
     """What the request says, for the report."""
     groups = {"mlp": "MLP channels", "heads": "attention heads", "both": "MLP channels and attention heads"}
-    return f"{100 * asked_share(request, 'unit'):g} % of the {groups[job.options.groups]} of every block"
+    return f"{100 * asked_share(request, 'unit'):g} % of the {groups[job.options.parts]} of every block"
 
 
 def spread(
