@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from calibration.batch import Batch
 from calibration.statistics import SquaredNorm
 from calibration.tokens import TokenSet
 from methods._allocation import (
@@ -20,7 +21,8 @@ from methods._allocation import (
 )
 from methods._pattern import Unstructured
 from prune_cli.allocation import Allocation
-from prune_cli.evaluate import window_losses
+from prune_cli.engine.padding import real_rows
+from prune_cli.evaluate import by_tokens, window_losses
 from prune_cli.lockstep import SameInputs
 from prune_cli.pipeline import make_pipeline
 from prune_cli.plan import ROLES_WITH_INPUTS, matrix_shape
@@ -58,7 +60,7 @@ def allocate(request: PruneRequest, job: Prepared, calibration: TokenSet | None,
 
 
 def _owl(
-    job: Prepared, batches: Sequence[torch.Tensor], asked: float, options: Any, progress: Progress
+    job: Prepared, batches: Sequence[Batch], asked: float, options: Any, progress: Progress
 ) -> tuple[dict[str, float], dict[str, Any]]:
     shares: dict[str, float] = {}
     progress.stage("Measuring outliers", len(job.model.blocks))
@@ -109,7 +111,7 @@ def _global(
 
 
 def _dense_scores(
-    job: Prepared, batches: Sequence[torch.Tensor], progress: Progress
+    job: Prepared, batches: Sequence[Batch], progress: Progress
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Block by block the Wanda scores (out, in) of its maps to prune, on the dense model's own inputs."""
     with Stream(job.model, batches) as stream:
@@ -125,7 +127,7 @@ def _dense_scores(
                     continue
                 place = job.decisions[name].place
                 if not same_inputs.repeated(inputs):
-                    norm = _norm(inputs, matrix_shape(place)[1], job.device)
+                    norm = _norm(inputs, stream.here(), matrix_shape(place)[1], job.device)
                 scores[name] = as_matrix(place, tensors[name]).to(job.device, torch.float32).abs().mul_(norm)
             stream.unload(block)
             progress.advance()
@@ -137,10 +139,10 @@ def _with_inputs(job: Prepared, block: int) -> list[str]:
     return [name for name in job.pruned_names(block) if job.decisions[name].place.role in ROLES_WITH_INPUTS]
 
 
-def _norm(inputs: Sequence[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
+def _norm(inputs: Sequence[torch.Tensor], batches: Sequence[Batch], width: int, device: torch.device) -> torch.Tensor:
     squares = SquaredNorm(width, device)
-    for tensor in inputs:
-        squares.add(tensor.detach().reshape(-1, width))
+    for tensor, batch in zip(inputs, batches, strict=True):
+        squares.add(real_rows(tensor, batch))
     return squares.value().sqrt()
 
 
@@ -157,15 +159,15 @@ def _loss_after_wanda(
         for block in range(len(job.model.blocks)):
             names = _with_inputs(job, block)
             tensors = stream.load(block)
-            BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress).run(stream, block)
+            BlockPruner(job, tensors, names, settings, calibration.windows.tokens, progress).run(stream, block)
             stream.unload(block)
-        losses = window_losses(stream, batches)
+        losses = by_tokens(window_losses(stream, batches), batches)
     return sum(losses) / len(losses)
 
 
-def _batches(request: PruneRequest, job: Prepared, calibration: TokenSet | None) -> Sequence[torch.Tensor]:
+def _batches(request: PruneRequest, job: Prepared, calibration: TokenSet | None) -> Sequence[Batch]:
     assert calibration is not None
-    return calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+    return calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
 
 
 def _block_counts(job: Prepared) -> dict[str, int]:

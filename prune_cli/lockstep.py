@@ -48,9 +48,9 @@ class Lockstep:
 
     def __init__(
         self,
-        forward: Callable[[torch.Tensor], Any],
+        forward: Callable[[Any], Any],
         blocks: Sequence[nn.Module],
-        batches: Sequence[torch.Tensor],
+        batches: Sequence[Any],
         parking: Parking | None = None,
     ) -> None:
         self._blocks = blocks
@@ -224,6 +224,10 @@ class Lockstep:
         """At a stop, all tensors that each of its batches brings, the input first."""
         return [lane.arguments for lane in self._here]
 
+    def here(self) -> list[int]:
+        """At a stop, the numbers of its batches."""
+        return [self._lanes.index(lane) for lane in self._here]
+
     def current(self) -> int:
         """The number of the batch that runs now."""
         return self._lanes.index(self._of_coroutine[getcurrent()])
@@ -249,7 +253,8 @@ class Lockstep:
         finally:
             hook.remove()
         self._all_wait_at(module)
-        return [lane.input for lane in self._lanes if lane.input is not None]
+        self._here = [lane for lane in self._lanes if lane.input is not None]
+        return [lane.input for lane in self._here if lane.input is not None]
 
     def finish(self) -> Iterator[Any]:
         """Run one batch after the other to its end, in order; yields what its forward returned."""

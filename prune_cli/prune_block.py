@@ -7,7 +7,9 @@ from contextlib import ExitStack
 
 import torch
 
+from calibration.batch import Batch
 from calibration.statistics import Cross
+from prune_cli.engine.padding import real_rows
 from prune_cli.experts import Routed
 from prune_cli.input_statistics import InputStatistics
 from prune_cli.lockstep import SameInputs
@@ -61,11 +63,11 @@ class BlockPruner:
             if name in self._experts:
                 self._serve_experts(name, at_experts(stream, name))
             else:
-                self._serve(name, inputs)
+                self._serve(name, stream, inputs)
 
     def run_twice(self, stream: Stream, block: int) -> None:
         """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
-        stream.rehearse(block, self._stops, self._observe)
+        stream.rehearse(block, self._stops, lambda name, tensors: self._observe(name, tensors, stream.passing()))
         for name, statistics in self._observed.items():
             self._prune(name, statistics)
         for name, routed in self._routed.items():
@@ -77,7 +79,7 @@ class BlockPruner:
         """Prune what lies outside the blocks; the batches end at the output head if it is among them."""
         self._prune_blind()
         for name in self._heads:
-            self._serve(name, stream.stop_at_head(name))
+            self._serve(name, stream, stream.stop_at_head(name))
 
     @property
     def _stops(self) -> list[str]:
@@ -105,29 +107,32 @@ class BlockPruner:
     def _serve(
         self,
         name: str,
+        stream: Stream,
         inputs: Sequence[torch.Tensor],
         dense: Sequence[torch.Tensor] | None = None,
         lost: Sequence[torch.Tensor] | None = None,
     ) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
             self._statistics = self._new_statistics(name, with_dense=dense is not None)
-            for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
-                self._statistics.add(tensor, other)
-        drift = {} if lost is None else {"drift": self._drift(name, inputs, lost)}
+            for tensor, other, batch in zip(inputs, dense or [None] * len(inputs), stream.here(), strict=True):
+                self._statistics.add(tensor, other, batch)
+        drift = {} if lost is None else {"drift": self._drift(name, stream.here(), inputs, lost)}
         self._prune(name, self._statistics, drift)
 
-    def _drift(self, name: str, inputs: Sequence[torch.Tensor], lost: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _drift(
+        self, name: str, batches: Sequence[Batch], inputs: Sequence[torch.Tensor], lost: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         """The sum over tokens of r^T x (out, in), r being what the residual stream has lost."""
         assert self._statistics is not None
         outputs, width = matrix_shape(self._places[name])
         total = Cross(outputs, width, self._statistics.home)
-        for r, x in zip(lost, inputs, strict=True):
-            total.add(r.reshape(-1, outputs), x.reshape(-1, width))
+        for batch, r, x in zip(batches, lost, inputs, strict=True):
+            total.add(real_rows(r, batch), real_rows(x, batch))
         return total.value()
 
-    def _observe(self, name: str, arguments: list[torch.Tensor]) -> None:
+    def _observe(self, name: str, arguments: list[torch.Tensor], batch: Batch) -> None:
         if name in self._experts:
-            self._routed[name].append(Routed.of(self._model.model.get_submodule(name), arguments))
+            self._routed[name].append(Routed.of(self._model.model.get_submodule(name), arguments, batch.mask))
             return
         tensor = arguments[0]
         shared = self._same_inputs.repeated([tensor])
@@ -135,7 +140,7 @@ class BlockPruner:
             last = next(reversed(self._observed.values()), None) if shared else None
             self._observed[name] = last if last is not None else self._new_statistics(name)
         if not shared:
-            self._observed[name].add(tensor)
+            self._observed[name].add(tensor, None, batch)
 
     def _prune(self, name: str, statistics: InputStatistics, own: Mapping[str, torch.Tensor] | None = None) -> None:
         """`own` statistics are of this map alone, the others of all that share its inputs."""
@@ -167,4 +172,4 @@ def run_beside_dense(pruners: Sequence[BlockPruner], streams: Sequence[Stream], 
                 if name in pruner._experts:
                     pruner._serve_experts(name, at_experts(stream, name), at_experts(dense, name))
                 else:
-                    pruner._serve(name, inputs, others, drift.at(name, len(inputs)))
+                    pruner._serve(name, stream, inputs, others, drift.at(name, len(inputs)))

@@ -87,7 +87,7 @@ class ExpertsPruner:
         for batch, other, numbers in zip(here.batches, others, tokens, strict=False):
             if len(numbers):
                 rows = _inputs(here.module, expert, batch, numbers, down=down)
-                found.add(rows, other and dense and _inputs(dense.module, expert, other, numbers, down=down))
+                found.add_rows(rows, other and dense and _inputs(dense.module, expert, other, numbers, down=down))
         return found
 
     def _prune(self, expert: int, statistics: InputStatistics | None, notes: Sequence[str], *, down: bool) -> None:
@@ -131,7 +131,10 @@ def experts_by_module(places: Mapping[str, Place]) -> dict[str, dict[str, Place]
 def at_experts(stream: Stream, module: str) -> AtExperts:
     """What `stream` has at a stop at the experts called `module`."""
     experts = stream.model.model.get_submodule(module)
-    return AtExperts(experts, [Routed.of(experts, each) for each in stream.arguments()])
+    return AtExperts(
+        experts,
+        [Routed.of(experts, each, batch.mask) for each, batch in zip(stream.arguments(), stream.here(), strict=True)],
+    )
 
 
 def expert_scores(

@@ -155,7 +155,9 @@ class Report:
 
 def text_report(tokens: TokenSet) -> TextReport:
     samples, length = tokens.ids.shape
-    return TextReport(tokens.source, tokens.protocol, samples, length, samples * length, tokens.seed, tokens.sha256)
+    return TextReport(
+        tokens.source, tokens.protocol, samples, length, tokens.windows.tokens, tokens.seed, tokens.sha256
+    )
 
 
 def now() -> str:

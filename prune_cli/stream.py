@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibration.batch import Batch
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.lockstep import Instead, Lockstep, Observe
 from prune_cli.memory import LARGE_INPUTS, keep_no_holes
@@ -17,16 +18,17 @@ from prune_cli.parking import Parking
 
 
 class Stream:
-    """A context in which `batches` (each (batch, length) of ids) stand between two blocks of `model`, then in the next.
+    """A context in which `batches` stand between two blocks of `model`, then in the next.
 
     On entering they wait before the first block. For every block in order: `load`, one of `through`, `stops` or
     `rehearse` and `through`, `unload`; then `finish` for what the model returns, or `stop_at_head`.
     """
 
-    def __init__(self, model: Skeleton, batches: Sequence[torch.Tensor], parking: Parking | None = None) -> None:
+    def __init__(self, model: Skeleton, batches: Sequence[Batch], parking: Parking | None = None) -> None:
         self.model = model
+        self._batches = batches
         self._lockstep = Lockstep(model.forward, model.blocks, batches, parking)
-        self._state_bytes = sum(batch.numel() for batch in batches) * model.hidden_size * model.dtype.itemsize
+        self._state_bytes = sum(batch.ids.numel() for batch in batches) * model.hidden_size * model.dtype.itemsize
 
     def __enter__(self) -> Stream:
         if self.model.device.type == "cpu" and self._state_bytes > LARGE_INPUTS:
@@ -64,6 +66,14 @@ class Stream:
     def arguments(self) -> list[list[torch.Tensor]]:
         """At a stop, all tensors that each of its batches brings, the input first."""
         return self._lockstep.arguments()
+
+    def here(self) -> list[Batch]:
+        """The batches that wait at a stop, in the order of the inputs there."""
+        return [self._batches[number] for number in self._lockstep.here()]
+
+    def passing(self) -> Batch:
+        """The batch that runs now, for hooks."""
+        return self._batches[self._lockstep.current()]
 
     def rehearse(self, block: int, names: Sequence[str], observe: Observe) -> None:
         """Pass `block` once for `observe` alone; names and order as in `stops`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from calibration.batch import Batch
 from methods.structured.experts import SUMS, expert_sums
 from prune_cli.errors import PruneError
 from prune_cli.experts import outputs_of
@@ -17,7 +18,7 @@ from prune_cli.structured.mixtures import Mixture
 
 
 def measure_experts(
-    job: Opened, mixtures: Sequence[Mixture], batches: Sequence[torch.Tensor], progress: Progress
+    job: Opened, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
 ) -> dict[int, dict[str, list[float]]]:
     """For every block with experts the sums of `methods.structured.experts.SUMS`, one entry an expert.
 

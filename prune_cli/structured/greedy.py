@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-import torch
-
+from calibration.batch import Batch
 from prune_cli.errors import PruneError
-from prune_cli.evaluate import mean, window_losses
+from prune_cli.evaluate import by_tokens, mean, window_losses
 from prune_cli.lockstep import Instead, tensors_in
 from prune_cli.prepare import Opened
 from prune_cli.progress import Progress
@@ -25,7 +24,7 @@ _STATES_PER_TOKEN = 3
 class Removals:
     """Losses in nats of the model without some of its blocks, on `batches`."""
 
-    def __init__(self, job: Opened, batches: Sequence[torch.Tensor], progress: Progress) -> None:
+    def __init__(self, job: Opened, batches: Sequence[Batch], progress: Progress) -> None:
         self._job = job
         self._batches = batches
         self._progress = progress
@@ -52,7 +51,7 @@ class Removals:
         return -(-candidates // self._together())
 
     def _together(self) -> int:
-        tokens = sum(batch.numel() for batch in self._batches)
+        tokens = sum(batch.ids.numel() for batch in self._batches)
         model = self._job.model
         return max(1, _GROUP_BYTES // (tokens * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN))
 
@@ -75,8 +74,8 @@ class Removals:
             losses = iter(window_losses(stream, batches))
         by_candidate: dict[int, list[float]] = {candidate: [] for candidate in group}
         for (_, candidate), batch in zip(lanes, batches, strict=True):
-            by_candidate[candidate] += [next(losses) for _ in batch]
-        return {candidate: mean(values) for candidate, values in by_candidate.items()}
+            by_candidate[candidate] += [next(losses) for _ in range(len(batch))]
+        return {candidate: mean(by_tokens(values, self._batches)) for candidate, values in by_candidate.items()}
 
     def _passing(
         self, block: int, removed: frozenset[int], lanes: Sequence[tuple[int, int]], stream: Stream

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-import torch
-
-from prune_cli.evaluate import mean, window_losses
+from calibration.batch import Batch
+from prune_cli.evaluate import by_tokens, mean, window_losses
 from prune_cli.progress import Progress
 from prune_cli.stream import Stream
 from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.refit import fit_block, pass_both, two_streams
 
 
-def refitted_loss(
-    job: StructuredJob, removed: Collection[int], batches: Sequence[torch.Tensor], progress: Progress
-) -> float:
+def refitted_loss(job: StructuredJob, removed: Collection[int], batches: Sequence[Batch], progress: Progress) -> float:
     """In nats on `batches`, which is also what is fitted to; infinite where it is not a number."""
 
     def keep(block: int, stream: Stream, dense: Stream) -> None:
@@ -30,5 +27,5 @@ def refitted_loss(
     with two_streams(job, batches) as (stream, dense):
         for _ in pass_both(stream, dense, len(job.model.blocks), removed, keep):
             progress.advance()
-        loss = mean(list(window_losses(stream, batches)))
+        loss = mean(by_tokens(window_losses(stream, batches), batches))
     return math.inf if math.isnan(loss) else loss

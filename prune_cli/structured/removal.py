@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from calibration.batch import Batch
 from prune_cli.errors import RequestError
 from prune_cli.prepare import Opened
 from prune_cli.stream import Stream
@@ -40,12 +41,12 @@ def _difference(job: Opened, part: Part, *, sized: bool) -> float:
     """The largest relative difference over the blocks of every kind, with units taken out here and there."""
     random = torch.Generator().manual_seed(0)
     kept = {block: torch.randperm(part.units, generator=random)[: part.keep].sort().values for block in part.consumers}
-    ids = torch.randint(job.model.vocab_size, (_SAMPLES, _LENGTH), generator=random)
+    batch = Batch(torch.randint(job.model.vocab_size, (_SAMPLES, _LENGTH), generator=random))
     whole = job.with_checkpoint(job.checkpoint, dtype=torch.float32)
     config = sized_config(job, [part]) if sized else config_with(job, part.changes)
     narrow = job.with_checkpoint(Narrowed(job.checkpoint, part, job.model.places, kept), config, dtype=torch.float32)
     worst = 0.0
-    with Stream(whole, [ids]) as zeroed, Stream(narrow, [ids]) as without:
+    with Stream(whole, [batch]) as zeroed, Stream(narrow, [batch]) as without:
         for block in range(_last_new_kind(job) + 1):
             tensors = zeroed.load(block)
             without.load(block)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from calibration.batch import Batch
 from calibration.statistics import ACCUMULATORS, Accumulator, Cross
 from methods._gram import dense_target
 from methods.structured.units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
+from prune_cli.engine.padding import real_rows
 from prune_cli.errors import PruneError
 from prune_cli.lockstep import SameInputs
 from prune_cli.memory import home_of_gram
@@ -52,7 +54,6 @@ class MapInputs:
     """Statistics of one map's inputs, beside those of the dense model; with a bias, an input that is always 1."""
 
     def __init__(self, needs: Sequence[str], inputs: int, device: torch.device, *, constant: bool, dense: bool) -> None:
-        self._inputs = inputs
         self._constant = constant
         size = inputs + constant
         self.home = home_of_gram(size, device, 1 + dense) if "gram" in needs else device
@@ -62,20 +63,20 @@ class MapInputs:
             name: ACCUMULATORS[name](inputs, device) for name in needs if name != "gram"
         }
 
-    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+    def rows(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
         """(tokens, in), with the constant."""
-        rows = tensor.detach().reshape(-1, self._inputs)
+        rows = real_rows(tensor, batch)
         return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self._constant else rows
 
-    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None) -> None:
+    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None, batch: Batch) -> None:
         for accumulator in self._others.values():
-            accumulator.add(tensor.detach().reshape(-1, self._inputs))
+            accumulator.add(real_rows(tensor, batch))
         if self._gram is None:
             return
-        rows = self.rows(tensor)
+        rows = self.rows(tensor, batch)
         self._gram.add(rows)
         if self._cross is not None and dense is not None:
-            self._cross.add(self.rows(dense), rows)
+            self._cross.add(self.rows(dense, batch), rows)
 
     def values(self) -> dict[str, torch.Tensor]:
         found = {name: accumulator.value() for name, accumulator in self._others.items()}
@@ -115,7 +116,7 @@ class BlockNarrower:
             for arrived in zip(*stops, strict=True):
                 name, inputs = arrived[0]
                 lost = drift.at(name, len(inputs)) if drift is not None else None
-                self._serve(name, inputs, arrived[1][1] if dense is not None else None, lost)
+                self._serve(name, stream, inputs, arrived[1][1] if dense is not None else None, lost)
         self._cut_the_rest()
         return self.result
 
@@ -130,6 +131,7 @@ class BlockNarrower:
     def _serve(
         self,
         name: str,
+        stream: Stream,
         inputs: Sequence[torch.Tensor],
         dense: Sequence[torch.Tensor] | None,
         lost: Sequence[torch.Tensor] | None,
@@ -144,13 +146,13 @@ class BlockNarrower:
             self._shared = MapInputs(
                 needs, weight.shape[1], self._model.device, constant=bias_name is not None, dense=dense is not None
             )
-            for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
-                self._shared.add(tensor, other)
+            for tensor, other, batch in zip(inputs, dense or [None] * len(inputs), stream.here(), strict=True):
+                self._shared.add(tensor, other, batch)
         statistics = self._shared.values()
         if lost is not None and "gram" in statistics:
             total = Cross(weight.shape[0], len(statistics["gram"]), self._shared.home)
-            for r, x in zip(lost, inputs, strict=True):
-                total.add(r.reshape(-1, weight.shape[0]), self._shared.rows(x))
+            for r, x, batch in zip(lost, inputs, stream.here(), strict=True):
+                total.add(real_rows(r, batch), self._shared.rows(x, batch))
             statistics["drift"] = total.value()
         self._check(name, statistics)
         weight = weight.to(self._shared.home)

@@ -9,6 +9,7 @@ from types import TracebackType
 
 import torch
 
+from calibration.batch import Batch
 from calibration.tokens import TokenSet
 from methods._pattern import Pattern, Unstructured
 from prune_cli.evaluate import window_losses
@@ -49,8 +50,8 @@ def job_of(point: Point, base: Prepared, model: Skeleton) -> Prepared:
     return replace(base, model=model, pipeline=pipeline, pattern=pattern, decisions=decisions)
 
 
-def batches_of(point: Point, job: Prepared, tokens: TokenSet) -> tuple[torch.Tensor, ...]:
-    return tokens.ids.split(pick_batch_size(point.request.batch_size, job.device, tokens.ids.shape[1]))
+def batches_of(point: Point, job: Prepared, tokens: TokenSet) -> list[Batch]:
+    return tokens.windows.split(pick_batch_size(point.request.batch_size, job.device, tokens.ids.shape[1]))
 
 
 class Passage:
@@ -104,7 +105,7 @@ class Passage:
 
     def pruner(self, block: int) -> BlockPruner:
         assert self._texts.calibration is not None
-        tokens = self._texts.calibration.ids.numel()
+        tokens = self._texts.calibration.windows.tokens
         return BlockPruner(self.job, self._tensors, self.names(block), self.settings, tokens, self._progress)
 
     def prune(self, block: int) -> None:
