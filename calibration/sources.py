@@ -28,7 +28,10 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A checked SOURCE: `given` as typed; `files` for local ones; `repo`, `config`, `split` for the hub's."""
+    """A checked SOURCE: `given` as typed; `files` for local ones; `repo`, `config`, `split` for the hub's.
+
+    Of a paper's text `repo` is the name; `as_published` leaves windows without a BOS of their own.
+    """
 
     given: str
     kind: Kind
@@ -37,14 +40,16 @@ class Source:
     config: str | None = None
     split: str = "train"
     column: str | None = None
+    as_published: bool = False
 
 
 def parse_source(given: str) -> Source:
     """Check what can be checked without reading: the form, the paths, the kinds of file. Raises CalibrationError."""
     if given in ("builtin", "builtin:train", "builtin:test"):
         return Source(given, "builtin", split=given.partition(":")[2])
-    if given in PAPER_NAMES:
-        return Source(given, "paper")
+    name, _, way = given.partition(":")
+    if name in PAPER_NAMES and way in ("", "paper"):
+        return Source(given, "paper", repo=name, as_published=way == "paper")
     if given.startswith("hf:"):
         return _hub_source(given)
     if not given.strip():
