@@ -15,6 +15,7 @@ from prune_cli.errors import PruneError
 from prune_cli.pipeline import Pipeline
 from prune_cli.places import Place
 from prune_cli.plan import matrix_shape
+from prune_cli.stored_values import to_stored
 
 _ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"
 # Weights up to 2 to this power, either way, are left as they are.
@@ -117,7 +118,7 @@ def prune_slice(
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     lost, whole = (None, None) if rows is None else _squares(rows, weight, result.weight)
     new = result.weight if scale == 1 else result.weight / scale
-    return PrunedMap(_as_stored(place, new, stored), lost, whole, (*result.notes, *on_host))
+    return PrunedMap(_as_stored(place, name, new, stored), lost, whole, (*result.notes, *on_host))
 
 
 def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:
@@ -125,9 +126,9 @@ def as_matrix(place: Place, stored: torch.Tensor) -> torch.Tensor:
     return stored.T if place.transposed else stored.reshape(matrix_shape(place))
 
 
-def _as_stored(place: Place, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _as_stored(place: Place, name: str, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     oriented = matrix.T if place.transposed else matrix
-    return oriented.to(like.dtype).reshape(like.shape).contiguous()
+    return to_stored(name, oriented, like.dtype).reshape(like.shape).contiguous()
 
 
 def _power_to_ordinary(weight: torch.Tensor) -> float:

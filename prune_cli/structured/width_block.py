@@ -21,6 +21,7 @@ from prune_cli.model import Skeleton
 from prune_cli.places import Place
 from prune_cli.prune_map import as_matrix
 from prune_cli.residual import residual_drift, residual_factors
+from prune_cli.stored_values import to_stored
 from prune_cli.stream import Stream
 from prune_cli.structured.coupling import Part
 
@@ -247,7 +248,7 @@ class BlockNarrower:
         """Into the model, and as stored; a matrix comes as (out, in)."""
         place = self._model.places[name]
         oriented = value.T if place.transposed else value
-        stored = oriented.to(self._tensors[name].dtype).reshape(place.entry.shape).contiguous()
+        stored = to_stored(name, oriented, self._tensors[name].dtype).reshape(place.entry.shape).contiguous()
         self._model.set_weight(place, stored)
         self._tensors[name] = stored.cpu()
         self.result.tensors[name] = self._tensors[name]
