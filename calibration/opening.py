@@ -8,7 +8,7 @@ import torch
 
 from calibration.token_set import Tokenizer, tokenise
 
-_CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+_CHAT = [{"role": "user", "content": "first words"}, {"role": "assistant", "content": "last words"}]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def find_opening(tokenizer: Tokenizer) -> Opening:
     if found:
         return Opening(found, f"each after {tokenizer.decode(found)}, which the tokenizer puts before a text")
     bos = tokenizer.bos_token_id
-    if bos is not None and _before_chat(tokenizer, bos):
+    if bos is not None and _before_chat(tokenizer, tokenizer.decode((bos,))):
         return Opening((bos,), f"each after {tokenizer.decode((bos,))}, with which the chat template begins")
     return NO_OPENING
 
@@ -43,12 +43,13 @@ def _before_text(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(whole[:first])
 
 
-def _before_chat(tokenizer: Tokenizer, bos: int) -> bool:
-    """Whether chats begin with `bos` and have no other: of some models it is what begins each message."""
+def _before_chat(tokenizer: Tokenizer, bos: str) -> bool:
+    """Whether chats begin with `bos` and only they: of some models it is what begins each message."""
     if not tokenizer.chat_template:
         return False
     try:
-        ids = tokenizer.apply_chat_template(_CHAT, tokenize=True, return_dict=False)
+        shown = tokenizer.apply_chat_template(_CHAT, tokenize=False)
     except Exception:  # noqa: BLE001
         return False  # a template for other chats only: nothing is known of it
-    return ids[0] == bos and ids.count(bos) == 1
+    before_answer, found, _ = shown.rpartition(_CHAT[-1]["content"])
+    return bool(found) and before_answer.startswith(bos) and before_answer.count(bos) == 1

@@ -42,6 +42,8 @@ def test_a_bos_that_only_the_chat_template_writes_stands_before_every_window(tmp
     assert "windows, each after <s>, with which the chat template begins, the remainder dropped" in told
     drawn = load(path, tokenizer, samples=3)
     assert sorted(as_text(row) for row in drawn.ids) == ["^abcdefg", "^hijklmn", "^opqrstu"]
+    ends_too = templated("{{ bos_token }}" + CHAT + "{{ bos_token }}")  # one token for both, as of GPT-2
+    assert rows(path, ends_too) == ["^abcdefg", "^hijklmn", "^opqrstu"]
 
 
 def test_what_begins_each_message_is_no_bos(tmp_path: Path) -> None:
