@@ -1,54 +1,48 @@
-"""Real English-and-code text that every Python installation carries, so that no run needs a network."""
+"""English and code as a frozen text in this package, the same on every machine; SOURCES.md tells where it comes from.
 
+`examples/make_builtin_text.py` wrote it.
+"""
+
+from __future__ import annotations
+
+import gzip
 import hashlib
-import importlib.util
-import os
-import sysconfig
+import json
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
+from importlib import resources
 
-HELD_OUT_TENTHS = 1
-_SKIPPED_FOLDERS = frozenset(
-    {
-        "test",
-        "tests",
-        "idle_test",
-        "site-packages",
-        "dist-packages",
-        "pydoc_data",
-        "ensurepip",
-        "lib2to3",
-        "__pycache__",
-    }
-)
+from calibration.errors import CalibrationError
+
+# Of the text as JSON lines, unpacked. Another text is another version of it, and another hash in every report.
+SHA256 = "076e6e87f0ab7c734a2ae049debd1fa81a3de5c3ffdafb1c60fb436bc07f38db"
+_FILE = "builtin.jsonl.gz"
+_HELD_OUT_TENTHS = 1
 
 
 def builtin_documents(split: str) -> Iterator[str]:
-    """Yield the documents of `split` ("train" or "test"), topics of `pydoc` first, then standard-library sources.
+    """Yield the documents of `split` ("train" or "test"), prose and code mixed. Raises CalibrationError.
 
     A document belongs to the test split by the hash of its name, so the two splits never share one.
     """
-    for name, text in _named_documents():
-        held_out = hashlib.sha256(name.encode()).digest()[0] % 10 < HELD_OUT_TENTHS
-        if held_out == (split == "test"):
-            yield text
+    for line in _unpacked().splitlines():
+        document = json.loads(line)
+        if is_held_out(document["name"]) == (split == "test"):
+            yield document["text"]
 
 
-def _named_documents() -> Iterator[tuple[str, str]]:
-    if importlib.util.find_spec("pydoc_data") is not None:
-        from pydoc_data.topics import topics
-
-        for name in sorted(topics):
-            yield f"topic:{name}", topics[name]
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(_python_files(root)):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if text.strip():
-            yield path.relative_to(root).as_posix(), text
+def is_held_out(name: str) -> bool:
+    """Whether the document `name` belongs to the test split."""
+    return hashlib.sha256(name.encode()).digest()[0] % 10 < _HELD_OUT_TENTHS
 
 
-def _python_files(root: Path) -> Iterator[Path]:
-    """Every file that is not in a skipped folder, without walking through those: site-packages can be huge."""
-    for folder, inner, names in os.walk(root):
-        inner[:] = [name for name in inner if name not in _SKIPPED_FOLDERS]
-        yield from (Path(folder, name) for name in names if name.endswith(".py"))
+@cache
+def _unpacked() -> bytes:
+    try:
+        text = gzip.decompress(resources.files("calibration").joinpath(_FILE).read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise CalibrationError(f"The package's {_FILE} cannot be read ({error}): install prune-cli again.") from error
+    if hashlib.sha256(text).hexdigest() != SHA256:
+        raise CalibrationError(f"The package's {_FILE} is not the text of this version: install prune-cli again.")
+    return text

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import torch
 
-from calibration.errors import CalibrationError
+from calibration.chats import ChatTokens
+from calibration.opening import Opening, find_opening
 from calibration.rows import Document
 from calibration.sources import documents
 from calibration.token_set import Tokenizer, TokenRequest, TokenSet, token_set, tokenise
-from calibration.windows import consecutive, drawn, window_length
+from calibration.windows import consecutive, cutter_for, drawn
 
 _MOST_DOCUMENTS_SHUFFLED = 10_000
 # Books are long: without it, gigabytes would be fetched and held before the first is tokenised.
@@ -23,41 +24,38 @@ _LONG_DOCUMENT = 1 << 18
 
 def packed(want: TokenRequest, tokenizer: Tokenizer) -> TokenSet:
     """Documents joined by EOS into one stream, cut into windows. Raises CalibrationError for too little text."""
-    stream = _stream(want, tokenizer)
-    bos = _bos_before_text(tokenizer)
-    own = 0 if bos is None else 1
-    length, warnings = window_length(want, len(stream), own)
+    stream, opening = _stream(want, tokenizer), find_opening(tokenizer)
+    cutter, warnings = cutter_for(want, len(stream), opening)
     draw = want.role == "calibration"
-    windows = (drawn if draw else consecutive)(want, stream, length - own)
-    if bos is not None:
-        windows = torch.cat([torch.full((len(windows), 1), bos), windows], dim=1)
+    windows = (drawn if draw else consecutive)(want, stream, cutter)
     if draw and len(windows) < want.count and not warnings:
-        warnings = [f"{want.source.given} gives {len(windows)} samples of {length} tokens, not {want.count}."]
-    protocol = _protocol(want, tokenizer, bos)
+        warnings = [f"{want.source.given} gives {len(windows)} samples of {cutter.length} tokens, not {want.count}."]
+    protocol = _protocol(want, tokenizer, opening)
     return token_set(want.source, windows, protocol, len(stream), seed=want.seed if draw else None, warnings=warnings)
 
 
-def _protocol(want: TokenRequest, tokenizer: Tokenizer, bos: int | None) -> str:
+def _protocol(want: TokenRequest, tokenizer: Tokenizer, opening: Opening) -> str:
     draw = want.role == "calibration"
     parts = ["documents in an order drawn with the seed (long ones in pieces)" if draw else "documents in order"]
     parts.append("tokenised without special tokens and packed")
     if tokenizer.eos_token_id is not None:
         parts.append("with EOS between documents")
-    parts.append("cut into consecutive windows")
+    parts.append(f"cut into consecutive windows, {opening.told}")
     parts.append("of which samples are drawn with the seed" if draw else "the remainder dropped")
-    if bos is not None:
-        parts.append("each window after a BOS of its own")
     return ", ".join(parts)
 
 
 def _stream(want: TokenRequest, tokenizer: Tokenizer) -> torch.Tensor:
     """(tokens,): all of the text, or as much of it as the windows can need."""
-    enough = _enough(want)
+    enough, eos = _enough(want), tokenizer.eos_token_id
+    chats = ChatTokens(tokenizer, want.source.given)
     ids = array("q")
     for document in _ordered(want):
-        found = tokenise(tokenizer, _as_text(document, tokenizer, want.source.given), special_tokens=False)
-        if ids and found and tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
+        is_text = isinstance(document, str)
+        found = tokenise(tokenizer, document, special_tokens=False) if is_text else chats.ids(document)
+        # A text that carries its special tokens has an EOS already.
+        if ids and found and eos is not None and ids[-1] != eos:
+            ids.append(eos)
         ids.extend(found)
         if enough is not None and len(ids) >= enough:
             break
@@ -104,27 +102,3 @@ def _pieces(document: Document) -> Iterator[Document]:
         yield document[start:end]
         start = end
     yield document[start:]
-
-
-def _as_text(document: Document, tokenizer: Tokenizer, where: str) -> str:
-    if isinstance(document, str):
-        return document
-    if not tokenizer.chat_template:
-        raise CalibrationError(
-            f"{where} holds chats, but the tokenizer has no chat template: use plain text, or an instruct model."
-        )
-    if not all(message.get("role") for message in document):
-        raise CalibrationError(f"{where} holds a chat with a message without a role: give role and content to each.")
-    try:
-        return tokenizer.apply_chat_template(document, tokenize=False)
-    except Exception as error:
-        # The template is a program that came with the model: it may raise anything over a chat it does not expect.
-        raise CalibrationError(
-            f"{where} holds a chat that the tokenizer's chat template refuses ({error}): leave it out or mend it."
-        ) from error
-
-
-def _bos_before_text(tokenizer: Tokenizer) -> int | None:
-    """The BOS that the tokenizer itself puts before a text: such models are lost in a window without it."""
-    bos = tokenizer.bos_token_id
-    return bos if bos is not None and tokenise(tokenizer, "a", special_tokens=True)[:1] == [bos] else None

@@ -11,7 +11,8 @@ from typing import Any
 from calibration.errors import CalibrationError
 from calibration.loading import Row, each_row, explained, load_file
 
-Document = str | list[dict[str, Any]]
+Chat = list[dict[str, Any]]
+Document = str | Chat
 
 LOADERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _GUESSED_COLUMNS = ("messages", "text", "content")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from calibration.builtin import builtin_documents
+from calibration.builtin_python import python_documents
 from calibration.errors import CalibrationError
 from calibration.hub import hub_rows
 from calibration.rows import LOADERS, Document, column_of, file_rows
@@ -19,6 +20,7 @@ Kind = Literal["builtin", "paper", "hub", "files", "tokens"]
 PAPER_NAMES = ("c4", "wikitext2", "ptb")
 _NEVER_OPENED = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".npy", ".npz", ".ckpt"})
 _LONGEST_SHOWN = 120
+_BUILTIN = re.compile(r"builtin(:(?P<of>python))?(:(?P<split>train|test))?")
 _REPO = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FORMS = (
     "builtin, c4, wikitext2, ptb, hf:REPO[:CONFIG][:SPLIT][:COLUMN], a text, JSONL, CSV or Parquet file "
@@ -28,7 +30,11 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A checked SOURCE: `given` as typed; `files` for local ones; `repo`, `config`, `split` for the hub's."""
+    """A checked SOURCE: `given` as typed; `files` for local ones; `repo`, `config`, `split` for the hub's.
+
+    Of builtin text `repo` is "python" for that of the Python installation; of a paper's it is the name, and
+    `as_published` leaves windows without a BOS of their own.
+    """
 
     given: str
     kind: Kind
@@ -37,14 +43,16 @@ class Source:
     config: str | None = None
     split: str = "train"
     column: str | None = None
+    as_published: bool = False
 
 
 def parse_source(given: str) -> Source:
     """Check what can be checked without reading: the form, the paths, the kinds of file. Raises CalibrationError."""
-    if given in ("builtin", "builtin:train", "builtin:test"):
-        return Source(given, "builtin", split=given.partition(":")[2])
-    if given in PAPER_NAMES:
-        return Source(given, "paper")
+    if (builtin := _BUILTIN.fullmatch(given)) is not None:
+        return Source(given, "builtin", repo=builtin["of"] or "", split=builtin["split"] or "")
+    name, _, way = given.partition(":")
+    if name in PAPER_NAMES and way in ("", "paper"):
+        return Source(given, "paper", repo=name, as_published=way == "paper")
     if given.startswith("hf:"):
         return _hub_source(given)
     if not given.strip():
@@ -78,7 +86,8 @@ def documents(source: Source, role: Role) -> Iterator[Document]:
     The papers' texts and stored tokens are no documents: ValueError.
     """
     if source.kind == "builtin":
-        yield from builtin_documents(source.split or ("train" if role == "calibration" else "test"))
+        of_split = python_documents if source.repo == "python" else builtin_documents
+        yield from of_split(source.split or ("train" if role == "calibration" else "test"))
     elif source.kind == "hub":
         rows = hub_rows(source.repo, source.config, split=source.split)
         prefix = f"hf:{source.repo}:{source.config or ''}:{source.split}:"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from calibration.batch import Batch
 from calibration.sources import Role, Source
 
 
@@ -20,7 +21,8 @@ class Tokenizer(Protocol):
     chat_template: Any
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any: ...
-    def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool) -> Any: ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, return_dict: bool = True) -> Any: ...
+    def decode(self, token_ids: Sequence[int]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class TokenSet:
     """Windows of tokens and how they were made.
 
     `ids` (samples, length) int64 on the CPU; `protocol` says how the windows were cut; `seed` is None where nothing is
-    drawn; `sha256` is of the ids and their shape; `available_tokens` is how many the windows were taken from.
+    drawn; `sha256` is of the ids, their shape and `mask`, which is None without padding and else as in `Batch`;
+    `available_tokens` is how many the windows were taken from.
     """
 
     ids: torch.Tensor
@@ -38,6 +41,12 @@ class TokenSet:
     sha256: str
     available_tokens: int
     warnings: tuple[str, ...]
+    mask: torch.Tensor | None = None
+
+    @property
+    def windows(self) -> Batch:
+        """All of them, with their padding."""
+        return Batch(self.ids, self.mask)
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,14 @@ def tokenise(tokenizer: Tokenizer, text: str, *, special_tokens: bool) -> list[i
 def token_set(
     source: Source, ids: torch.Tensor, protocol: str, available: int, *, seed: int | None, warnings: Sequence[str] = ()
 ) -> TokenSet:
-    """The TokenSet of `ids` (samples, length), with their hash."""
-    return TokenSet(ids, source.given, protocol, seed, _sha256(ids), available, tuple(warnings))
+    """The TokenSet of `ids` (samples, length) without padding, with their hash."""
+    return TokenSet(ids, source.given, protocol, seed, sha256_of(Batch(ids)), available, tuple(warnings))
 
 
-def _sha256(ids: torch.Tensor) -> str:
-    digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
-    digest.update(ids.contiguous().numpy().astype("<i8").tobytes())
+def sha256_of(windows: Batch) -> str:
+    """Of the ids, their shape and, where there is one, the mask."""
+    digest = hashlib.sha256(repr(tuple(windows.ids.shape)).encode())
+    digest.update(windows.ids.contiguous().numpy().astype("<i8").tobytes())
+    if windows.mask is not None:
+        digest.update(windows.mask.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from calibration.errors import CalibrationError
+from calibration.opening import Opening, find_opening
 from calibration.packing import packed
 from calibration.papers import paper_windows
 from calibration.sources import Role, Source
@@ -32,6 +35,7 @@ def load_tokens(
     want = TokenRequest(source, role, samples, seq_len, default_samples, default_seq_len, seed)
     if source.kind == "tokens":
         tokens = stored_windows(want)
+        tokens = tokens if tokenizer is None else _told_beginning(tokens, find_opening(tokenizer))
     elif tokenizer is None:
         raise CalibrationError(
             f"The model's folder has no tokenizer, which {source.given} needs: add its tokenizer files, "
@@ -43,6 +47,21 @@ def load_tokens(
         tokens = packed(want, tokenizer)
     _check_ids(tokens, source, vocab_size)
     return tokens
+
+
+def _told_beginning(tokens: TokenSet, opening: Opening) -> TokenSet:
+    """Stored rows stay as they are; those without what the tokenizer puts before a text are told."""
+    without = sum(not opening.begins(row) for row in tokens.ids)
+    if not opening.ids or not without:
+        return tokens
+    return replace(
+        tokens,
+        warnings=(
+            *tokens.warnings,
+            f"{tokens.source} has {without} rows (of {len(tokens.ids)}) that do not begin as texts of this model do "
+            f"({opening.told}): many models are lost without it, so store it with the tokens.",
+        ),
+    )
 
 
 def _check_ids(tokens: TokenSet, source: Source, vocab_size: int | None) -> None:

@@ -2,7 +2,7 @@
 
     python examples/train_demo_model.py examples/demo-model --minutes 40
 
-The training split of `builtin` is used; its test split stays unseen, for `prune-cli eval --data builtin`.
+The training split of `builtin:python` is used; its test split stays unseen, for `prune-cli eval --data builtin:python`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from calibration.builtin import builtin_documents
+from calibration.builtin_python import python_documents
 
 VOCABULARY = 2048
 WINDOW = 256
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    documents = list(builtin_documents("train"))
+    documents = list(python_documents("train"))
     tokenizer = train_tokenizer(documents)
     tokens = all_tokens(tokenizer, documents)
     model = new_model()

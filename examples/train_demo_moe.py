@@ -14,7 +14,7 @@ import torch
 from train_demo_model import WINDOW, all_tokens, train
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
-from calibration.builtin import builtin_documents
+from calibration.builtin_python import python_documents
 
 # How much unequal use of the experts of a block costs, in nats for each unit of the measure of Fedus et al.,
 # arXiv:2101.03961, equation 4 (1 if equal).
@@ -64,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    tokens = all_tokens(tokenizer, list(builtin_documents("train")))
+    tokens = all_tokens(tokenizer, list(python_documents("train")))
     model = new_model(len(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     train(model, tokens, arguments.minutes, balanced_loss, BATCH)

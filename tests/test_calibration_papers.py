@@ -8,7 +8,7 @@ import pytest
 
 from calibration.errors import CalibrationError
 from calibration.sources import Role
-from tests.calibration_texts import as_text, byte_tokenizer, load, replace_hub
+from tests.calibration_texts import BOS, as_text, byte_tokenizer, load, replace_hub
 
 PLAIN, WITH_BOS = byte_tokenizer(), byte_tokenizer(bos=True)
 C4_TRAIN = {"train": "en/c4-train.00000-of-01024.json.gz"}
@@ -68,11 +68,18 @@ def test_evaluation_is_one_string_in_consecutive_windows(
     assert [as_text(window) for window in tokens.ids] == [text[:8], text[8:16]]
     assert (tokens.seed, tokens.available_tokens) == (None, len(text))
     with_bos = load(name, WITH_BOS, role, default_seq_len=8)
-    assert [as_text(window) for window in with_bos.ids] == [f"^{text[:7]}", text[7:15]], "one BOS, before the text"
-    assert tokens.protocol == (
+    assert [as_text(window) for window in with_bos.ids] == [
+        f"^{text[start : start + 7]}" for start in range(0, len(text) - 6, 7)
+    ], "before every window"
+    published = load(f"{name}:paper", WITH_BOS, role, default_seq_len=8)
+    assert [as_text(window) for window in published.ids] == [f"^{text[:7]}", text[7:15]], "one BOS, before the text"
+    how = (
         "the papers' protocol: the text tokenised as one string with the tokenizer's own special tokens, "
         "cut into consecutive windows, the remainder dropped"
     )
+    assert tokens.protocol == f"{how}, with windows which begin with the text itself, without a BOS"
+    assert with_bos.protocol == f"{how}, with windows each after <s>, which the tokenizer puts before a text"
+    assert published.protocol == f"{how}, whose windows begin where they are cut, without a BOS of their own"
 
 
 @pytest.mark.parametrize(
@@ -91,13 +98,16 @@ def test_calibration_windows_start_anywhere_in_one_string(
 ) -> None:
     hub = stand_in(monkeypatch, column, "abcdefghij", "klmnopqrst", "uvwxyz")
     text = "^abcdefghij klmnopqrst uvwxyz"
-    tokens = load(name, WITH_BOS, samples=400, seq_len=8, seed=5)
+    tokens = load(f"{name}:paper", WITH_BOS, samples=400, seq_len=8, seed=5)
     assert hub.calls == [call]
     starts = [text.index(as_text(window)) for window in tokens.ids]
     assert set(starts) == set(range(len(text) - 7)), "every start, and only where a window fits"
     assert (tokens.seed, tokens.available_tokens) == (5, len(text))
-    assert tokens.sha256 == load(name, WITH_BOS, samples=400, seq_len=8, seed=5).sha256
-    assert tokens.sha256 != load(name, WITH_BOS, samples=400, seq_len=8, seed=6).sha256
+    assert tokens.sha256 == load(f"{name}:paper", WITH_BOS, samples=400, seq_len=8, seed=5).sha256
+    assert tokens.sha256 != load(f"{name}:paper", WITH_BOS, samples=400, seq_len=8, seed=6).sha256
+    after_bos = [as_text(window) for window in load(name, WITH_BOS, samples=400, seq_len=8, seed=5).ids]
+    assert {text.index(window[1:]) for window in after_bos} == set(range(1, len(text) - 6))
+    assert {(window[0], len(window)) for window in after_bos} == {("^", 8)}
 
 
 def test_c4_calibrates_on_one_window_of_each_long_document(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +122,7 @@ def test_c4_calibrates_on_one_window_of_each_long_document(monkeypatch: pytest.M
     assert load("c4", PLAIN, samples=6, seq_len=8, seed=3).sha256 == tokens.sha256
     drawn = {as_text(load("c4", PLAIN, samples=1, seq_len=8, seed=seed).ids) for seed in range(30)}
     assert len({window.strip("0123456789") for window in drawn}) > 3, "documents are picked at random"
+    assert all(row[0] == "^" for row in map(as_text, load("c4", WITH_BOS, samples=6, seq_len=8).ids))
     with pytest.raises(CalibrationError, match="c4 has only 6 documents longer than 8 tokens, but 7 are needed"):
         load("c4", PLAIN, samples=7, seq_len=8)
 
@@ -124,6 +135,10 @@ def test_c4_evaluates_on_the_first_documents_and_windows(monkeypatch: pytest.Mon
     assert whole.available_tokens == len(text)
     first = load("c4", PLAIN, "evaluation", seq_len=4)
     assert (first.ids.shape, first.available_tokens) == ((256, 4), 1024)
+    after_bos = load("c4", WITH_BOS, "evaluation", seq_len=4)
+    assert (after_bos.ids.shape, set(after_bos.ids[:, 0].tolist())) == ((256, 4), {BOS})
+    with pytest.raises(CalibrationError, match="--seq-len 1 leaves no room for c4 after the BOS of each window"):
+        load("c4", WITH_BOS, seq_len=1)
 
 
 def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import re
 import subprocess
 import sys
-from itertools import islice
+import tomllib
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 
 import datasets
@@ -13,7 +18,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from calibration import builtin
 from calibration.builtin import builtin_documents
+from calibration.builtin_python import python_documents
 from calibration.errors import CalibrationError
 from calibration.rows import Document
 from calibration.sources import Role, documents, parse_source
@@ -26,8 +33,9 @@ def test_checking_a_source_imports_neither_torch_nor_datasets() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_builtin_splits_share_no_document() -> None:
-    train, test = set(builtin_documents("train")), set(builtin_documents("test"))
+@pytest.mark.parametrize("documents_of", [builtin_documents, python_documents])
+def test_builtin_splits_share_no_document(documents_of: Callable[[str], Iterator[str]]) -> None:
+    train, test = set(documents_of("train")), set(documents_of("test"))
     assert len(train) > len(test) > 20
     assert {text for text in train & test if len(text) > 300} == set(), "short files may happen to be the same"
     assert min(map(len, train | test)) > 0
@@ -41,6 +49,39 @@ def test_builtin_follows_the_role_unless_a_split_is_named() -> None:
     assert train != test
     assert first("builtin", "calibration") == first("builtin:train", "evaluation") == train
     assert first("builtin", "evaluation") == first("builtin:test", "calibration") == test
+    ours = list(islice(python_documents("test"), 3))
+    assert first("builtin:python", "evaluation") == first("builtin:python:test", "calibration") == ours
+    assert first("builtin:python:train", "evaluation") == first("builtin:python", "calibration") != ours
+    with pytest.raises(CalibrationError, match="There is no text 'builtin:perl'"):
+        parse_source("builtin:perl")
+
+
+def test_builtin_is_the_text_of_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every machine has the same, and no other: a new text is a new version, with figures made anew."""
+    packed = (ROOT / "calibration/builtin.jsonl.gz").read_bytes()
+    text = gzip.decompress(packed)
+    assert hashlib.sha256(text).hexdigest() == builtin.SHA256
+    assert 1_000_000 < len(text) <= 2_000_000
+    documents = [json.loads(line) for line in text.splitlines()]
+    assert len({document["name"] for document in documents}) == len(documents)
+    prose = [document["name"].startswith(("devil/", "jargon/")) for document in documents]
+    assert 0.3 < sum(len(d["text"]) for d, is_prose in zip(documents, prose, strict=True) if is_prose) / len(text) < 0.7
+    assert sum(a != b for a, b in pairwise(prose)) > len(prose) / 3, "prose and code alternate"
+    monkeypatch.setattr(builtin, "SHA256", "0" * 64)
+    builtin._unpacked.cache_clear()
+    with pytest.raises(
+        CalibrationError, match=r"builtin\.jsonl\.gz is not the text of this version: install prune-cli"
+    ):
+        next(builtin_documents("test"))
+
+
+def test_the_sources_of_builtin_are_told() -> None:
+    lines = gzip.decompress((ROOT / "calibration/builtin.jsonl.gz").read_bytes()).splitlines()
+    told = (ROOT / "calibration/SOURCES.md").read_text()
+    for part in {json.loads(line)["name"].partition("/")[0] for line in lines}:
+        assert f"`{part}" in told
+    package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert package_data["calibration"] == ["builtin.jsonl.gz", "SOURCES.md"]
 
 
 @pytest.mark.parametrize("name", ["c4", "wikitext2", "ptb"])

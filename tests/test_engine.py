@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from calibration.batch import Batch
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.lockstep import Lockstep
 from prune_cli.engine.stream import Stream
@@ -44,7 +45,7 @@ def test_block_by_block_equals_the_whole_forward_exactly(kind: str, tmp_path: Pa
     expected = [plain(input_ids=batch, use_cache=False).logits for batch in batches]
     model = open_skeleton(folder)
     model.load_outside()
-    with Lockstep(model.forward, model.blocks, batches) as stream:
+    with Lockstep(model.forward, model.blocks, [Batch(batch) for batch in batches]) as stream:
         stream.start()
         model.unload_embeddings()
         for index in range(len(model.blocks)):
@@ -156,7 +157,7 @@ def test_the_batch_size_does_not_matter(llama: Path, tmp_path: Path, tokens_file
 def test_two_streams_share_one_model(kind: str, tmp_path: Path) -> None:
     """Moved in turns, each gives what it gives alone; the blocks are whole again afterwards."""
     model = open_skeleton(save_kind(tmp_path / "model", kind))
-    texts = [token_ids(seed).split(3) for seed in (0, 1)]
+    texts = [Batch(token_ids(seed)).split(3) for seed in (0, 1)]
     alone = []
     for batches in texts:
         with Stream(model, batches) as stream:

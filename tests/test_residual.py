@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from calibration.batch import Batch
 from methods import load_method
 from methods._pattern import Unstructured
 from methods.steps import load_step
@@ -47,7 +48,7 @@ def test_the_maps_that_add_are_found_and_the_drift_is_followed(kind: str, dtype:
     """A second model, another seed's weights, plays the pruned one: the drift equals the difference of the streams."""
     dense = open_model(save_tiny(tmp_path / "dense", kind), dtype)
     other = open_model(save_tiny(tmp_path / "other", kind, seed=1), dtype)
-    batches = token_ids(samples=4).split(2)
+    batches = Batch(token_ids(samples=4)).split(2)
     wanted = {f"{name}.weight": factor for name, factor in ADDS[kind].items()}
     with Stream(other, batches) as stream, Stream(dense, batches) as beside:
         for block in range(len(dense.blocks)):

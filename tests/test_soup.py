@@ -179,7 +179,7 @@ _values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 3.0])
 def test_any_average_is_the_naive_one(rows: list[list[float]], masks: Any) -> None:
     tensors = [torch.tensor(row, dtype=torch.bfloat16).view(2, 3) for row in rows]
     share = 1 / len(rows)
-    found = average([lambda t=t: t for t in tensors], [share] * len(rows), masks, sparse=True)
+    found = average("w", [lambda t=t: t for t in tensors], [share] * len(rows), masks, sparse=True)
     for place in range(6):
         values = [row[place] for row in rows]
         kept = masks == "union" or all(values)
@@ -191,7 +191,7 @@ def test_any_average_is_the_naive_one(rows: list[list[float]], masks: Any) -> No
 
 def test_float64_is_averaged_in_float64() -> None:
     tensors = [torch.tensor([1.0 + 2**-40], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)]
-    found = average([lambda t=t: t for t in tensors], [0.5, 0.5], "same", sparse=False)
+    found = average("w", [lambda t=t: t for t in tensors], [0.5, 0.5], "same", sparse=False)
     assert float(found) == 1 + 2**-41
 
 

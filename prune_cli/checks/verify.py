@@ -21,6 +21,7 @@ from prune_cli.sparse.bit_patterns import Stored, StoredTensors
 from prune_cli.sparse.config import is_ours
 
 _MOST_THREADS = 8
+_EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 _WRITTEN = ("pruned", "kept", "narrowed", "refitted")
 
 
@@ -101,6 +102,7 @@ class _Verifier:
 
     def checked(self) -> Iterator[str]:
         yield f"headers and index of {len(self._stored.checkpoint.files)} file(s)"
+        yield f"that {len(self._stored.tensors)} tensors hold finite weights"
         encoded = sum(t.sparse is not None for t in self._stored.tensors.values())
         if encoded:
             yield f"coding and checksums of {encoded} tensors"
@@ -162,9 +164,9 @@ class _Verifier:
         if stored.sparse is not None:
             for _ in self._stored.pieces(name):
                 pass
-        if told is None and self._dense is None:
-            return
         bits = self._stored.bits(name)
+        if stored.is_float and (broken := _not_finite(bits, stored.dense.dtype)):
+            yield Problem(name, f"{name} holds {broken} weights that are not finite.")
         if told is not None:
             yield from _as_reported(name, stored, bits, told)
         if self._dense is not None and not self._reshaped and name in self._dense.tensors:
@@ -184,6 +186,12 @@ class _Verifier:
         if changed:
             kind = "weights that were kept" if pruned else "elements, though it was not pruned"
             yield Problem(name, f"{name} differs from the dense model in {changed} {kind}.")
+
+
+def _not_finite(bits: np.ndarray, dtype: str) -> int:
+    """How many of the floats, flat bit patterns, are NaN or infinite: their exponents are all ones."""
+    exponent = bits.dtype.type(_EXPONENTS[dtype])
+    return int(np.count_nonzero((bits & exponent) == exponent))
 
 
 def _new_values(report: Mapping[str, Any] | None) -> bool:

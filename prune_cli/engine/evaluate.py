@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from calibration.batch import Batch
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
@@ -23,13 +24,13 @@ _GROUP_BYTES = 4 << 30
 _STATES_PER_TOKEN = 3
 
 
-def evaluate(model: StreamedModel, windows: torch.Tensor, batch_size: int, progress: Progress) -> Evaluation:
-    """Perplexity on `windows` (windows, length). Raises PruneError where the loss is not finite."""
+def evaluate(model: StreamedModel, windows: Batch, batch_size: int, progress: Progress) -> Evaluation:
+    """Perplexity on `windows`. Raises PruneError where the loss is not finite."""
     return summary(losses_of_windows(model, windows, batch_size, progress), windows)
 
 
-def losses_of_windows(model: StreamedModel, windows: torch.Tensor, batch_size: int, progress: Progress) -> list[float]:
-    """The mean loss of each of `windows` (windows, length), in nats."""
+def losses_of_windows(model: StreamedModel, windows: Batch, batch_size: int, progress: Progress) -> list[float]:
+    """The mean loss of each of `windows`, in nats."""
     losses: list[float] = []
     for batches in _groups(model, windows, batch_size):
         with _before_the_head(model, batches, progress) as stream:
@@ -37,54 +38,54 @@ def losses_of_windows(model: StreamedModel, windows: torch.Tensor, batch_size: i
     return losses
 
 
-def window_losses(stream: Stream, batches: Sequence[torch.Tensor]) -> list[float]:
+def window_losses(stream: Stream, batches: Sequence[Batch]) -> list[float]:
     """The mean loss of every window, in nats, of `batches` that wait behind the last block of `stream`."""
     return [
-        float(_losses(*_logits(output.logits, ids, row)).mean())
-        for ids, output in zip(batches, stream.finish(), strict=True)
-        for row in range(len(ids))
+        float(_losses(*_logits(output.logits, batch, row)).mean())
+        for batch, output in zip(batches, stream.finish(), strict=True)
+        for row in range(len(batch))
     ]
 
 
 def compare(
-    model: StreamedModel, dense: StreamedModel, windows: torch.Tensor, batch_size: int, progress: Progress
+    model: StreamedModel, dense: StreamedModel, windows: Batch, batch_size: int, progress: Progress
 ) -> Comparison:
-    """Both models on `windows` (windows, length), in step. Raises PruneError where a loss is not finite."""
+    """Both models on `windows`, in step. Raises PruneError where a loss is not finite."""
     ours: list[float] = []
     theirs: list[float] = []
     divergence: list[float] = []
     agreement: list[float] = []
     for batches in _groups(model, windows, batch_size):
         with _before_the_head(model, batches, progress) as a, _before_the_head(dense, batches, progress) as b:
-            for ids, mine, other in zip(batches, a.finish(), b.finish(), strict=True):
-                for row in range(len(ids)):
-                    pruned, targets = _logits(mine.logits, ids, row)
-                    reference, _ = _logits(other.logits, ids, row)
+            for batch, mine, other in zip(batches, a.finish(), b.finish(), strict=True):
+                for row in range(len(batch)):
+                    pruned, targets = _logits(mine.logits, batch, row)
+                    reference, _ = _logits(other.logits, batch, row)
                     ours.append(float(_losses(pruned, targets).mean()))
                     theirs.append(float(_losses(reference, targets).mean()))
                     divergence.append(float(_kl(reference, pruned).mean()))
                     agreement.append(float((pruned.argmax(-1) == reference.argmax(-1)).double().mean()))
-    increases = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    increases = by_tokens([mine - other for mine, other in zip(ours, theirs, strict=True)], [windows])
     return Comparison(
         model=summary(ours, windows),
         dense=summary(theirs, windows),
         loss_increase=mean(increases),
         loss_increase_standard_error=standard_error(increases),
-        kl_from_dense=mean(divergence),
-        top1_agreement=mean(agreement),
+        kl_from_dense=mean(by_tokens(divergence, [windows])),
+        top1_agreement=mean(by_tokens(agreement, [windows])),
     )
 
 
-def _groups(model: StreamedModel, windows: torch.Tensor, batch_size: int) -> Iterator[Sequence[torch.Tensor]]:
+def _groups(model: StreamedModel, windows: Batch, batch_size: int) -> Iterator[Sequence[Batch]]:
     """Batches that travel together: as many as their hidden states allow."""
-    window_bytes = windows.shape[1] * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN
+    window_bytes = windows.length * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN
     together = max(1, _GROUP_BYTES // (window_bytes * batch_size)) * batch_size
     for group in windows.split(together):
         yield group.split(batch_size)
 
 
 @contextmanager
-def _before_the_head(model: StreamedModel, batches: Sequence[torch.Tensor], progress: Progress) -> Iterator[Stream]:
+def _before_the_head(model: StreamedModel, batches: Sequence[Batch], progress: Progress) -> Iterator[Stream]:
     """All batches brought through all blocks, waiting before what comes after them."""
     with Stream(model, batches) as stream:
         for block in range(len(model.blocks)):
@@ -95,9 +96,10 @@ def _before_the_head(model: StreamedModel, batches: Sequence[torch.Tensor], prog
         yield stream
 
 
-def _logits(logits: torch.Tensor, ids: torch.Tensor, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The predictions (length - 1, vocabulary) of one window in float32, and the tokens that came."""
-    return logits[row, :-1].float(), ids[row, 1:].to(logits.device)
+def _logits(logits: torch.Tensor, batch: Batch, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The predictions (tokens - 1, vocabulary) of one window in float32, and the tokens that came."""
+    tokens = batch.lengths[row]
+    return logits[row, : tokens - 1].float(), batch.ids[row, 1:tokens].to(logits.device)
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -109,18 +111,37 @@ def _kl(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1).double()
 
 
-def summary(losses: Sequence[float], windows: torch.Tensor) -> Evaluation:
-    """What the mean losses of `windows` (windows, length) say together. Raises PruneError where one is not finite."""
-    loss = mean(losses)
+def summary(losses: Sequence[float], windows: Batch) -> Evaluation:
+    """What the mean losses of `windows` say together. Raises PruneError where one is not finite."""
+    loss = mean(by_tokens(losses, [windows]))
     if not math.isfinite(loss):
         raise PruneError("The loss is not finite: the forward pass overflows; try --dtype float32.")
     return Evaluation(
         perplexity=math.exp(min(loss, 700.0)),
         loss=loss,
-        loss_standard_error=standard_error(losses),
+        loss_standard_error=_standard_error_of_loss(losses, loss, windows),
         windows=len(windows),
-        predicted_tokens=len(windows) * (windows.shape[1] - 1),
+        predicted_tokens=windows.tokens - len(windows),
     )
+
+
+def _standard_error_of_loss(losses: Sequence[float], loss: float, windows: Batch) -> float:
+    """Of a ratio of two sums, losses and tokens, where windows differ in length."""
+    if windows.mask is None:
+        return standard_error(losses)
+    return standard_error(by_tokens([each - loss for each in losses], [windows]))
+
+
+def by_tokens(values: Sequence[float], batches: Iterable[Batch]) -> list[float]:
+    """`values` of the windows of `batches`, scaled so that their mean is that over predicted tokens.
+
+    They stay as they are where all windows are of one length.
+    """
+    counts = [length - 1 for batch in batches for length in batch.lengths]
+    if len(set(counts)) < 2:
+        return list(values)
+    usual = sum(counts) / len(counts)
+    return [value * count / usual for value, count in zip(values, counts, strict=True)]
 
 
 def mean(values: Sequence[float]) -> float:

@@ -32,4 +32,7 @@ def experts_by_module(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, Te
 def at_experts(stream: Stream, module: str) -> AtExperts:
     """What `stream` has at a stop at the experts called `module`."""
     experts = stream.model.model.get_submodule(module)
-    return AtExperts(experts, [Routed.of(experts, each) for each in stream.arguments()])
+    return AtExperts(
+        experts,
+        [Routed.of(experts, each, batch.mask) for each, batch in zip(stream.arguments(), stream.here(), strict=True)],
+    )

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from calibration.batch import Batch
 from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
 from prune_cli.engine.memory import device_of_gram
+from prune_cli.engine.padding import real_rows, rows_of_samples
 
 _SKETCH_SEED = 0
 # Up to this many tokens the output error is exact; above, it is estimated from a sketch of 1/64 of the tokens.
@@ -38,15 +40,24 @@ class InputStatistics:
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
 
-    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None = None) -> None:
-        """Take in the input of one batch, (..., in), and what the dense model has in its place."""
-        rows = tensor.detach().reshape(-1, tensor.shape[-1])
+    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None, batch: Batch) -> None:
+        """Take in the input of `batch`, (..., in), and what the dense model has in its place."""
+        rows = real_rows(tensor, batch)
         for name, accumulator in self._accumulators.items():
-            for part in rows.split(tensor.shape[-2]) if name in BY_SAMPLE else (rows,):
+            for part in rows_of_samples(rows, tensor, batch) if name in BY_SAMPLE else (rows,):
                 accumulator.add(part)
+        self._add_once(rows, None if dense is None else real_rows(dense, batch))
+
+    def add_rows(self, rows: torch.Tensor, dense: torch.Tensor | None) -> None:
+        """Take in `rows` (tokens, in) of one sample, and what the dense model has in their place."""
+        for accumulator in self._accumulators.values():
+            accumulator.add(rows)
+        self._add_once(rows, dense)
+
+    def _add_once(self, rows: torch.Tensor, dense: torch.Tensor | None) -> None:
         self._sketch.add(rows)
         if self._cross is not None and dense is not None:
-            self._cross.add(dense.detach().reshape(rows.shape), rows)
+            self._cross.add(dense.detach(), rows)
 
     def values(self) -> dict[str, torch.Tensor]:
         if self._values is None:

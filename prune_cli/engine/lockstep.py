@@ -48,9 +48,9 @@ class Lockstep:
 
     def __init__(
         self,
-        forward: Callable[[torch.Tensor], Any],
+        forward: Callable[[Any], Any],
         blocks: Sequence[nn.Module],
-        batches: Sequence[torch.Tensor],
+        batches: Sequence[Any],
         parking: ActivationOffload | None = None,
     ) -> None:
         self._blocks = blocks
@@ -224,6 +224,10 @@ class Lockstep:
         """At a stop, all tensors that each of its batches brings, the input first."""
         return [batch.arguments for batch in self._here]
 
+    def here(self) -> list[int]:
+        """At a stop, the numbers of its batches."""
+        return [self._batches.index(batch) for batch in self._here]
+
     def current(self) -> int:
         """The number of the batch that runs now."""
         return self._batches.index(self._of_coroutine[getcurrent()])
@@ -249,7 +253,8 @@ class Lockstep:
         finally:
             hook.remove()
         self._all_wait_at(module)
-        return [batch.input for batch in self._batches if batch.input is not None]
+        self._here = [batch for batch in self._batches if batch.input is not None]
+        return [batch.input for batch in self._here if batch.input is not None]
 
     def finish(self) -> Iterator[Any]:
         """Run one batch after the other to its end, in order; yields what its forward returned."""

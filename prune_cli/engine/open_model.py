@@ -119,6 +119,6 @@ def calibration_tokens(request: PruneRequest, job: OpenModel) -> int | None:
         return None
     if job.calibration.kind == "tokens":
         stored = job.calibration, job.model, None, "calibration"
-        return read_tokens(*stored, request.samples, request.seq_len, request.seed).ids.numel()
+        return read_tokens(*stored, request.samples, request.seq_len, request.seed).windows.tokens
     seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, job.model.position_limit or DEFAULT_SEQ_LEN)
     return (request.samples or DEFAULT_SAMPLES) * seq_len

@@ -64,4 +64,5 @@ def perplexity(
         return None
     model = job.model if checkpoint is job.checkpoint else job.with_checkpoint(checkpoint, config)
     progress.stage(title, len(model.blocks))
-    return evaluate(model, text.ids, pick_batch_size(request.batch_size, job.device, text.ids.shape[1]), progress)
+    batch_size = pick_batch_size(request.batch_size, job.device, text.windows.length)
+    return evaluate(model, text.windows, batch_size, progress)

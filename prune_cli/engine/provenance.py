@@ -80,4 +80,6 @@ def zeros_in(written: Checkpoint, name: str) -> int | None:
 
 def text_report(tokens: TokenSet) -> TextReport:
     samples, length = tokens.ids.shape
-    return TextReport(tokens.source, tokens.protocol, samples, length, samples * length, tokens.seed, tokens.sha256)
+    return TextReport(
+        tokens.source, tokens.protocol, samples, length, tokens.windows.tokens, tokens.seed, tokens.sha256
+    )

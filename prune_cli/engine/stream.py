@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibration.batch import Batch
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.lockstep import BlockOverride, Lockstep, Observe
@@ -17,18 +18,19 @@ from prune_cli.model.streamed_model import StreamedModel
 
 
 class Stream:
-    """A context in which `batches` (each (batch, length) of ids) stand between two blocks of `model`, then in the next.
+    """A context in which `batches` stand between two blocks of `model`, then in the next.
 
     On entering they wait before the first block. For every block in order: `load`, one of `through`, `stops` or
     `rehearse` and `through`, `unload`; then `finish` for what the model returns, or `stop_at_head`.
     """
 
     def __init__(
-        self, model: StreamedModel, batches: Sequence[torch.Tensor], parking: ActivationOffload | None = None
+        self, model: StreamedModel, batches: Sequence[Batch], parking: ActivationOffload | None = None
     ) -> None:
         self.model = model
+        self._batches = batches
         self._lockstep = Lockstep(model.forward, model.blocks, batches, parking)
-        self._state_bytes = sum(batch.numel() for batch in batches) * model.hidden_size * model.dtype.itemsize
+        self._state_bytes = sum(batch.ids.numel() for batch in batches) * model.hidden_size * model.dtype.itemsize
 
     def __enter__(self) -> Stream:
         if self.model.device.type == "cpu" and self._state_bytes > LARGE_INPUTS:
@@ -66,6 +68,14 @@ class Stream:
     def arguments(self) -> list[list[torch.Tensor]]:
         """At a stop, all tensors that each of its batches brings, the input first."""
         return self._lockstep.arguments()
+
+    def here(self) -> list[Batch]:
+        """The batches that wait at a stop, in the order of the inputs there."""
+        return [self._batches[number] for number in self._lockstep.here()]
+
+    def passing(self) -> Batch:
+        """The batch that runs now, for hooks."""
+        return self._batches[self._lockstep.current()]
 
     def observe_block(self, block: int, names: Sequence[str], observe: Observe) -> None:
         """Pass `block` once for `observe` alone; names and order as in `stops`."""

@@ -77,8 +77,8 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
     tokens = read_tokens(text, model, tokenizer, "evaluation", request.samples, request.seq_len, seed=0)
     batch_size = pick_batch_size(request.batch_size, device, tokens.ids.shape[1])
     progress.stage("Evaluating", len(model.blocks) * (1 if against is None else 2))
-    comparison = compare(model, against, tokens.ids, batch_size, progress) if against is not None else None
-    evaluation = comparison.model if comparison else evaluate(model, tokens.ids, batch_size, progress)
+    comparison = compare(model, against, tokens.windows, batch_size, progress) if against is not None else None
+    evaluation = comparison.model if comparison else evaluate(model, tokens.windows, batch_size, progress)
     return EvaluationResult(
         model=request.model,
         against=request.against,

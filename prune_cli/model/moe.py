@@ -95,7 +95,7 @@ class Routed:
     """A batch that waits at the experts of a block: `hidden` (tokens, in), `chosen` (tokens, k) experts of each.
 
     `gates` (tokens, k) are what the experts' outputs are multiplied by. `every_token`: `hidden` has all tokens in their
-    order, whatever their experts.
+    order, whatever their experts. Padding is no token.
     """
 
     hidden: torch.Tensor
@@ -104,15 +104,22 @@ class Routed:
     every_token: bool
 
     @classmethod
-    def of(cls, module: nn.Module, arguments: Sequence[torch.Tensor]) -> Routed:
-        """From what the experts' `module` is called with: hidden states, experts chosen, their weights."""
+    def of(cls, module: nn.Module, arguments: Sequence[torch.Tensor], mask: torch.Tensor | None) -> Routed:
+        """From what the experts' `module` is called with: hidden states, experts chosen, their weights.
+
+        `mask` (samples, length) is False where the batch is padded.
+        """
         hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
+        real = None if mask is None else mask.flatten().to(hidden.device)
         if _has_rows_for_all(module):
             sent = hidden.view(module.num_experts, -1, hidden.shape[-1]).any(-1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            sent = sent if real is None else sent & real
             chosen = sent.nonzero()[:, :1]
             # Here the inputs come multiplied by the gates.
             return cls(hidden[sent.flatten()], chosen, torch.ones_like(chosen, dtype=hidden.dtype), every_token=False)
         chosen, gates = (argument.reshape(len(hidden), -1) for argument in arguments[1:3])
+        if real is not None:
+            hidden, chosen, gates = hidden[real], chosen[real], gates[real]
         return cls(hidden, chosen, gates, every_token=True)
 
     def tokens_of(self, expert: int) -> torch.Tensor:

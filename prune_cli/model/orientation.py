@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from prune_cli.checkpoint.stored_values import to_stored
 from prune_cli.model.tensor_map import TensorInfo
 
 
@@ -23,6 +24,7 @@ def as_matrix(info: TensorInfo, stored: torch.Tensor) -> torch.Tensor:
     return stored.T if info.transposed else stored.reshape(matrix_shape(info))
 
 
-def as_stored(info: TensorInfo, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def as_stored(info: TensorInfo, name: str, matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`matrix` (out, in) as `like` is stored. Raises PruneError naming `name` where a value is not finite there."""
     oriented = matrix.T if info.transposed else matrix
-    return oriented.to(like.dtype).reshape(like.shape).contiguous()
+    return to_stored(name, oriented, like.dtype).reshape(like.shape).contiguous()

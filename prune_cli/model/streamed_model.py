@@ -6,6 +6,7 @@ block is checked after each load (nothing may be left on meta).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
+from calibration.batch import Batch
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import PruneError
 from prune_cli.model.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
@@ -244,9 +246,13 @@ class StreamedModel:
     def position_limit(self) -> int | None:
         return position_limit(self.config)
 
-    def forward(self, input_ids: torch.Tensor) -> Any:
-        """The model's own forward on (batch, length) token ids, without cache."""
-        return self.model(input_ids=input_ids.to(self.device), use_cache=False)
+    def forward(self, batch: Batch) -> Any:
+        """The model's own forward on token ids, without cache."""
+        padding = {}
+        # A model that takes no mask is causal all the same: padding behind the tokens does not reach them.
+        if batch.mask is not None and "attention_mask" in inspect.signature(self.model.forward).parameters:
+            padding = {"attention_mask": batch.mask.to(self.device, torch.int64)}
+        return self.model(input_ids=batch.ids.to(self.device), use_cache=False, **padding)
 
 
 @contextmanager

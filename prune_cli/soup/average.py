@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from prune_cli.checkpoint.stored_values import to_stored
+
 Masks = Literal["same", "union", "intersection"]
 # A few zeros come about by chance; from this share on they are taken for a mask.
 SPARSE_SHARE = 0.01
@@ -29,14 +31,15 @@ def is_sparse(tensor: torch.Tensor) -> bool:
 
 
 def average(
-    read: Sequence[Callable[[], torch.Tensor]], weights: Sequence[float], masks: Masks, *, sparse: bool
+    name: str, read: Sequence[Callable[[], torch.Tensor]], weights: Sequence[float], masks: Masks, *, sparse: bool
 ) -> torch.Tensor:
-    """The weighted mean of the tensors that `read` returns one by one, in their dtype; zeros are +0.0.
+    """The weighted mean of the tensors `name` that `read` returns one by one, in their dtype; zeros are +0.0.
 
     Summed in float32 (float64 for float64), in the order given. With `intersection` a `sparse` tensor keeps only
-    what is zero in none of them; what only some keep is averaged with the zeros of the others.
+    what is zero in none of them; what only some keep is averaged with the zeros of the others. Raises PruneError where
+    the mean is not finite.
     """
-    total = keep = dtype = None
+    total, keep, dtype = None, None, torch.float32
     for tensor, weight in zip((each() for each in read), weights, strict=True):
         wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         if total is None:
@@ -47,5 +50,5 @@ def average(
     assert total is not None
     if keep is not None:
         total.masked_fill_(~keep, 0)
-    result = total.to(dtype)
+    result = to_stored(name, total, dtype)
     return result.masked_fill_(result == 0, 0)  # -0.0 becomes +0.0

@@ -137,7 +137,7 @@ def _groups(found: Sequence[TensorSurvey], checkpoint: Checkpoint) -> Iterator[l
 
 def _average(ingredients: Sequence[Ingredient], each: TensorSurvey, masks: Masks) -> typing.Any:
     read = [partial(ingredient.checkpoint.read, each.name) for ingredient in ingredients]
-    return average(read, [ingredient.weight for ingredient in ingredients], masks, sparse=each.sparse)
+    return average(each.name, read, [ingredient.weight for ingredient in ingredients], masks, sparse=each.sparse)
 
 
 def _report(

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 import torch
 
+from calibration.batch import Batch
 from calibration.statistics import ACCUMULATORS, Accumulator, Cross
 from methods._gram import dense_target
 from methods.structured.units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
+from prune_cli.checkpoint.stored_values import to_stored
 from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.memory import device_of_gram
+from prune_cli.engine.padding import real_rows
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
@@ -52,7 +55,6 @@ class MapInputs:
     """Statistics of one map's inputs, beside those of the dense model; with a bias, an input that is always 1."""
 
     def __init__(self, needs: Sequence[str], inputs: int, device: torch.device, *, constant: bool, dense: bool) -> None:
-        self._inputs = inputs
         self._constant = constant
         size = inputs + constant
         self.device_of_sums = device_of_gram(size, device, 1 + dense) if "gram" in needs else device
@@ -62,20 +64,20 @@ class MapInputs:
             name: ACCUMULATORS[name](inputs, device) for name in needs if name != "gram"
         }
 
-    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+    def rows(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
         """(tokens, in), with the constant."""
-        rows = tensor.detach().reshape(-1, self._inputs)
+        rows = real_rows(tensor, batch)
         return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self._constant else rows
 
-    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None) -> None:
+    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None, batch: Batch) -> None:
         for accumulator in self._others.values():
-            accumulator.add(tensor.detach().reshape(-1, self._inputs))
+            accumulator.add(real_rows(tensor, batch))
         if self._gram is None:
             return
-        rows = self.rows(tensor)
+        rows = self.rows(tensor, batch)
         self._gram.add(rows)
         if self._cross is not None and dense is not None:
-            self._cross.add(self.rows(dense), rows)
+            self._cross.add(self.rows(dense, batch), rows)
 
     def values(self) -> dict[str, torch.Tensor]:
         found = {name: accumulator.value() for name, accumulator in self._others.items()}
@@ -120,7 +122,7 @@ class BlockNarrower:
             for arrived in zip(*stops, strict=True):
                 name, inputs = arrived[0]
                 error_sq = drift.at(name, len(inputs)) if drift is not None else None
-                self._serve(name, inputs, arrived[1][1] if dense is not None else None, error_sq)
+                self._serve(name, stream, inputs, arrived[1][1] if dense is not None else None, error_sq)
         self._cut_the_rest()
         return self.result
 
@@ -135,6 +137,7 @@ class BlockNarrower:
     def _serve(
         self,
         name: str,
+        stream: Stream,
         inputs: Sequence[torch.Tensor],
         dense: Sequence[torch.Tensor] | None,
         error_sq: Sequence[torch.Tensor] | None,
@@ -149,13 +152,13 @@ class BlockNarrower:
             self._shared = MapInputs(
                 needs, weight.shape[1], self._model.device, constant=bias_name is not None, dense=dense is not None
             )
-            for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
-                self._shared.add(tensor, other)
+            for tensor, other, batch in zip(inputs, dense or [None] * len(inputs), stream.here(), strict=True):
+                self._shared.add(tensor, other, batch)
         statistics = self._shared.values()
         if error_sq is not None and "gram" in statistics:
             total = Cross(weight.shape[0], len(statistics["gram"]), self._shared.device_of_sums)
-            for r, x in zip(error_sq, inputs, strict=True):
-                total.add(r.reshape(-1, weight.shape[0]), self._shared.rows(x))
+            for r, x, batch in zip(error_sq, inputs, stream.here(), strict=True):
+                total.add(real_rows(r, batch), self._shared.rows(x, batch))
             statistics["drift"] = total.value()
         self._check(name, statistics)
         weight = weight.to(self._shared.device_of_sums)
@@ -252,7 +255,7 @@ class BlockNarrower:
         """Into the model, and as stored; a matrix comes as (out, in)."""
         info = self._model.tensor_map[name]
         oriented = value.T if info.transposed else value
-        stored = oriented.to(self._tensors[name].dtype).reshape(info.entry.shape).contiguous()
+        stored = to_stored(name, oriented, self._tensors[name].dtype).reshape(info.entry.shape).contiguous()
         self._model.set_weight(info, stored)
         self._tensors[name] = stored.cpu()
         self.result.tensors[name] = self._tensors[name]

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from calibration.batch import Batch
 from methods.structured.depth import angular_distances, cosines
 from prune_cli.checkpoint.output_folder import OutputFolder
-from prune_cli.engine.lockstep import tensors_in
+from prune_cli.engine.lockstep import BlockOverride, tensors_in
 from prune_cli.engine.open_model import OpenModel
+from prune_cli.engine.padding import real_rows
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.progress import Progress
@@ -21,7 +23,7 @@ _TOKENS = 512
 
 
 def known_states(
-    job: OpenModel, batches: Sequence[torch.Tensor], known: Statistics, output: OutputFolder, progress: Progress
+    job: OpenModel, batches: Sequence[Batch], known: Statistics, output: OutputFolder, progress: Progress
 ) -> Statistics:
     """`influence` and `distances`, as `measure_states` returns them; measured if neither `known` nor this run has."""
     if "influence" in known.tensors:
@@ -34,22 +36,20 @@ def known_states(
     return Statistics({"influence": influence, "distances": distances})
 
 
-def measure_states(
-    job: OpenModel, batches: Sequence[torch.Tensor], progress: Progress
-) -> tuple[torch.Tensor, torch.Tensor]:
+def measure_states(job: OpenModel, batches: Sequence[Batch], progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
     """Block influence (blocks,) over all tokens, and the angular distances (blocks + 1, blocks + 1), both float64.
 
     Row i of the distances is the state before block i, the last one what the last block returns; the upper triangle
     holds means over evenly spaced tokens. Raises PruneError where the states are not finite.
     """
     blocks = len(job.model.blocks)
-    tokens = sum(batch.numel() for batch in batches)
+    tokens = sum(batch.tokens for batch in batches)
     measure = _States(blocks, tokens)
     progress.stage("Measuring the hidden states", blocks)
     with Stream(job.model, batches) as stream:
         for block in range(blocks):
             stream.load(block)
-            stream.run_block(block, measure.passing(block))
+            stream.run_block(block, measure.passing(block, stream))
             stream.unload(block)
             measure.next_boundary(block)
             progress.advance()
@@ -70,13 +70,15 @@ class _States:
         self._after: list[torch.Tensor] = []
         self._boundaries: list[torch.Tensor] = []
 
-    def passing(self, block: int) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
+    def passing(self, block: int, stream: Stream) -> BlockOverride:
         def measured(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             before = tensors_in(args, kwargs)[0]
             version = before._version
             output = original(*args, **kwargs)
             refuse_changed_input(before, version)
             after = hidden_states(output)
+            batch = stream.passing()
+            before, after = real_rows(before, batch), real_rows(after, batch)
             turned = 1 - cosines(before, after)
             self.turned[block] += turned.sum().cpu()
             self.tokens += turned.numel() if block == 0 else 0
@@ -87,7 +89,7 @@ class _States:
         return measured
 
     def _sampled(self, states: torch.Tensor) -> torch.Tensor:
-        return states.reshape(-1, states.shape[-1])[self._every - 1 :: self._every].clone()
+        return states[self._every - 1 :: self._every].clone()
 
     def next_boundary(self, block: int) -> None:
         self._boundaries.append(torch.cat(self._before))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from calibration.tokens import TokenSet
-from prune_cli.engine.evaluate import mean, standard_error, summary
+from prune_cli.engine.evaluate import by_tokens, mean, standard_error, summary
 from prune_cli.sweep.knee import find_knee
 from prune_cli.sweep.point_run import Measured
 from prune_cli.sweep.report import BlockSensitivity, KneeReport, PointReport, Sensitivity
 from prune_cli.unstructured.plan import pattern_of
 
 
-def increases(losses: Sequence[float], dense: Sequence[float]) -> list[float]:
-    """Of every window, in nats."""
-    return [mine - other for mine, other in zip(losses, dense, strict=True)]
+def increases(losses: Sequence[float], dense: Sequence[float], text: TokenSet) -> list[float]:
+    """Of every window of `text`, in nats, each counting by its tokens."""
+    return by_tokens([mine - other for mine, other in zip(losses, dense, strict=True)], [text.windows])
 
 
 def point_reports(
@@ -24,26 +24,28 @@ def point_reports(
     found = [_point_report(point, dense, text) for point in points]
     for method in with_zero:
         at = next((at for at, point in enumerate(found) if point.method == method), len(found))
-        found.insert(at, PointReport(method, None, 0.0, 0.0, summary(dense, text.ids), 0.0, 0.0, 0.0))
+        found.insert(at, PointReport(method, None, 0.0, 0.0, summary(dense, text.windows), 0.0, 0.0, 0.0))
     return found
 
 
 def _point_report(measured: Measured, dense: Sequence[float], text: TokenSet) -> PointReport:
-    grown = increases(measured.losses, dense)
+    grown = increases(measured.losses, dense, text)
     request = measured.point.request
     return PointReport(
         method=measured.point.method,
         pattern=request.pattern,
         asked_sparsity=pattern_of(request).sparsity,
         sparsity=measured.sparsity,
-        evaluation=summary(measured.losses, text.ids),
+        evaluation=summary(measured.losses, text.windows),
         loss_increase=mean(grown),
         loss_increase_standard_error=standard_error(grown),
         seconds=measured.seconds,
     )
 
 
-def knees(points: Sequence[Measured], dense: Sequence[float], with_zero: Sequence[str]) -> list[KneeReport]:
+def knees(
+    points: Sequence[Measured], dense: Sequence[float], text: TokenSet, with_zero: Sequence[str]
+) -> list[KneeReport]:
     """One for each method with unstructured points; those `with_zero` begin at sparsity 0 without an increase."""
     curves: dict[str, dict[float, list[float]]] = {}
     for measured in points:
@@ -51,15 +53,15 @@ def knees(points: Sequence[Measured], dense: Sequence[float], with_zero: Sequenc
         if measured.point.request.pattern is None and sparsity is not None:
             start = {0.0: [0.0] * len(dense)} if measured.point.method in with_zero else {}
             curve = curves.setdefault(measured.point.method, start)
-            curve[sparsity] = increases(measured.losses, dense)
+            curve[sparsity] = increases(measured.losses, dense, text)
     return [KneeReport(method, find_knee(list(curve), list(curve.values()))) for method, curve in curves.items()]
 
 
-def sensitivity(points: Sequence[Measured], dense: Sequence[float]) -> Sensitivity | None:
+def sensitivity(points: Sequence[Measured], dense: Sequence[float], text: TokenSet) -> Sensitivity | None:
     """What each block costs when it alone is pruned; None where none was."""
     blocks = []
     for measured in points:
-        grown = increases(measured.losses, dense)
+        grown = increases(measured.losses, dense, text)
         assert measured.point.block is not None
         blocks.append(BlockSensitivity(measured.point.block, measured.sparsity, mean(grown), standard_error(grown)))
     if not points:

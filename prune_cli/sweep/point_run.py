@@ -9,6 +9,7 @@ from types import TracebackType
 
 import torch
 
+from calibration.batch import Batch
 from calibration.tokens import TokenSet
 from methods._pattern import Pattern, Unstructured
 from prune_cli.engine.activation_offload import ActivationOffload
@@ -50,8 +51,8 @@ def job_of(point: Point, base: PruningPlan, model: StreamedModel) -> PruningPlan
     return replace(base, model=model, pipeline=pipeline, pattern=pattern, decisions=decisions)
 
 
-def batches_of(point: Point, job: PruningPlan, tokens: TokenSet) -> tuple[torch.Tensor, ...]:
-    return tokens.ids.split(pick_batch_size(point.request.batch_size, job.device, tokens.ids.shape[1]))
+def batches_of(point: Point, job: PruningPlan, tokens: TokenSet) -> list[Batch]:
+    return tokens.windows.split(pick_batch_size(point.request.batch_size, job.device, tokens.ids.shape[1]))
 
 
 class PointRun:
@@ -105,7 +106,7 @@ class PointRun:
 
     def pruner(self, block: int) -> BlockPruner:
         assert self._texts.calibration is not None
-        tokens = self._texts.calibration.ids.numel()
+        tokens = self._texts.calibration.windows.tokens
         return BlockPruner(self.job, self._tensors, self.names(block), self.settings, tokens, self._progress)
 
     def prune(self, block: int) -> None:

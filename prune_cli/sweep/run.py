@@ -160,11 +160,11 @@ def evaluate_dense(request: SweepRequest, prospect: SweepPlan, journal: Journal,
     Raises PruneError where it is not finite.
     """
     if "dense" not in journal.notes:
-        job, ids = prospect.job, prospect.texts.evaluation.ids
+        job, windows = prospect.job, prospect.texts.evaluation.windows
         progress.stage("Evaluating the dense model", len(job.model.blocks))
-        size = pick_batch_size(request.batch_size, job.device, ids.shape[1])
-        journal.notes["dense"] = losses_of_windows(job.model, ids, size, progress)
-        summary(journal.notes["dense"], ids)
+        size = pick_batch_size(request.batch_size, job.device, windows.length)
+        journal.notes["dense"] = losses_of_windows(job.model, windows, size, progress)
+        summary(journal.notes["dense"], windows)
         journal.note("dense", journal.notes["dense"])
     return journal.notes["dense"]
 
@@ -184,7 +184,7 @@ def measure(
     progress.stage(told, len(left) * len(prospect.job.model.blocks))
     for group in measure_points(left, prospect.jobs, prospect.texts, together, journal.folder, progress):
         for measured in group:
-            summary(measured.losses, prospect.texts.evaluation.ids)
+            summary(measured.losses, prospect.texts.evaluation.windows)
             journal.add(measured)
             found[measured.point.key] = measured
     return {key: measured for key, measured in found.items() if measured is not None}
@@ -217,11 +217,11 @@ def _report(
         protocol=PROTOCOL,
         text=text_report(texts.evaluation),
         calibration=text_report(texts.calibration) if texts.calibration else None,
-        dense=summary(dense, texts.evaluation.ids),
+        dense=summary(dense, texts.evaluation.windows),
         points=point_reports(grid, dense, texts.evaluation, with_zero),
         knee_definition=DEFINITION,
-        knees=knees(grid, dense, with_zero),
-        sensitivity=sensitivity(alone, dense),
+        knees=knees(grid, dense, texts.evaluation, with_zero),
+        sensitivity=sensitivity(alone, dense, texts.evaluation),
         seconds=seconds,
         warnings=warnings_of(request, texts),
     )

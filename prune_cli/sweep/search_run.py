@@ -12,7 +12,7 @@ import torch
 
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import hash_files
-from prune_cli.engine.evaluate import PROTOCOL, mean, standard_error, summary
+from prune_cli.engine.evaluate import PROTOCOL, by_tokens, mean, standard_error, summary
 from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.provenance import environment, text_report
 from prune_cli.engine.texts import open_text, read_tokens
@@ -57,7 +57,8 @@ class _Judge:
     def losses(self, tables: Sequence[Table], title: str) -> list[float]:
         points = [self.point(table) for table in tables]
         measured = measure(self.prospect, points, self.journal, self.progress, title)
-        return [mean(measured[point.key].losses) for point in points]
+        windows = self.prospect.texts.evaluation.windows
+        return [mean(by_tokens(measured[point.key].losses, [windows])) for point in points]
 
     def point(self, table: Table, on: str = "held-out") -> Point:
         by_tensor = for_tensors(self.prospect.job, table)
@@ -113,8 +114,10 @@ def _held_out(request: SearchRequest, prospect: SweepPlan) -> Texts:
 
 
 def _part(tokens: TokenSet, rows: slice) -> TokenSet:
-    ids = tokens.ids[rows].contiguous()
-    return replace(tokens, ids=ids, sha256=f"{tokens.sha256}[{rows.start}:{rows.stop}]")
+    part = tokens.windows[rows]
+    return replace(
+        tokens, ids=part.ids.contiguous(), mask=part.mask, sha256=f"{tokens.sha256}[{rows.start}:{rows.stop}]"
+    )
 
 
 def block_counts(job: PruningPlan) -> dict[str, int]:
@@ -196,7 +199,7 @@ def _report(
         held_out_windows=len(judging.texts.evaluation.ids),
         method=request.point().method,
         asked_sparsity=request.sweep.sparsities[0],
-        dense=summary(dense, text.ids),
+        dense=summary(dense, text.windows),
         candidates=_told_candidates(judged),
         results=[_result(name, best[name], measured, text) for name in best],
         winner=winner,
@@ -219,12 +222,13 @@ def _told_candidates(judged: Mapping[str, Sequence[tuple[float, Table]]]) -> lis
 
 
 def _result(name: str, best: tuple[float, Table], measured: Mapping[str, Measured], text: TokenSet) -> Result:
-    grown = increases(measured[name].losses, measured[_UNIFORM].losses)
-    evaluation = summary(measured[name].losses, text.ids)
+    grown = increases(measured[name].losses, measured[_UNIFORM].losses, text)
+    evaluation = summary(measured[name].losses, text.windows)
     return Result(name, best[0], evaluation, mean(grown), standard_error(grown), best[1])
 
 
 def _verdict(measured: Mapping[str, Measured], text: TokenSet) -> str:
     pairs = [(_RANDOM, _UNIFORM)] + ([(_EVOLUTION, _RANDOM)] if _EVOLUTION in measured else [])
-    told = [verdict(a, measured[a].losses, b, measured[b].losses, text.source) for a, b in pairs]
+    losses = {name: by_tokens(each.losses, [text.windows]) for name, each in measured.items()}
+    told = [verdict(a, losses[a], b, losses[b], text.source) for a, b in pairs]
     return "; ".join(told) + "."

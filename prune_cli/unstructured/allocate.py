@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from calibration.batch import Batch
 from calibration.statistics import SquaredNorm
 from calibration.tokens import TokenSet
 from methods._allocation import (
@@ -19,10 +20,11 @@ from methods._allocation import (
     steepest_slope,
 )
 from methods._pattern import Unstructured
-from prune_cli.engine.evaluate import window_losses
+from prune_cli.engine.evaluate import by_tokens, window_losses
 from prune_cli.engine.expert_inputs import at_experts, experts_by_module
 from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.padding import real_rows
 from prune_cli.engine.stream import Stream
 from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.progress import Progress
@@ -61,7 +63,7 @@ def allocate(request: PruneRequest, job: PruningPlan, calibration: TokenSet | No
 
 
 def _owl(
-    job: PruningPlan, batches: Sequence[torch.Tensor], asked: float, options: Any, progress: Progress
+    job: PruningPlan, batches: Sequence[Batch], asked: float, options: Any, progress: Progress
 ) -> tuple[dict[str, float], dict[str, Any]]:
     shares: dict[str, float] = {}
     progress.stage("Measuring outliers", len(job.model.blocks))
@@ -112,7 +114,7 @@ def _global(
 
 
 def _dense_scores(
-    job: PruningPlan, batches: Sequence[torch.Tensor], progress: Progress
+    job: PruningPlan, batches: Sequence[Batch], progress: Progress
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Block by block the Wanda scores (out, in) of its maps to prune, on the dense model's own inputs."""
     with Stream(job.model, batches) as stream:
@@ -128,7 +130,7 @@ def _dense_scores(
                     continue
                 info = job.decisions[name].info
                 if not same_inputs.repeated(inputs):
-                    norm = _norm(inputs, matrix_shape(info)[1], job.device)
+                    norm = _norm(inputs, stream.here(), matrix_shape(info)[1], job.device)
                 scores[name] = as_matrix(info, tensors[name]).to(job.device, torch.float32).abs().mul_(norm)
             stream.unload(block)
             progress.advance()
@@ -140,10 +142,10 @@ def _with_inputs(job: PruningPlan, block: int) -> list[str]:
     return [name for name in job.pruned_names(block) if job.decisions[name].info.role in ROLES_WITH_INPUTS]
 
 
-def _norm(inputs: Sequence[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
+def _norm(inputs: Sequence[torch.Tensor], batches: Sequence[Batch], width: int, device: torch.device) -> torch.Tensor:
     squares = SquaredNorm(width, device)
-    for tensor in inputs:
-        squares.add(tensor.detach().reshape(-1, width))
+    for tensor, batch in zip(inputs, batches, strict=True):
+        squares.add(real_rows(tensor, batch))
     return squares.value().sqrt()
 
 
@@ -160,15 +162,15 @@ def _loss_after_wanda(
         for block in range(len(job.model.blocks)):
             names = _with_inputs(job, block)
             tensors = stream.load(block)
-            BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress).run(stream, block)
+            BlockPruner(job, tensors, names, settings, calibration.windows.tokens, progress).run(stream, block)
             stream.unload(block)
-        losses = window_losses(stream, batches)
+        losses = by_tokens(window_losses(stream, batches), batches)
     return sum(losses) / len(losses)
 
 
-def _batches(request: PruneRequest, job: PruningPlan, calibration: TokenSet | None) -> Sequence[torch.Tensor]:
+def _batches(request: PruneRequest, job: PruningPlan, calibration: TokenSet | None) -> Sequence[Batch]:
     assert calibration is not None
-    return calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+    return calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
 
 
 def _block_counts(job: PruningPlan) -> dict[str, int]:

@@ -106,7 +106,7 @@ def assemble_report(
         method=_method(job),
         allocation=allocation.to_dict(),
         calibration=text_report(calibration) if calibration else None,
-        output_error_rows=sketch_rows(calibration.ids.numel()) if calibration else None,
+        output_error_rows=sketch_rows(calibration.windows.tokens) if calibration else None,
         evaluation=measured(evaluation, before, after),
         totals=_totals(tensors, decisions, zeros, written, job.checkpoint.nbytes),
         structure=None,

@@ -7,10 +7,12 @@ from contextlib import ExitStack
 
 import torch
 
+from calibration.batch import Batch
 from calibration.statistics import Cross
 from prune_cli.engine.expert_inputs import AtExperts, at_experts, experts_by_module
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
+from prune_cli.engine.padding import real_rows
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
@@ -63,11 +65,11 @@ class BlockPruner:
             if name in self._experts:
                 self._serve_experts(name, at_experts(stream, name))
             else:
-                self._serve(name, inputs)
+                self._serve(name, stream, inputs)
 
     def run_twice(self, stream: Stream, block: int) -> None:
         """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
-        stream.observe_block(block, self._stops, self._observe)
+        stream.observe_block(block, self._stops, lambda name, tensors: self._observe(name, tensors, stream.passing()))
         for name, statistics in self._observed.items():
             self._prune(name, statistics)
         for name, routed in self._routed.items():
@@ -79,7 +81,7 @@ class BlockPruner:
         """Prune what lies outside the blocks; the batches end at the output head if it is among them."""
         self._prune_data_free()
         for name in self._heads:
-            self._serve(name, stream.stop_at_head(name))
+            self._serve(name, stream, stream.stop_at_head(name))
 
     @property
     def _stops(self) -> list[str]:
@@ -107,29 +109,32 @@ class BlockPruner:
     def _serve(
         self,
         name: str,
+        stream: Stream,
         inputs: Sequence[torch.Tensor],
         dense: Sequence[torch.Tensor] | None = None,
         error_sq: Sequence[torch.Tensor] | None = None,
     ) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
             self._statistics = self._new_statistics(name, with_dense=dense is not None)
-            for tensor, other in zip(inputs, dense or [None] * len(inputs), strict=True):
-                self._statistics.add(tensor, other)
-        drift = {} if error_sq is None else {"drift": self._drift(name, inputs, error_sq)}
+            for tensor, other, batch in zip(inputs, dense or [None] * len(inputs), stream.here(), strict=True):
+                self._statistics.add(tensor, other, batch)
+        drift = {} if error_sq is None else {"drift": self._drift(name, stream.here(), inputs, error_sq)}
         self._prune(name, self._statistics, drift)
 
-    def _drift(self, name: str, inputs: Sequence[torch.Tensor], error_sq: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _drift(
+        self, name: str, batches: Sequence[Batch], inputs: Sequence[torch.Tensor], error_sq: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         """The sum over tokens of r^T x (out, in), r being what the residual stream has lost."""
         assert self._statistics is not None
         outputs, width = matrix_shape(self._infos[name])
         total = Cross(outputs, width, self._statistics.device_of_sums)
-        for r, x in zip(error_sq, inputs, strict=True):
-            total.add(r.reshape(-1, outputs), x.reshape(-1, width))
+        for batch, r, x in zip(batches, error_sq, inputs, strict=True):
+            total.add(real_rows(r, batch), real_rows(x, batch))
         return total.value()
 
-    def _observe(self, name: str, arguments: list[torch.Tensor]) -> None:
+    def _observe(self, name: str, arguments: list[torch.Tensor], batch: Batch) -> None:
         if name in self._experts:
-            self._routed[name].append(Routed.of(self._model.model.get_submodule(name), arguments))
+            self._routed[name].append(Routed.of(self._model.model.get_submodule(name), arguments, batch.mask))
             return
         tensor = arguments[0]
         shared = self._same_inputs.repeated([tensor])
@@ -137,7 +142,7 @@ class BlockPruner:
             last = next(reversed(self._observed.values()), None) if shared else None
             self._observed[name] = last if last is not None else self._new_statistics(name)
         if not shared:
-            self._observed[name].add(tensor)
+            self._observed[name].add(tensor, None, batch)
 
     def _prune(self, name: str, statistics: InputStatistics, own: Mapping[str, torch.Tensor] | None = None) -> None:
         """`own` statistics are of this map alone, the others of all that share its inputs."""
@@ -169,4 +174,4 @@ def run_beside_dense(pruners: Sequence[BlockPruner], streams: Sequence[Stream], 
                 if name in pruner._experts:
                     pruner._serve_experts(name, at_experts(stream, name), at_experts(dense, name))
                 else:
-                    pruner._serve(name, inputs, others, drift.at(name, len(inputs)))
+                    pruner._serve(name, stream, inputs, others, drift.at(name, len(inputs)))

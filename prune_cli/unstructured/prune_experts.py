@@ -83,7 +83,7 @@ class ExpertsPruner:
         for batch, other, numbers in zip(here.batches, others, tokens, strict=False):
             if len(numbers):
                 rows = _inputs(here.module, expert, batch, numbers, down=down)
-                found.add(rows, other and dense and _inputs(dense.module, expert, other, numbers, down=down))
+                found.add_rows(rows, other and dense and _inputs(dense.module, expert, other, numbers, down=down))
         return found
 
     def _prune(self, expert: int, statistics: InputStatistics | None, notes: Sequence[str], *, down: bool) -> None:

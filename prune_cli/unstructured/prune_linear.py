@@ -117,7 +117,7 @@ def prune_matrix(
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     error_sq, output_sq = (None, None) if rows is None else _squares(rows, weight, result.weight)
     new = result.weight if scale == 1 else result.weight / scale
-    return PrunedLinear(as_stored(info, new, stored), error_sq, output_sq, (*result.notes, *on_host))
+    return PrunedLinear(as_stored(info, name, new, stored), error_sq, output_sq, (*result.notes, *on_host))
 
 
 def _power_to_ordinary(weight: torch.Tensor) -> float:

@@ -122,7 +122,7 @@ def _prune_with_text(
     memory: PeakMemory,
 ) -> None:
     """One pass of the calibration batches, block by block; blocks done before are passed as they were left."""
-    batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+    batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
     with ExitStack() as stack:
         stream = stack.enter_context(Stream(job.model, batches, ActivationOffload(output.partial)))
         streams = [stream]
@@ -165,7 +165,7 @@ def _prune_block(
     begun = time.monotonic()
     tensors, *_ = [each.load(block) for each in streams]
     names = job.pruned_names(block)
-    pruner = BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress)
+    pruner = BlockPruner(job, tensors, names, settings, calibration.windows.tokens, progress)
     if request.target == "dense":
         run_beside_dense([pruner], [streams[0]], streams[1], block)
     elif request.calibrate_by == "block":
@@ -189,7 +189,7 @@ def _prune_outside_blocks(
     if names and group not in output.done:
         begun = time.monotonic()
         tensors = {name: job.checkpoint.read(name) for name in names}
-        pruner = BlockPruner(job, tensors, names, settings, calibration.ids.numel(), progress)
+        pruner = BlockPruner(job, tensors, names, settings, calibration.windows.tokens, progress)
         pruner.run_outside_blocks(stream)
         _write(job.model, output, group, pruner.pruned, pruner.unreached, begun)
 

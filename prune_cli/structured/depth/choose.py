@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from calibration.batch import Batch
 from calibration.tokens import TokenSet
 from methods.structured.depth import FEW, Options, block_count, cheapest, cheapest_few, closest_run, lowest_influence
 from prune_cli.checkpoint.output_folder import OutputFolder
@@ -191,7 +192,7 @@ def _choose(
     def measure(known: Statistics) -> Statistics:
         if score == "greedy":
             return _greedy(request, job, calibration, count, known, output, progress)
-        return known_states(job, _batches(request, job, calibration.ids), known, output, progress)
+        return known_states(job, _batches(request, job, calibration.windows), known, output, progress)
 
     statistics = measured(request, job, output, calibration, measure)
     if score == "greedy":
@@ -201,8 +202,8 @@ def _choose(
     return _by_angle(statistics.tensors["distances"], count)
 
 
-def _batches(request: PruneRequest, job: PreparedStructure, windows: torch.Tensor) -> Sequence[torch.Tensor]:
-    return windows.split(pick_batch_size(request.batch_size, job.device, windows.shape[1]))
+def _batches(request: PruneRequest, job: PreparedStructure, windows: Batch) -> Sequence[Batch]:
+    return windows.split(pick_batch_size(request.batch_size, job.device, windows.length))
 
 
 def _by_influence(influence: torch.Tensor, count: int) -> Choice:
@@ -239,7 +240,7 @@ def _greedy(
     blocks, windows = len(job.model.blocks), job.options.windows
     steps: list[dict[str, Any]] = list(known.facts.get(_greedy_key(job), []))
     steps = max(steps, output.notes.get("greedy", []), key=len)
-    removals = Removals(job, _batches(request, job, calibration.ids[:windows]), progress)
+    removals = Removals(job, _batches(request, job, calibration.windows[:windows]), progress)
     while len(steps) < count:
         removed = [step["block"] for step in steps]
         # In the first step also the model as it is: the last block's own lane would compute most of it anyway.
@@ -277,7 +278,7 @@ def _refitted(
     tried = cheapest_few(losses)
     if not options.fits or len(tried) == 1:
         return {}
-    batches = _batches(request, job, calibration.ids[: _FIT_ON * options.windows])
+    batches = _batches(request, job, calibration.windows[: _FIT_ON * options.windows])
     progress.stage(f"Refitting without each of {len(tried)} blocks", len(job.model.blocks) * len(tried))
     return {block: refitted_loss(job, {*removed, block}, batches, progress) for block in tried}
 

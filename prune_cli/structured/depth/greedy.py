@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-import torch
-
-from prune_cli.engine.evaluate import mean, window_losses
+from calibration.batch import Batch
+from prune_cli.engine.evaluate import by_tokens, mean, window_losses
 from prune_cli.engine.lockstep import BlockOverride, tensors_in
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.stream import Stream
@@ -27,7 +26,7 @@ _STATES_PER_TOKEN = 3
 class Removals:
     """Losses in nats of the model without some of its blocks, on `batches`."""
 
-    def __init__(self, job: OpenModel, batches: Sequence[torch.Tensor], progress: Progress) -> None:
+    def __init__(self, job: OpenModel, batches: Sequence[Batch], progress: Progress) -> None:
         self._job = job
         self._batches = batches
         self._progress = progress
@@ -54,7 +53,7 @@ class Removals:
         return -(-candidates // self._concurrent())
 
     def _concurrent(self) -> int:
-        tokens = sum(batch.numel() for batch in self._batches)
+        tokens = sum(batch.ids.numel() for batch in self._batches)
         model = self._job.model
         return max(1, _GROUP_BYTES // (tokens * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN))
 
@@ -77,8 +76,8 @@ class Removals:
             losses = iter(window_losses(stream, batches))
         by_candidate: dict[int, list[float]] = {candidate: [] for candidate in group}
         for (_, candidate), batch in zip(pairs, batches, strict=True):
-            by_candidate[candidate] += [next(losses) for _ in batch]
-        return {candidate: mean(values) for candidate, values in by_candidate.items()}
+            by_candidate[candidate] += [next(losses) for _ in range(len(batch))]
+        return {candidate: mean(by_tokens(values, self._batches)) for candidate, values in by_candidate.items()}
 
     def _passing(
         self, block: int, removed: frozenset[int], pairs: Sequence[tuple[int, int]], stream: Stream
@@ -104,7 +103,7 @@ class Removals:
 
 
 def refitted_loss(
-    job: PreparedStructure, removed: Collection[int], batches: Sequence[torch.Tensor], progress: Progress
+    job: PreparedStructure, removed: Collection[int], batches: Sequence[Batch], progress: Progress
 ) -> float:
     """In nats on `batches`, which is also what is fitted to; infinite where it is not a number."""
 
@@ -119,5 +118,5 @@ def refitted_loss(
     with two_streams(job, batches) as (stream, dense):
         for _ in pass_both(stream, dense, len(job.model.blocks), removed, keep):
             progress.advance()
-        loss = mean(list(window_losses(stream, batches)))
+        loss = mean(by_tokens(window_losses(stream, batches), batches))
     return math.inf if math.isnan(loss) else loss

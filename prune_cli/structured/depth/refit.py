@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from calibration.batch import Batch
 from calibration.tokens import TokenSet
 from methods.structured import width
 from prune_cli.checkpoint.layout import OutputTensor
@@ -65,7 +66,7 @@ def refit(
             names.setdefault(block, {})[planned.source] = new
     refitter = _Refitter(job, change, names, output)
     if any(refitter.number[block] not in output.done for block in names):
-        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+        batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
         progress.stage(f"Refitting {len(names)} blocks", max(names) + 1)
         for _ in refitter.pass_blocks(batches):
             memory.look()
@@ -76,7 +77,7 @@ def refit(
 
 @contextmanager
 def two_streams(
-    job: PreparedStructure, batches: Sequence[torch.Tensor], parking: ActivationOffload | None = None
+    job: PreparedStructure, batches: Sequence[Batch], parking: ActivationOffload | None = None
 ) -> Iterator[tuple[Stream, Stream]]:
     """The pruned model's and the dense one's, before the first block."""
     with (
@@ -127,7 +128,7 @@ class _Refitter:
         """The output's number of every kept block."""
         return {old: new for new, old in enumerate(self.change.blocks)}
 
-    def pass_blocks(self, batches: Sequence[torch.Tensor]) -> Iterator[None]:
+    def pass_blocks(self, batches: Sequence[Batch]) -> Iterator[None]:
         """Up to the last block to fit; a pair of blocks is in memory at a time."""
         removed = set(range(len(self.job.model.blocks))) - set(self.change.blocks)
         parking = ActivationOffload(self.output.partial)

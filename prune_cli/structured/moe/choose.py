@@ -139,7 +139,7 @@ def _sums(
         if "experts" in output.notes:
             return Statistics(facts={"experts": output.notes["experts"]})
         assert calibration is not None
-        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+        batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
         sums = measure_experts(job, mixtures, batches, progress)
         output.note("experts", sums)
         return Statistics(facts={"experts": sums})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from calibration.batch import Batch
 from methods.structured.experts import SUMS, expert_sums
 from prune_cli.engine.expert_inputs import AtExperts, at_experts
 from prune_cli.engine.open_model import OpenModel
@@ -17,7 +18,7 @@ from prune_cli.structured.moe.mixtures import Mixture
 
 
 def measure_experts(
-    job: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[torch.Tensor], progress: Progress
+    job: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
 ) -> dict[int, dict[str, list[float]]]:
     """For every block with experts the sums of `methods.structured.experts.SUMS`, one entry an expert.
 

@@ -216,7 +216,7 @@ def _narrow_with_text(
     memory: PeakMemory,
 ) -> None:
     options: Options = job.options
-    batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+    batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
     with ExitStack() as stack:
         stream = stack.enter_context(Stream(job.model, batches, ActivationOffload(output.partial)))
         dense = None

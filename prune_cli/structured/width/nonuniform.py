@@ -26,7 +26,7 @@ def angles_of_blocks(
     """The mean angular distance between input and output of every block of the dense model, measured if not known."""
 
     def measure(known: Statistics) -> Statistics:
-        batches = calibration.ids.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+        batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
         return known_states(job, batches, known, output, progress)
 
     distances = measured(request, job, output, calibration, measure).tensors["distances"]

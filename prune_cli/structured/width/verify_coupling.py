@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from calibration.batch import Batch
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
@@ -43,14 +44,14 @@ def _difference(job: OpenModel, group: CoupledGroup, *, with_overrides: bool) ->
     kept = {
         block: torch.randperm(group.units, generator=random)[: group.keep].sort().values for block in group.consumers
     }
-    ids = torch.randint(job.model.vocab_size, (_SAMPLES, _LENGTH), generator=random)
+    batch = Batch(torch.randint(job.model.vocab_size, (_SAMPLES, _LENGTH), generator=random))
     output_sq = job.with_checkpoint(job.checkpoint, dtype=torch.float32)
     config = overridden_config(job, [group]) if with_overrides else config_with(job, group.changes)
     narrow = job.with_checkpoint(
         SlicedCheckpoint(job.checkpoint, group, job.model.tensor_map, kept), config, dtype=torch.float32
     )
     worst = 0.0
-    with Stream(output_sq, [ids]) as zeroed, Stream(narrow, [ids]) as without:
+    with Stream(output_sq, [batch]) as zeroed, Stream(narrow, [batch]) as without:
         for block in range(_last_new_kind(job) + 1):
             tensors = zeroed.load(block)
             without.load(block)

@@ -1,0 +1,46 @@
+"""Windows of tokens on their way through a model, with the padding that fills the shorter ones up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`ids` (samples, length) int64; `mask` (samples, length) bool is True where a token is real, None where all are.
+
+    Padding stands behind a sample's tokens, where no causal model lets it reach them.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Some of the samples; without a mask where none of them is padded."""
+        mask = None if self.mask is None or bool(self.mask[rows].all()) else self.mask[rows].contiguous()
+        return Batch(self.ids[rows], mask)
+
+    @property
+    def length(self) -> int:
+        """Of every sample, with its padding."""
+        return self.ids.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """How many are real."""
+        return self.ids.numel() if self.mask is None else int(self.mask.count_nonzero())
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The real tokens of every sample."""
+        return [self.length] * len(self) if self.mask is None else self.mask.sum(1).tolist()
+
+    def split(self, samples: int) -> list[Batch]:
+        """Batches of so many samples in order, the last one with what is left."""
+        return [self[first : first + samples] for first in range(0, len(self), samples)]
