@@ -21,6 +21,8 @@ from prune_cli.evaluate import PROTOCOL, Evaluation
 from prune_cli.input_statistics import sketch_rows
 from prune_cli.memory import PeakMemory
 from prune_cli.output import OutputFolder
+from prune_cli.packed.dequantised import Dequantised
+from prune_cli.packed.output import describe
 from prune_cli.plan import Decision
 from prune_cli.prepare import Opened, Prepared, pick_batch_size
 from prune_cli.report import (
@@ -54,6 +56,7 @@ def fingerprint(
         "seed": request.seed,
         "format": request.format,
         "self_contained": request.self_contained,
+        "packed": describe(job.checkpoint),
         "calibrate_by": request.calibrate_by,
         "target": request.target,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
@@ -249,8 +252,9 @@ def _totals(
         sparsity_of_model=sum(count or 0 for count in zeros.values()) / parameters,
         bytes_before=bytes_before,
         bytes_after=written.nbytes,
-        bytes_as_sparse=written.nbytes
-        - sum(saved_bytes(written.entries[t.name], zeros[t.name], t.pattern) for t in tensors),
+        bytes_as_sparse=None
+        if isinstance(written, Dequantised)
+        else written.nbytes - sum(saved_bytes(written.entries[t.name], zeros[t.name], t.pattern) for t in tensors),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from prune_cli.memory import LARGE_INPUTS, gram_bytes
+from prune_cli.packed.output import describe, output_bytes
 from prune_cli.plan import matrix_shape, pruned_parameters
 from prune_cli.prepare import Opened, Prepared, prepare, read_tokens
 from prune_cli.report import gain_of_sparse_files, gain_of_zeros
@@ -53,6 +54,7 @@ class DryRun:
     peak_host_bytes: int
     peak_device_bytes: int | None
     gain: str
+    packed: str | None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -80,7 +82,7 @@ def dry_run(request: PruneRequest) -> DryRun:
         pruned_parameters=sum(job.checkpoint.entries[name].count for name in job.pruned_names()),
         zeros=sum(zeros.values()),
         bytes_read=job.checkpoint.nbytes * 2,
-        bytes_written=job.checkpoint.nbytes
+        bytes_written=output_bytes(job.checkpoint)
         + sum(job.checkpoint.entries[n].nbytes for n in job.pruned_names())
         + (sparse or 0),
         calibration_tokens=tokens,
@@ -88,7 +90,8 @@ def dry_run(request: PruneRequest) -> DryRun:
         peak_device_bytes=None if on_cpu else work,
         gain=gain_of_zeros(str(job.pattern))
         if sparse is None
-        else "Estimated: " + gain_of_sparse_files(str(job.pattern), job.checkpoint.nbytes, sparse),
+        else "Estimated: " + gain_of_sparse_files(str(job.pattern), output_bytes(job.checkpoint), sparse),
+        packed=describe(job.checkpoint),
     )
 
 
@@ -97,7 +100,7 @@ def _sparse_bytes(request: PruneRequest, job: Prepared, zeros: Mapping[str, int]
     if request.format != "sparse":
         return None
     pattern = str(job.pattern)
-    return job.checkpoint.nbytes - sum(
+    return output_bytes(job.checkpoint) - sum(
         saved_bytes(job.checkpoint.entries[name], count, pattern) for name, count in zeros.items()
     )
 

@@ -12,12 +12,12 @@ from prune_cli.architecture import load_tokenizer
 from prune_cli.errors import RequestError
 from prune_cli.evaluate import PROTOCOL, Comparison, Evaluation, compare, evaluate
 from prune_cli.model import Skeleton
+from prune_cli.open_checkpoint import open_checkpoint
 from prune_cli.prepare import check_seq_len, open_text, pick_batch_size, pick_device, pick_dtype, read_tokens
 from prune_cli.progress import Progress, Silent
 from prune_cli.report import TextReport, text_report
 from prune_cli.request import Dtype, check_counts, check_device
 from prune_cli.source import Source, resolve_model
-from prune_cli.sparse.decoded import open_checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from prune_cli.checkpoint import Checkpoint, strict_json
-from prune_cli.packed.dequantised import Dequantised
-from prune_cli.packed.detect import find_packed, quantisation
 from prune_cli.sparse import decoded
 from prune_cli.sparse.format import QUANT_METHOD as SPARSE
 
@@ -23,6 +21,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     """`checkpoint` by the values of its packed weights, itself where it has none. Raises RequestError as above."""
+    # With torch, which a name that is wrong need not wait for.
+    from prune_cli.packed.dequantised import Dequantised
+    from prune_cli.packed.detect import find_packed, quantisation
+
     config = _config(checkpoint.folder)
     method = (quantisation(config) or {}).get("quant_method")
     if method in _OURS:

@@ -220,7 +220,7 @@ class OutputFolder:
 
     def checkpoint(self) -> Checkpoint:
         """The weights as they now lie in `OUT.partial`."""
-        return Checkpoint(self.partial, self.layout.entries, self.layout.files, self._source.index)
+        return self._source.over(Checkpoint(self.partial, self.layout.entries, self.layout.files, self._source.index))
 
     # --- end ----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from prune_cli.architecture import load_tokenizer
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.evaluate import Evaluation, evaluate
 from prune_cli.output import OutputFolder
+from prune_cli.packed.output import exact_values
 from prune_cli.prepare import Opened, pick_batch_size, read_tokens
 from prune_cli.progress import Progress
 from prune_cli.request import PruneRequest
@@ -42,7 +43,7 @@ def perplexity_before(
     """Measured once, also when the run is resumed."""
     if "evaluation_before" in output.notes:
         return Evaluation(**output.notes["evaluation_before"])
-    before = perplexity(request, job, text, job.checkpoint, "Perplexity before", progress)
+    before = perplexity(request, job, text, exact_values(job.checkpoint), "Perplexity before", progress)
     if before is not None:
         output.note("evaluation_before", asdict(before))
     return before

@@ -19,7 +19,10 @@ from prune_cli.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.checkpoint import FLOATS, Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.model import Skeleton
+from prune_cli.open_checkpoint import dequantised
 from prune_cli.output_place import check_output, check_space
+from prune_cli.packed.dequantised import Dequantised
+from prune_cli.packed.output import as_asked, config_of_output, output_bytes
 from prune_cli.pipeline import Pipeline
 from prune_cli.plan import Decision, pattern_of, plan_tensors
 from prune_cli.request import (
@@ -105,6 +108,7 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     source = resolve_model(request.model, request.revision)
     checkpoint = Checkpoint.open(source.folder)
     refuse_sparse(checkpoint)
+    checkpoint = as_asked(dequantised(checkpoint), request.packed, default=_packed_by_default(request))
     if writes:
         check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)
@@ -114,17 +118,23 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     return Opened(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
 
 
+def _packed_by_default(request: PruneRequest) -> str:
+    """Who gives a packed model wants one back, where it can be."""
+    return "bf16" if request.format == "sparse" or request.is_structured else "keep"
+
+
 def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:
     """Check all that can be checked without weights; raises as `open_model` does."""
     request.check()
     pipeline = request.pipeline()
     needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
     opened = open_model(request, needs_text=needs_text, writes=writes)
-    config = None
-    if request.format == "sparse":
-        config = sparse_config(opened.checkpoint, self_contained=request.self_contained)
+    config, sparse = config_of_output(opened.checkpoint), request.format == "sparse"
+    if sparse:
+        config = sparse_config(opened.checkpoint, config, self_contained=request.self_contained)
     if writes:
-        check_space(request.out, opened.checkpoint.nbytes + (_largest_files(opened.checkpoint) if config else 0))
+        nbytes = output_bytes(opened.checkpoint)
+        check_space(request.out, nbytes + (_largest_files(opened.checkpoint) if sparse else 0))
     decisions = plan_tensors(opened.model, request, pipeline)
     allocation_file = _allocation_file(request, decisions)
     return Prepared(
@@ -228,7 +238,8 @@ def pick_dtype(asked: str, device: torch.device, checkpoint: Checkpoint) -> torc
     if device.type == "cpu":
         return torch.float32
     weights: Counter[str] = Counter()
-    for entry in checkpoint.entries.values():
+    plain = checkpoint.as_half() if isinstance(checkpoint, Dequantised) else checkpoint
+    for entry in plain.entries.values():
         if entry.dtype in FLOATS:
             weights[entry.dtype] += entry.count
     return _STORED[weights.most_common(1)[0][0]] if weights else torch.float32

@@ -15,7 +15,7 @@ from prune_cli.input_statistics import InputStatistics
 from prune_cli.model import Skeleton
 from prune_cli.places import Place
 from prune_cli.plan import matrix_shape
-from prune_cli.prune_map import PrunedMap, Settings, as_matrix, join_slices, prune_slice, slice_name
+from prune_cli.prune_map import PrunedMap, Settings, as_matrix, join_slices, prune_slice
 from prune_cli.stream import Stream
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
@@ -96,9 +96,7 @@ class ExpertsPruner:
         for name in self._names(expert, down=down):
             place, stored = self._places[name], self._tensors[name]
             matrix = stored[expert] if place.slices > 1 else stored
-            result = prune_slice(
-                place, slice_name(place, expert), matrix, self._settings, statistics.values(), statistics.rows()
-            )
+            result = prune_slice(place, expert, matrix, self._settings, statistics.values(), statistics.rows())
             self._model.set_expert(place, expert, result.stored)
             self._pruned[name].append(replace(result, notes=(*result.notes, *notes)))
 

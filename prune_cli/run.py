@@ -15,10 +15,10 @@ from prune_cli.allocate import allocate
 from prune_cli.allocation import Allocation
 from prune_cli.assemble import assemble_report, fingerprint, of_sparse_files
 from prune_cli.checkpoint import Checkpoint
-from prune_cli.layout import same_layout
 from prune_cli.memory import PeakMemory
 from prune_cli.model import Skeleton
 from prune_cli.output import OutputFolder
+from prune_cli.packed.output import output_layout
 from prune_cli.parking import Parking
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.prepare import Prepared, pick_batch_size, prepare
@@ -51,13 +51,13 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
     with OutputFolder(request.out, job.checkpoint) as output:
         progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
         output.begin(
-            fingerprint(request, job, calibration, evaluation), same_layout(job.checkpoint), resume=request.resume
+            fingerprint(request, job, calibration, evaluation), output_layout(job.checkpoint), resume=request.resume
         )
         if request.format == "sparse":
             decode_shards(output.partial, output.layout.files)
         before = perplexity_before(request, job, evaluation, output, progress)
         allocation = _allocation(request, job, calibration, output, progress)
-        settings = Settings(job.pipeline, _patterns(job, allocation), request.seed, job.device)
+        settings = Settings(job.pipeline, _patterns(job, allocation), request.seed, job.device, job.checkpoint.rounded)
         progress.stage(f"Pruning with {job.pipeline}", len(job.pruned_names()))
         if calibration is None:
             _prune_without_text(job, settings, output, progress, memory)
@@ -219,4 +219,4 @@ def _write(
         "notes": {name: list(result.notes) for name, result in pruned.items() if result.notes},
         "unreached": list(unreached),
     }
-    output.write_block(group, tensors, record)
+    output.write_block(group, model.checkpoint.as_stored(tensors), record)

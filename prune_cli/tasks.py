@@ -18,11 +18,11 @@ import torch
 
 from prune_cli.architecture import load_tokenizer
 from prune_cli.errors import PruneError, RequestError, one_line
+from prune_cli.open_checkpoint import open_checkpoint
 from prune_cli.prepare import pick_device, pick_dtype
 from prune_cli.progress import Progress, Silent
 from prune_cli.request import Dtype, check_counts, check_device
 from prune_cli.source import Source, resolve_model
-from prune_cli.sparse.decoded import open_checkpoint
 
 INSTALL = "pip install 'prune-cli[eval]'"
 

@@ -196,13 +196,16 @@ def pack_gpt_oss(plain: Path, folder: Path) -> Path:
 FP8_SCHEME = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": ["lm_head"]}
 
 
-def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    """Give tensors, named with two underscores for a dot, another value in whatever file they are; None takes away."""
-    wanted = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-    for file in folder.glob("*.safetensors"):
+def change(folder: Path, tensors: Mapping[str, torch.Tensor | None]) -> None:
+    """Give tensors another value in whatever file they are; None takes away."""
+    weight_map: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
         stored = load_file(file)
-        if stored.keys() & wanted.keys():
-            stored |= {name: tensor for name, tensor in wanted.items() if name in stored and tensor is not None}
-            save_file(
-                {n: t for n, t in stored.items() if wanted.get(n, t) is not None}, file, metadata={"format": "pt"}
-            )
+        if stored.keys() & tensors.keys():
+            changed = {name: tensors.get(name, tensor) for name, tensor in stored.items()}
+            stored = {name: tensor for name, tensor in changed.items() if tensor is not None}
+            save_file(stored, file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(stored, file.name)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

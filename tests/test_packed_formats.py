@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+from transformers.utils.quantization_config import Mxfp4Config
 
 from prune_cli.open_checkpoint import open_checkpoint
 from prune_cli.packed.codes import E2M1, E4M3, Int8, Int32Words
@@ -209,9 +210,9 @@ def test_new_codes(tmp_path: Path, plain: Path, kind: str) -> None:
     assert torch.equal(masked, old * keep)
     assert torch.equal(weight.decode({**parts, "codes": weight.encode(parts, old)}), old)
 
-    moved = checkpoint.rounded(name, old * 1.03 * keep)
+    moved = checkpoint.rounded(name, old * 1.03 * keep, None)
     assert bool((moved[~keep] == 0).all())
-    assert torch.equal(checkpoint.rounded(name, moved), moved)
+    assert torch.equal(checkpoint.rounded(name, moved, None), moved)
     # No value of the same scale is nearer: the old one, for instance, is not.
     wanted = (old * 1.03 * keep).double()
     assert bool(((moved - wanted).abs() <= (old * keep - wanted).abs() * 1.001 + 1e-9).all())

@@ -26,11 +26,11 @@ from prune_cli.bench.result import (
 )
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import RequestError
+from prune_cli.open_checkpoint import open_checkpoint
 from prune_cli.prepare import pick_device, pick_dtype
 from prune_cli.progress import Progress, Silent
 from prune_cli.request import Dtype, check_device
 from prune_cli.source import Source, resolve_model
-from prune_cli.sparse.decoded import open_checkpoint
 
 DEFAULT_PROMPT_TOKENS = 256
 _MOST = 2**24

@@ -68,13 +68,19 @@ def find_compressed(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[P
     return weights
 
 
-def scheme_name(config: Mapping[str, Any]) -> str | None:
-    """The format that `config` names if it is none that is read here."""
+def is_read(config: Mapping[str, Any]) -> bool:
+    """Whether `config`, a quantization_config, speaks of packed weights in formats that are read here."""
+    return "config_groups" in config and unread_format(config) is None
+
+
+def unread_format(config: Mapping[str, Any]) -> str | None:
+    """A format that `config` names and that is not read here."""
     sparsity = config.get("sparsity_config") or {}
     sparse = sparsity.get("format") if isinstance(sparsity, Mapping) else None
     if sparse not in (None, "dense"):
         return str(sparse)
-    formats = [config.get("format"), *(group.get("format") for group in _groups(config).values())]
+    groups = _groups(config).values() if "config_groups" in config else ()
+    formats = [config.get("format"), *(group.get("format") for group in groups)]
     return next((str(each) for each in formats if each is not None and each not in FORMATS), None)
 
 
@@ -260,4 +266,5 @@ def _check_nothing_left(entries: Entries, weights: list[PackedWeight]) -> None:
     for name, entry in entries.items():
         lone = name.endswith((".weight_packed", *_PARTS)) or (name.endswith(".weight") and entry.dtype in E4M3.dtypes)
         if lone and name not in taken:
-            raise RequestError(f"{name} has no weight_scale beside it: a shard was lost, or download it again.")
+            part(entries, f"{name.rpartition('.')[0]}.weight_scale", name)
+            raise RequestError(f"{name} belongs to no packed weight: a shard was lost, or download it again.")

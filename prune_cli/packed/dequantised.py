@@ -39,15 +39,14 @@ class Dequantised(Checkpoint):
         end = codes.begin + data_bytes(dtype, prod(weight.shape))
         return TensorEntry(weight.name, codes.file, dtype, weight.shape, codes.begin, end)
 
-    def over(self, stored: Checkpoint) -> Dequantised:
-        """The same weights where they lie in another checkpoint of the same names."""
-        return Dequantised(stored, self.weights.values(), half=self.half)
-
     def as_half(self) -> Dequantised:
         return Dequantised(self.stored, self.weights.values(), half=True)
 
     def exact(self) -> Dequantised:
         return Dequantised(self.stored, self.weights.values())
+
+    def is_stored(self, name: str) -> bool:
+        return name in self.entries and name not in self.weights
 
     def parts(self, name: str, expert: int | None = None) -> dict[Part, torch.Tensor]:
         """The stored tensors of a packed weight, or of one of its experts'."""
@@ -69,25 +68,37 @@ class Dequantised(Checkpoint):
     def _stored_names(self, name: str) -> Iterable[str]:
         return self.weights[name].parts.values() if name in self.weights else (name,)
 
-    def stored_bytes(self, name: str) -> int:
-        """What a tensor takes in its file, with all that stands beside it."""
-        beside = self.weights[name].beside if name in self.weights else ()
-        return sum(self.stored.entries[each].nbytes for each in (*self._stored_names(name), *beside))
+    def storage(self, name: str) -> tuple[int, str | None]:
+        """Of a packed weight with all that stands beside it."""
+        if name not in self.weights:
+            return super().storage(name)
+        weight = self.weights[name]
+        names = (*weight.parts.values(), *weight.beside)
+        return sum(self.stored.entries[each].nbytes for each in names), weight.label
 
-    # --- writing ------------------------------------------------------------------------------------------------
+    # --- an output: plain if the view is by halves, else packed as the input -------------------------------------
 
-    def rounded(self, name: str, values: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+    def reopened(self) -> Checkpoint:
+        return Dequantised(self.stored.reopened(), self.weights.values(), half=self.half)
+
+    def over(self, stored: Checkpoint) -> Checkpoint:
+        return stored if self.half else Dequantised(stored, self.weights.values())
+
+    def rounded(self, name: str, values: torch.Tensor, expert: int | None) -> torch.Tensor:
         """`values` as they come back once they are stored on the weight's own scales."""
+        if self.half or name not in self.weights:
+            return values
         weight = self.weights[name] if expert is None else self.weights[name].one_expert()
         parts = self.parts(name, expert)
-        return weight.decode({**parts, "codes": weight.encode(parts, values)}).to(values.dtype)
+        codes = weight.encode(parts, values.cpu())
+        return weight.decode({**parts, "codes": codes}).to(values.device, values.dtype)
 
-    def encoded(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is to be stored for plain `tensors`: new codes of those that are packed, by their stored names."""
-        return dict(self._encoded(name, values) for name, values in tensors.items())
+    def as_stored(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """New codes for those that are packed, by the names of their codes."""
+        return tensors if self.half else dict(self._encoded(name, values) for name, values in tensors.items())
 
     def _encoded(self, name: str, values: torch.Tensor) -> tuple[str, torch.Tensor]:
         if name not in self.weights:
             return name, values
         weight = self.weights[name]
-        return weight.parts["codes"], weight.encode(self.parts(name), values)
+        return weight.parts["codes"], weight.encode(self.parts(name), values.cpu())

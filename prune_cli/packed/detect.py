@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from prune_cli.checkpoint import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.packed.block_fp8 import find_block_fp8, scale_name
-from prune_cli.packed.compressed_tensors import find_compressed, scheme_name
+from prune_cli.packed.compressed_tensors import find_compressed, is_read, unread_format
 from prune_cli.packed.gpt_oss import find_mxfp4
 from prune_cli.packed.weight import PackedWeight
 
@@ -27,7 +26,7 @@ def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         for key in KEYS:
             if where.get(key):
                 found = where[key]
-                return found if isinstance(found, Mapping) else {"quant_method": str(found)}
+                return found if isinstance(found, Mapping) else {}
     return None
 
 
@@ -71,8 +70,7 @@ def _finder(
         "mxfp4": lambda: find_mxfp4(entries),
         "compressed-tensors": lambda: find_compressed(checkpoint, found),
     }
-    unread = scheme_name(found) if method == "compressed-tensors" else None
-    if method not in known or unread is not None:
+    if method not in known or (method == "compressed-tensors" and not is_read(found)):
         raise RequestError(
             f"{checkpoint.folder} is already quantised ({_scheme(found)}), in a way that is not read here ({READ} "
             "are): prune the checkpoint it was made from, then quantise."
@@ -84,7 +82,7 @@ def _scheme(found: Mapping[str, Any]) -> str:
     method = str(found.get("quant_method", "unknown"))
     if method != "compressed-tensors":
         return method
-    return f"{method} {scheme_name(found) or found.get('format') or ''}".rstrip()
+    return f"{method} {unread_format(found) or found.get('format') or ''}".rstrip()
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:
@@ -97,8 +95,3 @@ def _check_plain(checkpoint: Checkpoint) -> None:
                 f"{name} belongs to packed weights, but config.json has no quantization_config that says how they are "
                 "packed: get the config.json that the weights were published with."
             )
-
-
-def config_without_quantisation(text: str) -> str:
-    """The text of a config.json of plain weights, from that of packed ones."""
-    return json.dumps(without_quantisation(json.loads(text)), indent=2, ensure_ascii=False) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from prune_cli.architecture import read_config
 from prune_cli.errors import RequestError, one_line
 from prune_cli.model import Skeleton
+from prune_cli.packed.output import output_config
 from prune_cli.source import Source
 
 _COUNT = "num_hidden_layers"
@@ -27,7 +27,7 @@ _NOT_BY_BLOCK = ("architectures", "_token_id", "suppress_tokens", "section", "fa
 
 def config_without_blocks(source: Source, model: Skeleton, kept: Sequence[int]) -> dict[str, Any]:
     """The input's config.json, changed where it speaks of blocks. Raises RequestError where the count is not found."""
-    raw = copy.deepcopy(read_config(source.folder))
+    raw = output_config(model.checkpoint, read_config(source.folder))
     text, part = text_config(raw, model.config)
     blocks = len(model.blocks)
     names = {_COUNT, text.attribute_map.get(_COUNT, _COUNT)}

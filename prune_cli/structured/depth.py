@@ -13,6 +13,7 @@ from calibration.tokens import TokenSet
 from methods.structured.depth import FEW, Options, block_count, cheapest, cheapest_few, closest_run, lowest_influence
 from prune_cli.errors import RequestError
 from prune_cli.output import OutputFolder
+from prune_cli.packed.output import output_bytes
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.report import BlockChange
@@ -170,7 +171,7 @@ def bytes_at_most(request: PruneRequest, job: StructuredJob) -> int:
         sum(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in range(len(job.model.blocks))
     ]
     gone = sorted(sizes)[: asked_count(request, job)] if named is None else [sizes[block] for block in named]
-    return job.checkpoint.nbytes - sum(gone)
+    return output_bytes(job.checkpoint) - sum(gone)
 
 
 def asked(request: PruneRequest, job: StructuredJob) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from methods.structured.experts import Options, choose, keep_count, scores
 from prune_cli.architecture import model_on_meta, read_config
 from prune_cli.errors import RequestError
 from prune_cli.output import OutputFolder
+from prune_cli.packed.output import output_config
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
 from prune_cli.prune_map import seed_of
@@ -152,7 +152,7 @@ def _sums(
 def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> Change:
     """Raises RequestError where the architecture's config cannot describe the model without the experts."""
     experts, keep = mixtures[0].experts, len(next(iter(choice.kept.values())))
-    config = copy.deepcopy(read_config(job.source.folder))
+    config = output_config(job.checkpoint, read_config(job.source.folder))
     config_with_experts(config, job.model.config, experts, keep)
     new = config_from(config, job.model)
     smaller = model_on_meta(new, job.model.dtype, job.trust_remote_code)

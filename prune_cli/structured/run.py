@@ -15,6 +15,7 @@ from prune_cli.layout import changed_layout
 from prune_cli.memory import PeakMemory
 from prune_cli.output import OutputFolder
 from prune_cli.output_place import check_space
+from prune_cli.packed.output import output_bytes
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.progress import Progress
 from prune_cli.report import Report
@@ -34,7 +35,9 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     begun = time.monotonic()
     job = prepare_structured(request)
     plan = _check(request, job)
-    check_space(request.out, depth.bytes_at_most(request, job) if request.method == "depth" else job.checkpoint.nbytes)
+    check_space(
+        request.out, depth.bytes_at_most(request, job) if request.method == "depth" else output_bytes(job.checkpoint)
+    )
     memory = PeakMemory(job.device)
     calibration, evaluation = read_texts(request, job, progress)
     with OutputFolder(request.out, job.checkpoint) as output:

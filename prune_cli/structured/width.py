@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from prune_cli.errors import RequestError
 from prune_cli.layout import Planned
 from prune_cli.memory import PeakMemory
 from prune_cli.output import OutputFolder
+from prune_cli.packed.output import output_config
 from prune_cli.parking import Parking
 from prune_cli.prepare import pick_batch_size
 from prune_cli.progress import Progress
@@ -124,7 +124,7 @@ def decide(job: StructuredJob, plan: WidthPlan) -> Change:
     """Names, shapes and config of the output; which units go is told block by block."""
     tensors = {name: Planned(name) for name, place in job.model.places.items() if place.role != "unused"}
     dropped = {name: UNUSED for name, place in job.model.places.items() if place.role == "unused"}
-    raw = copy.deepcopy(read_config(job.source.folder))
+    raw = output_config(job.checkpoint, read_config(job.source.folder))
     _, text = text_config(raw, job.model.config)
     shapes: dict[str, tuple[int, ...]] = {}
     for part in plan.parts:

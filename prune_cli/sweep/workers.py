@@ -11,7 +11,6 @@ from queue import SimpleQueue
 
 import torch
 
-from prune_cli.checkpoint import Checkpoint
 from prune_cli.memory import LARGE_INPUTS
 from prune_cli.model import Skeleton
 from prune_cli.prepare import Prepared
@@ -70,7 +69,7 @@ class _Worker:
 
     def __init__(self, job: Prepared, models: int) -> None:
         self.job = job
-        checkpoint = Checkpoint.open(job.checkpoint.folder)  # files are read through handles of its own
+        checkpoint = job.checkpoint.reopened()
         self.models: list[Skeleton] = [job.with_checkpoint(checkpoint) for _ in range(models)]
 
 
