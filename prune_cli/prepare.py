@@ -119,8 +119,18 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
 
 
 def _packed_by_default(request: PruneRequest) -> str:
-    """Who gives a packed model wants one back, where it can be."""
-    return "bf16" if request.format == "sparse" or request.is_structured else "keep"
+    """Who gives a packed model wants one back, where it can be. Raises RequestError for keep where it cannot."""
+    new_values = request.method == "width" or (request.is_structured and _asks_for_refit(request))
+    if new_values and request.packed == "keep":
+        raise RequestError(
+            f"--packed keep is for what leaves whole experts or blocks as they are, and {request.method} as it was "
+            "asked for gives the rest new shapes or values: use --packed bf16."
+        )
+    return "bf16" if request.format == "sparse" or new_values else "keep"
+
+
+def _asks_for_refit(request: PruneRequest) -> bool:
+    return "refit" in request.options and bool(getattr(request.structured_options(), "fits", False))
 
 
 def prepare(request: PruneRequest, *, writes: bool = True) -> Prepared:

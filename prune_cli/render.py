@@ -131,6 +131,8 @@ def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
     for row in size_rows(plan.before, plan.after):
         table.add_row(*row)
     console.print(table)
+    if plan.packed is not None:
+        console.print(plan.packed, highlight=False)
     console.print(plan.how, highlight=False)
     console.print(plan.gain, highlight=False)
 

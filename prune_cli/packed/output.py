@@ -52,6 +52,11 @@ def as_asked(source: Checkpoint, packed: str | None, *, default: str) -> Checkpo
     return source.as_half() if (packed or default) == "bf16" else source
 
 
+def keeps_packed(source: Checkpoint) -> bool:
+    """Whether an output of `source` holds codes and scales."""
+    return isinstance(source, Dequantised) and not source.half
+
+
 def describe(source: Checkpoint) -> str | None:
     """In words, how the input is packed and the output will be; None for a plain one."""
     if not isinstance(source, Dequantised):

@@ -37,6 +37,7 @@ from prune_cli.structured import depth, experts, width
 from prune_cli.structured.change import Change
 from prune_cli.structured.config import config_from
 from prune_cli.structured.prepare import StructuredJob
+from prune_cli.structured.sized import is_sized
 from prune_cli.structured.sizes import size_of
 
 
@@ -142,7 +143,7 @@ def gain_of_sizes(before: Size, after: Size, change: Change) -> str:
     smaller = 100 * (1 - after.bytes / before.bytes)
     fewer = 100 * (1 - after.macs_per_token / before.macs_per_token)
     # With -o uniform=false config.json lists the shapes as a quantizer of ours would have them.
-    plain = "quantization_config" not in change.config
+    plain = not is_sized(change.config.get("quantization_config"))
     return (
         f"A smaller dense model: {smaller:.1f} % less on disk and in memory and {fewer:.1f} % fewer multiplications "
         "per token, "

@@ -29,6 +29,7 @@ from prune_cli.structured.refit import fitted_tensors
 from prune_cli.structured.refitted_loss import refitted_loss
 from prune_cli.structured.saved import Statistics, check_statistics, measured
 from prune_cli.structured.share import asked_share, refuse_both
+from prune_cli.structured.stored_output import check_module_lists, keep_module_lists
 
 # Fits need more text than losses: so many times the windows.
 _FIT_ON = 4
@@ -144,6 +145,7 @@ def change_without(job: StructuredJob, removed: Sequence[int], choice: Choice | 
     blocks = len(job.model.blocks)
     kept = [block for block in range(blocks) if block not in removed]
     config = config_without_blocks(job.source, job.model, kept)
+    keep_module_lists(job, config, kept)
     tensors, dropped = without_blocks(job.model, kept)
     if job.options.fits:
         tensors |= fitted_tensors(job, tensors, removed)
@@ -160,6 +162,7 @@ def change_without(job: StructuredJob, removed: Sequence[int], choice: Choice | 
         for block in range(blocks)
     ]
     change = Change(config, tensors, dropped, kept, (blocks, len(kept)), told)
+    check_module_lists(job, change)
     rebuild(job.model, config_from(config, job.model), change, trust_remote_code=job.trust_remote_code)
     return change
 

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.estimate import calibration_tokens
 from prune_cli.layout import changed_layout
+from prune_cli.packed.output import describe
 from prune_cli.report import Size
 from prune_cli.request import PruneRequest
 from prune_cli.structured import depth, experts, width
 from prune_cli.structured.assemble import gain_of_sizes, sizes
 from prune_cli.structured.change import Change
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
+from prune_cli.structured.stored_output import stored_output
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class StructuredDryRun:
     forward_passes: float
     how: str
     gain: str
+    packed: str | None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -42,8 +45,8 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
     job = prepare_structured(request)
     way = {"width": width, "experts": experts}.get(request.method, depth)
     change = _example(request, job)
-    layout = changed_layout(job.checkpoint, change.tensors)
-    before, after = sizes(job, change, layout.entries, layout.nbytes)
+    entries = changed_layout(job.checkpoint, change.tensors).entries
+    before, after = sizes(job, change, entries, stored_output(job, change).layout.nbytes)
     tokens, (choice, fit) = calibration_tokens(request, job), _passes(request, job)
     how = _how_width if request.method == "width" else _how
     text = "" if tokens is None else f" of {tokens:,} tokens"
@@ -61,6 +64,7 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         forward_passes=choice + fit,
         how=how(request, job, text, choice, fit),
         gain=gain_of_sizes(before, after, change),
+        packed=describe(job.checkpoint),
     )
 
 

@@ -33,6 +33,7 @@ from prune_cli.structured.prepare import StructuredJob
 from prune_cli.structured.rebuild import rebuild
 from prune_cli.structured.saved import Statistics, check_statistics, measured
 from prune_cli.structured.share import asked_share, refuse_both
+from prune_cli.structured.stored_output import check_module_lists, keep_module_lists
 
 # Plain attributes of mixtures and routers that count the experts.
 _COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes", "out_features"})
@@ -154,6 +155,7 @@ def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> 
     experts, keep = mixtures[0].experts, len(next(iter(choice.kept.values())))
     config = output_config(job.checkpoint, read_config(job.source.folder))
     config_with_experts(config, job.model.config, experts, keep)
+    keep_module_lists(job, config, range(len(job.model.blocks)), choice.kept)
     new = config_from(config, job.model)
     smaller = model_on_meta(new, job.model.dtype, job.trust_remote_code)
     axes = changed_shapes(job.model, smaller, experts, keep)
@@ -170,6 +172,7 @@ def _change(job: StructuredJob, mixtures: Sequence[Mixture], choice: Choice) -> 
         narrowed=_COUNTS,
         cuts=cuts,
     )
+    check_module_lists(job, change)
     rebuild(job.model, new, change, trust_remote_code=job.trust_remote_code)
     return change
 

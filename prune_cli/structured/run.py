@@ -11,11 +11,10 @@ import torch
 
 from calibration.tokens import TokenSet
 from prune_cli.assemble import batch_size_of, versions
-from prune_cli.layout import changed_layout
 from prune_cli.memory import PeakMemory
 from prune_cli.output import OutputFolder
 from prune_cli.output_place import check_space
-from prune_cli.packed.output import output_bytes
+from prune_cli.packed.output import describe, output_bytes
 from prune_cli.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.progress import Progress
 from prune_cli.report import Report
@@ -27,6 +26,7 @@ from prune_cli.structured.config import config_from
 from prune_cli.structured.cuts import write_cuts
 from prune_cli.structured.prepare import StructuredJob, prepare_structured
 from prune_cli.structured.refit import refit
+from prune_cli.structured.stored_output import stored_output
 
 
 @torch.no_grad()
@@ -51,10 +51,11 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             way = experts if request.method == "experts" else depth
             change = way.decide(request, job, calibration, output, progress)
         memory.look()
-        layout = changed_layout(job.checkpoint, change.tensors)
+        stored = stored_output(job, change)
+        layout = stored.layout
         progress.stage(f"Writing {len(layout.files)} file(s)", 1)
-        output.lay_out(layout)
-        write_cuts(job, change, output, progress)
+        output.lay_out(layout, stored.source, stored.read_as)
+        write_cuts(job, stored, output, progress)
         if plan is not None:
             change = width.write(request, job, plan, change, calibration, output, progress, memory)
         elif request.method == "depth" and job.options.fits and calibration is not None:
@@ -89,6 +90,7 @@ def fingerprint(
         "method": request.method,
         "options": asdict(job.options),
         "sparsity": request.sparsity,
+        "packed": describe(job.checkpoint),
         "seed": request.seed,
         "calibration": calibration.sha256 if calibration else None,
         "batch_size": batch_size_of(request, job, calibration),
