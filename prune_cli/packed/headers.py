@@ -33,11 +33,3 @@ def check_shape(entry: TensorEntry, *shapes: Sequence[int], why: str) -> None:
             f"{entry.name} has the shape {list(entry.shape)}, expected {list(shapes[0])} ({why}): "
             "the weights and the config do not belong together."
         )
-
-
-def at_least_one(found: Collection[object], scheme: str, folder: object) -> None:
-    if not found:
-        raise RequestError(
-            f"{folder}/config.json says that the weights are {scheme}, but no tensor is: "
-            "the weights and the config do not belong together."
-        )
