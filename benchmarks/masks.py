@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from prune_cli.checkpoint.output_folder import REPORT_JSON
+from prune_cli.checkpoint.file_names import REPORT_JSON
 from prune_cli.checkpoint.reader import Checkpoint
 
 

@@ -19,8 +19,8 @@ from prune_cli.checks.limits import Limit, parse_limit
 from prune_cli.checks.outputs import to_junit
 from prune_cli.checks.request import GateResult
 from prune_cli.checks.rules import CheckResult
-from prune_cli.commands.terminal import size
 from prune_cli.errors import RequestError
+from prune_cli.report.format import size
 from tests import reference
 from tests.conftest import Outcome, RunCommand, token_ids
 from tests.tiny import load_plain, save_tiny

@@ -16,7 +16,7 @@ _ORDER = [
     {"errors", "progress", "version", "methods", "calibration"},
     {"checkpoint", "request"},
     {"report"},
-    {"sparse", "recipes"},
+    {"sparse", "packed", "recipes"},
     {"model", "hub"},
     {"engine", "loading", "soup"},
     {"unstructured", "structured", "evaluation", "bench"},

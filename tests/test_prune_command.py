@@ -14,7 +14,7 @@ import torch
 import prune_cli
 from methods import load_method, method_names
 from methods.structured import structured_names
-from prune_cli.report.types import report_schema
+from prune_cli.report.schema import report_schema
 from tests import reference
 from tests.conftest import LENGTH, SAMPLES, RunCommand, folder_bytes, in_new_process, token_ids
 from tests.tiny import load_plain, save_tiny

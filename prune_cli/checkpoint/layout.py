@@ -14,9 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry, data_bytes, file_metadata
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK = 1 << 24
 _ALIGNMENT = 8
@@ -26,7 +29,8 @@ _ALIGNMENT = 8
 class OutputTensor:
     """A tensor of the output: the input's tensor whose place it takes, and its new shape.
 
-    Without a shape it is the input's tensor, byte for byte; with one, its bytes come later through `write_block`.
+    Without a shape it is the input's tensor, byte for byte (decoded, if the input is a view); with one, its bytes come
+    later through `write_block`.
     """
 
     source: str
@@ -69,8 +73,10 @@ class Layout:
             output.write(self.headers[file])
             _reserve(output, max((entry.end for entry in entries), default=len(self.headers[file])))
             for entry in entries:
-                if entry.name in self.copied:
+                if entry.name in self.copied and source.is_stored(self.copied[entry.name]):
                     _copy_range(given, source.entries[self.copied[entry.name]], output, entry)
+                elif entry.name in self.copied:
+                    _write_tensor(source.read(self.copied[entry.name]), output, entry)
             output.flush()
             os.fdatasync(output.fileno())
 
@@ -139,6 +145,14 @@ def _reserve(file: IO[bytes], size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
     else:
         file.truncate(size)
+
+
+def _write_tensor(tensor: torch.Tensor, output: IO[bytes], new: TensorEntry) -> None:
+    """A tensor that `source` decodes: its values take the place of the bytes."""
+    import torch
+
+    output.seek(new.begin)
+    output.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _copy_range(given: IO[bytes], old: TensorEntry, output: IO[bytes], new: TensorEntry) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -51,6 +51,7 @@ class OutputFolder:
         self.input_hashes: dict[str, str] = {}
         self.not_copied: list[str] = []
         self._source = source
+        self._read_as = source.over
         self._layout: Layout | None = None
         self._journal: IO[str] | None = None
         self._descriptors: dict[str, int] = {}
@@ -144,12 +145,19 @@ class OutputFolder:
                 file.result()
             return {file: digest.result() for file, digest in hashes.items()}
 
-    def lay_out(self, layout: Layout) -> None:
+    def lay_out(
+        self,
+        layout: Layout,
+        source: Checkpoint | None = None,
+        read_as: Callable[[Checkpoint], Checkpoint] | None = None,
+    ) -> None:
         """Make the files of a layout that was not known at the beginning, unless an interrupted run has made them.
 
-        Raises PruneError where that run had decided on another layout.
+        It is made of the tensors of `source`, and `read_as` makes weights of what the files hold, where those are not
+        the input's. Raises PruneError where the interrupted run had decided on another layout.
         """
         self._layout = layout
+        self._read_as = read_as or self._read_as
         made = self.notes.get("layout")
         if made is not None and made != layout.sha256:
             raise PruneError(
@@ -158,7 +166,7 @@ class OutputFolder:
             )
         if made is None:
             with ThreadPoolExecutor(max_workers=_FILE_THREADS) as pool:
-                list(pool.map(lambda file: layout.make_file(file, self._source, self.partial), layout.files))
+                list(pool.map(lambda file: layout.make_file(file, source or self._source, self.partial), layout.files))
             self.note("layout", layout.sha256)
 
     @property
@@ -220,7 +228,7 @@ class OutputFolder:
 
     def checkpoint(self) -> Checkpoint:
         """The weights as they now lie in `OUT.partial`."""
-        return Checkpoint(self.partial, self.layout.entries, self.layout.files, self._source.index)
+        return self._read_as(Checkpoint(self.partial, self.layout.entries, self.layout.files, self._source.index))
 
     # --- end ----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -94,6 +94,32 @@ class Checkpoint:
         if file not in self._handles:
             self._handles[file] = safe_open(self.folder / file, framework="pt")
         return self._handles[file].get_tensor(name)
+
+    # Views whose files hold other tensors than they show say more in these.
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the bytes of the entry `name` lie as they are in its file."""
+        return name in self.entries
+
+    def storage(self, name: str) -> tuple[int, str | None]:
+        """How many bytes an entry takes in its file, and in which form if not as plain numbers."""
+        return self.entries[name].nbytes, None
+
+    def reopened(self) -> Checkpoint:
+        """The same through file handles of its own."""
+        return Checkpoint.open(self.folder)
+
+    def over(self, stored: Checkpoint) -> Checkpoint:
+        """How an output is read whose files hold the same as those of this checkpoint."""
+        return stored
+
+    def as_stored(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What is written to the files of such an output for `tensors` of these entries, by the names there."""
+        return tensors
+
+    def rounded(self, name: str, values: torch.Tensor, expert: int | None) -> torch.Tensor:
+        """`values` of an entry, or of one of its experts, as they come back once they were written there."""
+        return values
 
     def read_ahead(self, names: Iterator[str]) -> None:
         """Ask the system to bring these tensors into its cache while we compute; does nothing where it cannot."""

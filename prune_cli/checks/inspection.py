@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.checkpoint.source import resolve_model
-from prune_cli.sparse.dense_view import Decoded, open_checkpoint
+from prune_cli.model.open_checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,8 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|head)\.")
 class InspectedTensor:
     """`pattern` is N:M along dimension `axis` (1, or 0 for matrices stored (in, out)); None if none is found.
 
-    `bytes` are those that it takes in its file; `encoding` is how sparse safetensors store it, None in a dense file.
+    `bytes` are those that it takes in its file; `encoding` is how sparse safetensors or a packed model store it, None
+    for plain numbers.
     """
 
     name: str
@@ -58,11 +59,25 @@ class Total:
 
 
 @dataclass(frozen=True)
+class FormatTotal:
+    """The weights that are stored in the same form, if not as plain numbers; zeros are counted in their values."""
+
+    format: str
+    tensors: int
+    parameters: int
+    bytes: int
+    bits_per_weight: float
+    zeros: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
 class Inspection:
     model: str
     revision: str | None
     files: Sequence[str]
     totals: Sequence[Total]
+    formats: Sequence[FormatTotal]
     tensors: Sequence[InspectedTensor]
 
     def to_json(self) -> str:
@@ -81,6 +96,7 @@ def inspect_model(given: str, revision: str | None = None) -> Inspection:
         revision=source.revision,
         files=checkpoint.files,
         totals=[total for total in totals if total.tensors] + [_total("all", tensors)],
+        formats=_formats(tensors),
         tensors=tensors,
     )
 
@@ -96,7 +112,7 @@ def part_of(name: str) -> str:
 
 def _inspect(checkpoint: Checkpoint, name: str) -> InspectedTensor:
     entry = checkpoint.entries[name]
-    stored = checkpoint.sparse.get(name) if isinstance(checkpoint, Decoded) else None
+    nbytes, encoding = checkpoint.storage(name)
     zeros = pattern = axis = None
     if entry.dtype in FLOATS:
         nonzero = checkpoint.read(name) != 0
@@ -109,12 +125,12 @@ def _inspect(checkpoint: Checkpoint, name: str) -> InspectedTensor:
         shape=entry.shape,
         dtype=entry.dtype,
         parameters=entry.count,
-        bytes=entry.nbytes if stored is None else sum(part.nbytes for part in stored.parts),
+        bytes=nbytes,
         zeros=zeros,
         sparsity=zeros / entry.count if zeros is not None and entry.count else None,
         pattern=pattern,
         axis=axis,
-        encoding=None if stored is None else stored.stored_as,
+        encoding=encoding,
     )
 
 
@@ -142,6 +158,18 @@ def _groups(matrix: torch.Tensor, of: int) -> tuple[int, float]:
     kept = matrix.reshape(-1, of).sum(1, dtype=torch.int32)
     most = int(kept.max())
     return most, float((kept == most).float().mean())
+
+
+def _formats(tensors: Sequence[InspectedTensor]) -> list[FormatTotal]:
+    packed = [tensor for tensor in tensors if tensor.encoding is not None]
+    totals = [
+        (label, _total(label, [tensor for tensor in packed if tensor.encoding == label]))
+        for label in dict.fromkeys(tensor.encoding for tensor in packed if tensor.encoding)
+    ]
+    return [
+        FormatTotal(label, t.tensors, t.parameters, t.bytes, 8 * t.bytes / max(1, t.parameters), t.zeros, t.sparsity)
+        for label, t in totals
+    ]
 
 
 def _total(part: str, tensors: Sequence[InspectedTensor]) -> Total:

@@ -13,6 +13,7 @@ import numpy as np
 
 from prune_cli.checkpoint.file_names import CONFIG_FILE, REPORT_JSON
 from prune_cli.checkpoint.source import resolve_model
+from prune_cli.checks.packed_bits import stored_tensors
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.read import file_hashes, read_report
@@ -57,9 +58,9 @@ def verify(
     """
     progress = progress or Silent()
     folder = resolve_model(given, revision).folder
-    stored = StoredTensors(folder)
+    stored = stored_tensors(folder)
     report = read_report(folder).document if (folder / REPORT_JSON).is_file() else None
-    dense = None if against is None else StoredTensors(resolve_model(against, None).folder)
+    dense = None if against is None else stored_tensors(resolve_model(against, None).folder)
     verifier = _Verifier(stored, report, dense)
     progress.stage(f"Verifying {len(stored.tensors)} tensors", len(stored.tensors))
     problems = [*verifier.config(), *verifier.names()]

@@ -48,6 +48,7 @@ def prune(
     batch_size: options.BatchSize = "auto",
     into: its.Into = "dense",
     self_contained: its.SelfContained = False,
+    packed: its.Packed = None,
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
     resume: its.Resume = False,

@@ -166,6 +166,14 @@ SelfContained = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Packed = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a model in FP8, FP4 or INT4. keep: the output is packed as the input, on its scales; bf16: plain "
+        "16-bit weights [default: keep].",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.", rich_help_panel=OUTPUT)
 ]

@@ -113,6 +113,8 @@ def show_dry_run(console: Console, plan: DryRun) -> None:
     if plan.peak_device_bytes is not None:
         table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))
     console.print(table)
+    if plan.packed is not None:
+        console.print(plan.packed, highlight=False)
     console.print(plan.gain, highlight=False)
 
 
@@ -126,6 +128,8 @@ def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
     for row in size_rows(plan.before, plan.after):
         table.add_row(*row)
     console.print(table)
+    if plan.packed is not None:
+        console.print(plan.packed, highlight=False)
     console.print(plan.how, highlight=False)
     console.print(plan.gain, highlight=False)
 
@@ -159,6 +163,12 @@ def show_inspection(console: Console, inspection: Inspection) -> None:
         row = (str(total.tensors), f"{total.parameters:,}", size(total.bytes), percent(total.sparsity))
         table.add_row(total.part, *row)
     console.print(table)
+    if inspection.formats:
+        table = _table("Stored as", "form", "tensors", "parameters", "size", "bits a weight", "zeros")
+        for form in inspection.formats:
+            row = (str(form.tensors), f"{form.parameters:,}", size(form.bytes), f"{form.bits_per_weight:.2f}")
+            table.add_row(form.format, *row, percent(form.sparsity))
+        console.print(table)
 
 
 def show_methods(console: Console, described: Sequence[Mapping[str, Any]]) -> None:

@@ -14,7 +14,10 @@ from prune_cli.checkpoint.reader import FLOATS, Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
 from prune_cli.errors import RequestError
+from prune_cli.model.open_checkpoint import dequantised
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.packed.dequantised import Dequantised
+from prune_cli.packed.output import as_asked
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
 from prune_cli.sparse.dense_view import refuse_sparse
 
@@ -68,6 +71,7 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     source = resolve_model(request.model, request.revision)
     checkpoint = Checkpoint.open(source.folder)
     refuse_sparse(checkpoint)
+    checkpoint = as_asked(dequantised(checkpoint), request.packed, default=_packed_by_default(request))
     if writes:
         check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)
@@ -77,6 +81,21 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     if calibration is not None or evaluation is not None:
         check_seq_len(model, request.seq_len)
     return OpenModel(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
+
+
+def _packed_by_default(request: PruneRequest) -> str:
+    """Who gives a packed model wants one back, where it can be. Raises RequestError for keep where it cannot."""
+    new_values = request.method == "width" or (request.is_structured and _asks_for_refit(request))
+    if new_values and request.packed == "keep":
+        raise RequestError(
+            f"--packed keep is for what leaves whole experts or blocks as they are, and {request.method} as it was "
+            "asked for gives the rest new shapes or values: use --packed bf16."
+        )
+    return "bf16" if request.format == "sparse" or new_values else "keep"
+
+
+def _asks_for_refit(request: PruneRequest) -> bool:
+    return "refit" in request.options and bool(getattr(request.structured_options(), "fits", False))
 
 
 def pick_device(asked: str) -> torch.device:
@@ -103,7 +122,8 @@ def pick_dtype(asked: str, device: torch.device, checkpoint: Checkpoint) -> torc
     if device.type == "cpu":
         return torch.float32
     weights: Counter[str] = Counter()
-    for entry in checkpoint.entries.values():
+    plain = checkpoint.as_half() if isinstance(checkpoint, Dequantised) else checkpoint
+    for entry in plain.entries.values():
         if entry.dtype in FLOATS:
             weights[entry.dtype] += entry.count
     return _STORED[weights.most_common(1)[0][0]] if weights else torch.float32

@@ -12,6 +12,7 @@ from prune_cli.engine.evaluate import evaluate
 from prune_cli.engine.open_model import OpenModel, pick_batch_size
 from prune_cli.engine.texts import read_tokens
 from prune_cli.model.architecture import load_tokenizer
+from prune_cli.packed.output import exact_values
 from prune_cli.progress import Progress
 from prune_cli.report.types import Evaluation
 from prune_cli.request.request import PruneRequest
@@ -44,7 +45,7 @@ def perplexity_before(
     """Measured once, also when the run is resumed."""
     if "evaluation_before" in output.notes:
         return Evaluation(**output.notes["evaluation_before"])
-    before = perplexity(request, job, text, job.checkpoint, "Perplexity before", progress)
+    before = perplexity(request, job, text, exact_values(job.checkpoint), "Perplexity before", progress)
     if before is not None:
         output.note("evaluation_before", asdict(before))
     return before

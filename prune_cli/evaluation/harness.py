@@ -20,9 +20,9 @@ from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.open_model import pick_device, pick_dtype
 from prune_cli.errors import PruneError, RequestError, one_line
 from prune_cli.model.architecture import load_tokenizer
+from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.request import Dtype, check_counts, check_device
-from prune_cli.sparse.dense_view import open_checkpoint
 
 INSTALL = "pip install 'prune-cli[eval]'"
 

@@ -15,11 +15,11 @@ from prune_cli.engine.provenance import text_report
 from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
+from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.types import Comparison, Evaluation, TextReport
 from prune_cli.request.request import Dtype, check_counts, check_device
-from prune_cli.sparse.dense_view import open_checkpoint
 
 
 @dataclass(frozen=True)

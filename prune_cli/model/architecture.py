@@ -46,17 +46,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def causal_config(folder: Path, trust_remote_code: bool) -> Any:
-    """The config, refused unless it is that of a causal language model stored in plain floats."""
+    """The config, refused unless it is that of a causal language model."""
     raw = read_config(folder)
     sparse = is_ours(raw)
     if sparse:
         raw = without_ours(raw)
-    for key in ("quantization_config", "compression_config"):
-        if raw.get(key) and not is_sized(raw[key]):
-            method = raw[key].get("quant_method", "unknown") if isinstance(raw[key], dict) else "unknown"
-            raise RequestError(
-                f"{folder} is already quantised ({method}): prune the checkpoint it was made from, then quantise."
-            )
     model_type = raw.get("model_type")
     native = model_type in transformers.CONFIG_MAPPING
     if not native and raw.get("auto_map") and not trust_remote_code:
@@ -75,8 +69,17 @@ def causal_config(folder: Path, trust_remote_code: bool) -> Any:
     for key in OURS if sparse else ():
         if key not in raw and hasattr(config, key):
             delattr(config, key)
+    _take_as_plain(config)
     _check_causal(folder, raw, config, trust_remote_code)
     return config
+
+
+def _take_as_plain(config: Any) -> None:
+    """Packed weights are decoded before the model sees them; who reads checkpoints has refused those that cannot be."""
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(part, key) and not is_sized(getattr(part, key)):
+                delattr(part, key)
 
 
 def _check_causal(folder: Path, raw: dict[str, Any], config: Any, trust_remote_code: bool) -> None:

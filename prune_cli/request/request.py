@@ -27,6 +27,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CalibrateBy = Literal["sublayer", "block"]
 Target = Literal["pruned", "dense"]
 Format = Literal["dense", "sparse"]
+Packed = Literal["keep", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class PruneRequest:
     save_statistics: str | None = None
     format: Format = "dense"
     self_contained: bool = False
+    packed: Packed | None = None
     resume: bool = False
     overwrite: bool = False
     allow_unsupported: bool = False
@@ -86,6 +88,10 @@ class PruneRequest:
         if self.calibrate_by not in typing.get_args(CalibrateBy):
             raise RequestError(f"--calibrate-by is {self.calibrate_by!r}: choose sublayer or block.")
         check_format(self.format, self_contained=self.self_contained)
+        if self.packed not in (None, *typing.get_args(Packed)):
+            raise RequestError(f"--packed is {self.packed!r}: choose keep or bf16.")
+        if self.packed == "keep" and self.format == "sparse":
+            raise RequestError("--packed keep writes codes, which --format sparse cannot store: use --packed bf16.")
         if pipeline is not None:
             self._check_target(pipeline)
             self._check_allocation()

@@ -34,6 +34,12 @@ class Decoded(Checkpoint):
         """The dense tensor. Raises PruneError, naming it, if it is damaged."""
         return self._decoder.read(name) if name in self._decoder else self._stored.read(name)
 
+    def storage(self, name: str) -> tuple[int, str | None]:
+        tensor = self.sparse.get(name)
+        return (
+            super().storage(name) if tensor is None else (sum(part.nbytes for part in tensor.parts), tensor.stored_as)
+        )
+
     def read_ahead(self, names: Iterator[str]) -> None:
         parts = (part.name for name in names for part in (self.sparse[name].parts if name in self.sparse else ()))
         self._stored.read_ahead(parts)

@@ -20,8 +20,11 @@ _BESIDE = ".recoded"
 _CONFIG = "config.json"
 
 
-def sparse_config(source: Checkpoint, *, self_contained: bool) -> str:
-    """config.json of the sparse output. Raises RequestError for a checkpoint that cannot be stored sparse."""
+def sparse_config(source: Checkpoint, text: str | None, *, self_contained: bool) -> str:
+    """config.json of the sparse output, from its `text` where that is not the input's.
+
+    Raises RequestError for a checkpoint that cannot be stored sparse.
+    """
     for name in source.entries:
         if is_reserved(name):
             raise RequestError(
@@ -30,7 +33,7 @@ def sparse_config(source: Checkpoint, *, self_contained: bool) -> str:
     if self_contained:
         check_self_contained(source.folder)
     path = source.folder / _CONFIG
-    return with_entry(path.read_text(encoding="utf-8"), path, self_contained=self_contained)
+    return with_entry(text or path.read_text(encoding="utf-8"), path, self_contained=self_contained)
 
 
 def encode_shards(folder: Path, files: Sequence[str], progress: Progress) -> int:

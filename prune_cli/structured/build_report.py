@@ -19,6 +19,7 @@ from prune_cli.engine.provenance import (
     warnings_of,
     zeros_in,
 )
+from prune_cli.model.shape_overrides import is_sized
 from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.types import (
     SCHEMA_VERSION,
@@ -146,7 +147,7 @@ def gain_of_sizes(before: Size, after: Size, change: StructuredPlan) -> str:
     smaller = 100 * (1 - after.bytes / before.bytes)
     fewer = 100 * (1 - after.macs_per_token / before.macs_per_token)
     # With -o uniform=false config.json lists the shapes as a quantizer of ours would have them.
-    plain = "quantization_config" not in change.config
+    plain = not is_sized(change.config.get("quantization_config"))
     return (
         f"A smaller dense model: {smaller:.1f} % less on disk and in memory and {fewer:.1f} % fewer multiplications "
         "per token, "

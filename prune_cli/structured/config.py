@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from prune_cli.checkpoint.source import Source
 from prune_cli.errors import RequestError, one_line
 from prune_cli.model.architecture import read_config
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.packed.output import output_config
 
 _COUNT = "num_hidden_layers"
 # Lists of block numbers; every other list with as many entries as there are blocks has one for each.
@@ -27,7 +27,7 @@ _NOT_BY_BLOCK = ("architectures", "_token_id", "suppress_tokens", "section", "fa
 
 def config_without_blocks(source: Source, model: StreamedModel, kept: Sequence[int]) -> dict[str, Any]:
     """The input's config.json, changed where it speaks of blocks. Raises RequestError where the count is not found."""
-    raw = copy.deepcopy(read_config(source.folder))
+    raw = output_config(model.checkpoint, read_config(source.folder))
     text, part = text_config(raw, model.config)
     blocks = len(model.blocks)
     names = {_COUNT, text.attribute_map.get(_COUNT, _COUNT)}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.engine.open_model import calibration_tokens
+from prune_cli.packed.output import describe
 from prune_cli.report.types import Size
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import gain_of_sizes, sizes
@@ -14,6 +15,7 @@ from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, prepare_structured
+from prune_cli.structured.stored_output import stored_output
 from prune_cli.structured.width import narrow as width
 
 
@@ -34,6 +36,7 @@ class StructuredDryRun:
     forward_passes: float
     how: str
     gain: str
+    packed: str | None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -44,8 +47,8 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
     job = prepare_structured(request)
     way = {"width": width, "experts": experts}.get(request.method, depth)
     change = _example(request, job)
-    layout = changed_layout(job.checkpoint, change.tensors)
-    before, after = sizes(job, change, layout.entries, layout.nbytes)
+    entries = changed_layout(job.checkpoint, change.tensors).entries
+    before, after = sizes(job, change, entries, stored_output(job, change).layout.nbytes)
     tokens, (choice, fit) = calibration_tokens(request, job), _passes(request, job)
     how = _how_width if request.method == "width" else _how
     text = "" if tokens is None else f" of {tokens:,} tokens"
@@ -63,6 +66,7 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         forward_passes=choice + fit,
         how=how(request, job, text, choice, fit),
         gain=gain_of_sizes(before, after, change),
+        packed=describe(job.checkpoint),
     )
 
 

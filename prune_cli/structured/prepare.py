@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from methods.structured import load_structured
 from methods.structured._method import StructuredMethod
 from prune_cli.engine.open_model import OpenModel, open_model
 from prune_cli.errors import RequestError
+from prune_cli.packed.output import keeps_packed
 from prune_cli.request.request import PruneRequest
 
 
@@ -33,6 +34,8 @@ def prepare_structured(request: PruneRequest, *, writes: bool = True) -> Prepare
             f"{request.model} has {len(unknown)} tensors unknown to the model (the first is {unknown[0]}): "
             "add --allow-unsupported to keep them as they are."
         )
+    if keeps_packed(opened.checkpoint) and getattr(options, "fits", False):
+        options = replace(options, refit="none")  # which would give what stays new values
     return PreparedStructure(**vars(opened), method=method, options=options)
 
 

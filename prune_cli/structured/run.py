@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from calibration.tokens import TokenSet
-from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.engine.provenance import batch_size_of, versions
+from prune_cli.packed.output import describe, output_bytes
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
@@ -25,8 +25,8 @@ from prune_cli.structured.config import config_from
 from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.depth.refit import refit
 from prune_cli.structured.moe import choose as experts
-from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, prepare_structured
+from prune_cli.structured.stored_output import StoredOutput, stored_output
 from prune_cli.structured.width import narrow as width
 
 
@@ -36,7 +36,9 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     begun = time.monotonic()
     job = prepare_structured(request)
     plan = _check(request, job)
-    check_space(request.out, depth.bytes_at_most(request, job) if request.method == "depth" else job.checkpoint.nbytes)
+    check_space(
+        request.out, depth.bytes_at_most(request, job) if request.method == "depth" else output_bytes(job.checkpoint)
+    )
     memory = PeakMemory(job.device)
     calibration, evaluation = read_texts(request, job, progress)
     with OutputFolder(request.out, job.checkpoint) as output:
@@ -50,10 +52,11 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             way = experts if request.method == "experts" else depth
             change = way.decide(request, job, calibration, output, progress)
         memory.look()
-        layout = changed_layout(job.checkpoint, change.tensors)
+        stored = stored_output(job, change)
+        layout = stored.layout
         progress.stage(f"Writing {len(layout.files)} file(s)", 1)
-        output.lay_out(layout)
-        write_cuts(job, change, output, progress)
+        output.lay_out(layout, stored.source, stored.read_as)
+        write_slices(job, stored, output, progress)
         if plan is not None:
             change = width.write(request, job, plan, change, calibration, output, progress, memory)
         elif request.method == "depth" and job.options.fits and calibration is not None:
@@ -88,6 +91,7 @@ def fingerprint(
         "method": request.method,
         "options": asdict(job.options),
         "sparsity": request.sparsity,
+        "packed": describe(job.checkpoint),
         "seed": request.seed,
         "calibration": calibration.sha256 if calibration else None,
         "batch_size": batch_size_of(request, job, calibration),
@@ -98,23 +102,26 @@ def fingerprint(
     }
 
 
-def write_cuts(job: PreparedStructure, change: StructuredPlan, output: OutputFolder, progress: Progress) -> None:
-    """Fill the places of `change.slices`; blocks done before by an interrupted run are passed over."""
+def write_slices(job: PreparedStructure, stored: StoredOutput, output: OutputFolder, progress: Progress) -> None:
+    """Fill the places of `stored.slices`; blocks done before by an interrupted run are passed over."""
     by_block: dict[int, list[str]] = {}
-    for name in change.slices:
-        block = job.model.tensor_map[change.tensors[name].source].block
+    for name in stored.slices:
+        block = stored.block[name]
         by_block.setdefault(len(job.model.blocks) if block is None else block, []).append(name)
     if by_block:
         progress.stage("Writing what is left of tensors", len(by_block))
     for block, names in sorted(by_block.items()):
         if block not in output.done:
             begun = time.monotonic()
-            tensors = {name: _cut(job, change, name) for name in names}
+            tensors = {name: _sliced(stored, name) for name in names}
             output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
         progress.advance()
     output.wait()
 
 
-def _cut(job: PreparedStructure, change: StructuredPlan, name: str) -> torch.Tensor:
-    cut = change.slices[name]
-    return job.checkpoint.read(change.tensors[name].source).index_select(cut.axis, torch.tensor(cut.entries))
+def _sliced(stored: StoredOutput, name: str) -> torch.Tensor:
+    part, tensor = stored.slices[name], stored.source.read(stored.tensors[name].source)
+    if tensor.dtype.itemsize > 1:
+        return tensor.index_select(part.axis, torch.tensor(part.entries))
+    # torch selects no entries of float8.
+    return tensor.view(torch.uint8).index_select(part.axis, torch.tensor(part.entries)).view(tensor.dtype)

@@ -65,7 +65,9 @@ class PointRun:
     def __init__(self, point: Point, base: PruningPlan, model: StreamedModel, texts: Texts, folder: Path) -> None:
         self.point = point
         self.job = job_of(point, base, model)
-        self.settings = Settings(self.job.pipeline, self._patterns(), point.request.seed, base.device)
+        self.settings = Settings(
+            self.job.pipeline, self._patterns(), point.request.seed, base.device, base.checkpoint.rounded
+        )
         self.follows_dense = point.request.target == "dense"
         self.calibration: Stream | None = None
         self._texts = texts

@@ -11,7 +11,6 @@ from queue import SimpleQueue
 
 import torch
 
-from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.memory import LARGE_INPUTS
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
@@ -70,7 +69,7 @@ class _Worker:
 
     def __init__(self, job: PruningPlan, models: int) -> None:
         self.job = job
-        checkpoint = Checkpoint.open(job.checkpoint.folder)  # files are read through handles of its own
+        checkpoint = job.checkpoint.reopened()
         self.models: list[StreamedModel] = [job.with_checkpoint(checkpoint) for _ in range(models)]
 
 

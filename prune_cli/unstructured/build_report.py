@@ -24,6 +24,8 @@ from prune_cli.engine.provenance import (
     warnings_of,
     zeros_in,
 )
+from prune_cli.packed.dequantised import Dequantised
+from prune_cli.packed.output import describe
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
 from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.types import (
@@ -56,6 +58,7 @@ def fingerprint(
         "seed": request.seed,
         "format": request.format,
         "self_contained": request.self_contained,
+        "packed": describe(job.checkpoint),
         "calibrate_by": request.calibrate_by,
         "target": request.target,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
@@ -177,8 +180,9 @@ def _totals(
         sparsity_of_model=sum(count or 0 for count in zeros.values()) / parameters,
         bytes_before=bytes_before,
         bytes_after=written.nbytes,
-        bytes_as_sparse=written.nbytes
-        - sum(saved_bytes(written.entries[t.name], zeros[t.name], t.pattern) for t in tensors),
+        bytes_as_sparse=None
+        if isinstance(written, Dequantised)
+        else written.nbytes - sum(saved_bytes(written.entries[t.name], zeros[t.name], t.pattern) for t in tensors),
     )
 
 

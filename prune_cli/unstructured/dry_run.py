@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
 from prune_cli.engine.open_model import calibration_tokens
 from prune_cli.model.orientation import matrix_shape
+from prune_cli.packed.output import describe, output_bytes
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
 from prune_cli.request.request import PruneRequest, Target
 from prune_cli.sparse.saved_bytes import saved_bytes
@@ -55,6 +56,7 @@ class DryRun:
     peak_host_bytes: int
     peak_device_bytes: int | None
     gain: str
+    packed: str | None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -82,7 +84,7 @@ def dry_run(request: PruneRequest) -> DryRun:
         pruned_parameters=sum(job.checkpoint.entries[name].count for name in job.pruned_names()),
         zeros=sum(zeros.values()),
         bytes_read=job.checkpoint.nbytes * 2,
-        bytes_written=job.checkpoint.nbytes
+        bytes_written=output_bytes(job.checkpoint)
         + sum(job.checkpoint.entries[n].nbytes for n in job.pruned_names())
         + (sparse or 0),
         calibration_tokens=tokens,
@@ -90,7 +92,8 @@ def dry_run(request: PruneRequest) -> DryRun:
         peak_device_bytes=None if on_cpu else work,
         gain=gain_of_zeros(str(job.pattern))
         if sparse is None
-        else "Estimated: " + gain_of_sparse_files(str(job.pattern), job.checkpoint.nbytes, sparse),
+        else "Estimated: " + gain_of_sparse_files(str(job.pattern), output_bytes(job.checkpoint), sparse),
+        packed=describe(job.checkpoint),
     )
 
 
@@ -99,7 +102,7 @@ def _sparse_bytes(request: PruneRequest, job: PruningPlan, zeros: Mapping[str, i
     if request.format != "sparse":
         return None
     pattern = str(job.pattern)
-    return job.checkpoint.nbytes - sum(
+    return output_bytes(job.checkpoint) - sum(
         saved_bytes(job.checkpoint.entries[name], count, pattern) for name, count in zeros.items()
     )
 

@@ -10,6 +10,7 @@ from methods._pattern import Pattern, Unstructured
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.open_model import OpenModel, open_model
+from prune_cli.packed.output import config_of_output, output_bytes
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import (
@@ -50,11 +51,12 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> PruningPlan:
     pipeline = request.pipeline()
     needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
     opened = open_model(request, needs_text=needs_text, writes=writes)
-    config = None
-    if request.format == "sparse":
-        config = sparse_config(opened.checkpoint, self_contained=request.self_contained)
+    config, sparse = config_of_output(opened.checkpoint), request.format == "sparse"
+    if sparse:
+        config = sparse_config(opened.checkpoint, config, self_contained=request.self_contained)
     if writes:
-        check_space(request.out, opened.checkpoint.nbytes + (_largest_files(opened.checkpoint) if config else 0))
+        nbytes = output_bytes(opened.checkpoint)
+        check_space(request.out, nbytes + (_largest_files(opened.checkpoint) if sparse else 0))
     decisions = plan_tensors(opened.model, request, pipeline)
     allocation_file = _allocation_file(request, decisions)
     return PruningPlan(

@@ -16,7 +16,7 @@ from prune_cli.model.moe import Routed, before_down
 from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_map import TensorInfo
-from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, join_slices, prune_matrix, slice_name
+from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, join_slices, prune_matrix
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
 FEWEST_TOKENS = 32
@@ -92,9 +92,7 @@ class ExpertsPruner:
         for name in self._names(expert, down=down):
             info, stored = self._infos[name], self._tensors[name]
             matrix = stored[expert] if info.slices > 1 else stored
-            result = prune_matrix(
-                info, slice_name(info, expert), matrix, self._settings, statistics.values(), statistics.rows()
-            )
+            result = prune_matrix(info, expert, matrix, self._settings, statistics.values(), statistics.rows())
             self._model.set_expert(info, expert, result.stored)
             self._pruned[name].append(replace(result, notes=(*result.notes, *notes)))
 

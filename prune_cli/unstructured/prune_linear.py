@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,8 @@ class Settings:
     patterns: Mapping[str, Pattern]
     seed: int
     device: torch.device
+    # Values of a tensor, or of one of its experts, as the output will give them back.
+    rounded: Callable[[str, torch.Tensor, int | None], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,8 @@ def prune_linear(
     `rows` (rows, in) stand for the inputs in the error. Raises PruneError naming the tensor.
     """
     if info.slices == 1:
-        return prune_matrix(info, info.entry.name, stored, settings, statistics, rows)
-    return join_slices(
-        [prune_matrix(info, slice_name(info, at), each, settings, {}, None) for at, each in enumerate(stored)]
-    )
+        return prune_matrix(info, 0, stored, settings, statistics, rows)
+    return join_slices([prune_matrix(info, at, each, settings, {}, None) for at, each in enumerate(stored)])
 
 
 def slice_name(info: TensorInfo, expert: int) -> str:
@@ -85,13 +85,14 @@ def join_slices(slices: Sequence[PrunedLinear]) -> PrunedLinear:
 
 def prune_matrix(
     info: TensorInfo,
-    name: str,
+    expert: int,
     stored: torch.Tensor,
     settings: Settings,
     statistics: Mapping[str, torch.Tensor],
     rows: torch.Tensor | None,
 ) -> PrunedLinear:
     """Prune one matrix, `stored` like those of the tensor at `place`; the rest as for `prune_linear`."""
+    name = slice_name(info, expert)
     for statistic, value in statistics.items():
         if not bool(torch.isfinite(value).all()):
             raise PruneError(
@@ -115,9 +116,28 @@ def prune_matrix(
             result = following.step.improve(weight, result, statistics, pattern, following.options)
     except ValueError as error:
         raise PruneError(f"{name} cannot be pruned: {error}") from error
-    error_sq, output_sq = (None, None) if rows is None else _squares(rows, weight, result.weight)
-    new = result.weight if scale == 1 else result.weight / scale
-    return PrunedLinear(as_stored(info, name, new, stored), error_sq, output_sq, (*result.notes, *on_host))
+    unscaled = result.weight if scale == 1 else result.weight / scale
+    wanted = as_stored(info, name, unscaled, stored)
+    new = _rounded(info, expert, wanted, settings)
+    given = result.weight if new is wanted else as_matrix(info, new).to(device, torch.float32) * scale
+    error_sq, output_sq = (None, None) if rows is None else _squares(rows, weight, given)
+    return PrunedLinear(new, error_sq, output_sq, (*result.notes, *on_host, *_requantised(wanted, new)))
+
+
+def _rounded(info: TensorInfo, expert: int, wanted: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """`wanted` as the output can hold it; the same object where that is just so."""
+    if settings.rounded is None:
+        return wanted
+    new = settings.rounded(info.entry.name, wanted, expert if info.slices > 1 else None)
+    return wanted if torch.equal(new, wanted) else new
+
+
+def _requantised(wanted: torch.Tensor, new: torch.Tensor) -> tuple[str, ...]:
+    """What it costs to keep the scales of a packed input; a mask costs nothing."""
+    if new is wanted:
+        return ()
+    error = float((new.float() - wanted.float()).norm() / wanted.float().norm())
+    return (f"new values on the scales of the input: a relative error of {error:.3g} is added",)
 
 
 def _power_to_ordinary(weight: torch.Tensor) -> float:

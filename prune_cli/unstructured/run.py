@@ -11,7 +11,6 @@ import torch
 
 from calibration.tokens import TokenSet
 from methods._pattern import NofM, Pattern, Unstructured
-from prune_cli.checkpoint.layout import same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
@@ -20,6 +19,7 @@ from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.packed.output import output_layout
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
@@ -43,13 +43,13 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
     with OutputFolder(request.out, job.checkpoint) as output:
         progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
         output.begin(
-            fingerprint(request, job, calibration, evaluation), same_layout(job.checkpoint), resume=request.resume
+            fingerprint(request, job, calibration, evaluation), output_layout(job.checkpoint), resume=request.resume
         )
         if request.format == "sparse":
             decode_shards(output.partial, output.layout.files)
         before = perplexity_before(request, job, evaluation, output, progress)
         allocation = _allocation(request, job, calibration, output, progress)
-        settings = Settings(job.pipeline, _patterns(job, allocation), request.seed, job.device)
+        settings = Settings(job.pipeline, _patterns(job, allocation), request.seed, job.device, job.checkpoint.rounded)
         progress.stage(f"Pruning with {job.pipeline}", len(job.pruned_names()))
         if calibration is None:
             _prune_without_text(job, settings, output, progress, memory)
@@ -213,4 +213,4 @@ def _write(
         "notes": {name: list(result.notes) for name, result in pruned.items() if result.notes},
         "unreached": list(unreached),
     }
-    output.write_block(group, tensors, record)
+    output.write_block(group, model.checkpoint.as_stored(tensors), record)

@@ -15,6 +15,7 @@ from methods.structured.depth import FEW, Options, block_count, cheapest, cheape
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.errors import RequestError
+from prune_cli.packed.output import output_bytes
 from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import DEFAULT_SAMPLES, PruneRequest
@@ -27,6 +28,7 @@ from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
+from prune_cli.structured.stored_output import check_module_lists, keep_module_lists
 
 # Fits need more text than losses: so many times the windows.
 _FIT_ON = 4
@@ -142,6 +144,7 @@ def change_without(job: PreparedStructure, removed: Sequence[int], choice: Choic
     blocks = len(job.model.blocks)
     kept = [block for block in range(blocks) if block not in removed]
     config = config_without_blocks(job.source, job.model, kept)
+    keep_module_lists(job, config, kept)
     tensors, dropped = without_blocks(job.model, kept)
     if job.options.fits:
         tensors |= fitted_tensors(job, tensors, removed)
@@ -158,6 +161,7 @@ def change_without(job: PreparedStructure, removed: Sequence[int], choice: Choic
         for block in range(blocks)
     ]
     change = StructuredPlan(config, tensors, dropped, kept, (blocks, len(kept)), told)
+    check_module_lists(job, change)
     rebuild(job.model, config_from(config, job.model), change, trust_remote_code=job.trust_remote_code)
     return change
 
@@ -169,7 +173,7 @@ def bytes_at_most(request: PruneRequest, job: PreparedStructure) -> int:
         sum(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in range(len(job.model.blocks))
     ]
     gone = sorted(sizes)[: asked_count(request, job)] if named is None else [sizes[block] for block in named]
-    return job.checkpoint.nbytes - sum(gone)
+    return output_bytes(job.checkpoint) - sum(gone)
 
 
 def asked(request: PruneRequest, job: PreparedStructure) -> str:

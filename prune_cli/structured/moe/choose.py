@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
+from prune_cli.packed.output import output_config
 from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
@@ -32,6 +32,7 @@ from prune_cli.structured.moe.mixtures import (
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
+from prune_cli.structured.stored_output import check_module_lists, keep_module_lists
 
 # Plain attributes of mixtures and routers that count the experts.
 _COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes", "out_features"})
@@ -151,8 +152,9 @@ def _sums(
 def _change(job: PreparedStructure, mixtures: Sequence[Mixture], choice: Choice) -> StructuredPlan:
     """Raises RequestError where the architecture's config cannot describe the model without the experts."""
     experts, keep = mixtures[0].experts, len(next(iter(choice.kept.values())))
-    config = copy.deepcopy(read_config(job.source.folder))
+    config = output_config(job.checkpoint, read_config(job.source.folder))
     config_with_experts(config, job.model.config, experts, keep)
+    keep_module_lists(job, config, range(len(job.model.blocks)), choice.kept)
     new = config_from(config, job.model)
     smaller = model_on_meta(new, job.model.dtype, job.trust_remote_code)
     axes = changed_shapes(job.model, smaller, experts, keep)
@@ -169,6 +171,7 @@ def _change(job: PreparedStructure, mixtures: Sequence[Mixture], choice: Choice)
         narrowed=_COUNTS,
         slices=slices,
     )
+    check_module_lists(job, change)
     rebuild(job.model, new, change, trust_remote_code=job.trust_remote_code)
     return change
 

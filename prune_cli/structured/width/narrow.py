@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
+from prune_cli.packed.output import output_config
 from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import PruneRequest
@@ -129,7 +129,7 @@ def decide(job: PreparedStructure, plan: WidthPlan) -> StructuredPlan:
     """Names, shapes and config of the output; which units go is told block by block."""
     tensors = {name: OutputTensor(name) for name, info in job.model.tensor_map.items() if info.role != "unused"}
     dropped = {name: UNUSED for name, info in job.model.tensor_map.items() if info.role == "unused"}
-    raw = copy.deepcopy(read_config(job.source.folder))
+    raw = output_config(job.checkpoint, read_config(job.source.folder))
     _, text = text_config(raw, job.model.config)
     shapes: dict[str, tuple[int, ...]] = {}
     for group in plan.groups:

@@ -1,0 +1,104 @@
+"""A packed checkpoint as if it were plain: a weight is decoded when it is read, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+from prune_cli.checkpoint.reader import Checkpoint, TensorEntry, data_bytes
+from prune_cli.packed.weight import DTYPES, CoupledGroup, PackedWeight
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Dequantised(Checkpoint):
+    """`stored` with the values of `weights` in place of their parts; entries are those of the plain files.
+
+    Values are exact in the dtypes of the entries, unless `half`: then none is wider than 16 bits, which rounds.
+    """
+
+    def __init__(self, stored: Checkpoint, weights: Iterable[PackedWeight], *, half: bool = False) -> None:
+        self.stored = stored
+        self.weights: dict[str, PackedWeight] = {weight.name: weight for weight in weights}
+        self.half = half
+        hidden = {name for w in self.weights.values() for name in (*w.parts.values(), *w.beside)}
+        by_codes = {weight.parts["codes"]: weight for weight in self.weights.values()}
+        entries: dict[str, TensorEntry] = {}
+        for name, entry in stored.entries.items():
+            if name in by_codes:
+                plain = self._plain_entry(by_codes[name], entry)
+                entries[plain.name] = plain
+            elif name not in hidden:
+                entries[name] = entry
+        super().__init__(stored.folder, entries, stored.files, stored.index)
+
+    def _plain_entry(self, weight: PackedWeight, codes: TensorEntry) -> TensorEntry:
+        dtype = "BF16" if self.half and weight.dtype == "F32" else weight.dtype
+        end = codes.begin + data_bytes(dtype, prod(weight.shape))
+        return TensorEntry(weight.name, codes.file, dtype, weight.shape, codes.begin, end)
+
+    def as_half(self) -> Dequantised:
+        return Dequantised(self.stored, self.weights.values(), half=True)
+
+    def exact(self) -> Dequantised:
+        return Dequantised(self.stored, self.weights.values())
+
+    def is_stored(self, name: str) -> bool:
+        return name in self.entries and name not in self.weights
+
+    def parts(self, name: str, expert: int | None = None) -> dict[CoupledGroup, torch.Tensor]:
+        """The stored tensors of a packed weight, or of one of its experts'."""
+        found: dict[CoupledGroup, torch.Tensor] = {}
+        for part, stored in self.weights[name].parts.items():
+            tensor = self.stored.read(stored)
+            found[part] = tensor if expert is None else tensor[expert]
+        return found
+
+    def read(self, name: str) -> torch.Tensor:
+        """The values. Raises RequestError, naming the tensor, where codes or scales stand for no number."""
+        if name not in self.weights:
+            return self.stored.read(name)
+        return self.weights[name].decode(self.parts(name)).to(DTYPES[self.entries[name].dtype])
+
+    def read_ahead(self, names: Iterator[str]) -> None:
+        self.stored.read_ahead(iter([part for name in names for part in self._stored_names(name)]))
+
+    def _stored_names(self, name: str) -> Iterable[str]:
+        return self.weights[name].parts.values() if name in self.weights else (name,)
+
+    def storage(self, name: str) -> tuple[int, str | None]:
+        """Of a packed weight with all that stands beside it."""
+        if name not in self.weights:
+            return super().storage(name)
+        weight = self.weights[name]
+        names = (*weight.parts.values(), *weight.beside)
+        return sum(self.stored.entries[each].nbytes for each in names), weight.label
+
+    # --- an output: plain if the view is by halves, else packed as the input -------------------------------------
+
+    def reopened(self) -> Checkpoint:
+        return Dequantised(self.stored.reopened(), self.weights.values(), half=self.half)
+
+    def over(self, stored: Checkpoint) -> Checkpoint:
+        return stored if self.half else Dequantised(stored, self.weights.values())
+
+    def rounded(self, name: str, values: torch.Tensor, expert: int | None) -> torch.Tensor:
+        """`values` as they come back once they are stored on the weight's own scales."""
+        if self.half or name not in self.weights:
+            return values
+        weight = self.weights[name] if expert is None else self.weights[name].one_expert()
+        parts = self.parts(name, expert)
+        codes = weight.encode(parts, values.cpu())
+        return weight.decode({**parts, "codes": codes}).to(values.device, values.dtype)
+
+    def as_stored(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """New codes for those that are packed, by the names of their codes."""
+        return tensors if self.half else dict(self._encoded(name, values) for name, values in tensors.items())
+
+    def _encoded(self, name: str, values: torch.Tensor) -> tuple[str, torch.Tensor]:
+        if name not in self.weights:
+            return name, values
+        weight = self.weights[name]
+        return weight.parts["codes"], weight.encode(self.parts(name), values.cpu())
