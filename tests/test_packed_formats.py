@@ -227,7 +227,11 @@ def test_nearest_fp4(numbers: list[float]) -> None:
         assert abs(value - number) == min(abs(each - number) for each in packed.E2M1.tolist())
 
 
-@pytest.mark.parametrize("codes", [E4M3(), Int8(), Int8(4), Int32Words(4), Int32Words(8), E2M1()], ids=str)
+@pytest.mark.parametrize(
+    "codes",
+    [E4M3(), Int8(), Int8(4), Int32Words(4), Int32Words(8), E2M1()],
+    ids=lambda codes: f"{type(codes).__name__}{getattr(codes, 'bits', '')}",
+)
 def test_every_code_is_the_nearest_to_its_own_number(codes: Any) -> None:
     every: Callable[[int], torch.Tensor] = lambda bits: torch.arange(2**bits).to(torch.uint8)  # noqa: E731
     all_codes = every(codes.bits)
