@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.bench.result import Round
 from prune_cli.errors import PruneError, RequestError, one_line
-from prune_cli.model.architecture import position_limit
+from prune_cli.model.architecture import auto_class, position_limit
 
 
 class WholeModel:
@@ -37,7 +37,7 @@ class WholeModel:
         """What a first load pays once on any machine: the import of the model's code, and the start of the device."""
         try:
             with torch.device("meta"):
-                AutoModelForCausalLM.from_config(self._config, dtype=self._dtype, trust_remote_code=self._trust)
+                auto_class(self._config).from_config(self._config, dtype=self._dtype, trust_remote_code=self._trust)
         except Exception as error:  # whatever transformers or the checkpoint's own code raise
             raise RequestError(self._not_loaded(error)) from error
         torch.zeros(1, device=self._device)
@@ -47,13 +47,13 @@ class WholeModel:
         """Read the weights to the device; returns seconds. Raises RequestError where that fails or tensors lack."""
         begun = time.perf_counter()
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto_class(self._config).from_pretrained(
                 self._folder,
                 dtype=self._dtype,
                 device_map={"": str(self._device)} if self._device.type != "cpu" else None,
                 trust_remote_code=self._trust,
                 output_loading_info=True,
-            )  # pyright: ignore[reportGeneralTypeIssues]
+            )
             self._settle()
         except torch.OutOfMemoryError:
             raise

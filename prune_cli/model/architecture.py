@@ -84,7 +84,7 @@ def _take_as_plain(config: Any) -> None:
 
 def _check_causal(folder: Path, raw: dict[str, Any], config: Any, trust_remote_code: bool) -> None:
     architectures = raw.get("architectures") or []
-    own_code = "AutoModelForCausalLM" in (raw.get("auto_map") or {})
+    own_code = auto_class(config).__name__ in (raw.get("auto_map") or {})
     if own_code and trust_remote_code:
         return
     expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -96,6 +96,11 @@ def _check_causal(folder: Path, raw: dict[str, Any], config: Any, trust_remote_c
         raise RequestError(f"{folder} is {found}, no causal language model{wanted}: only those can be pruned.")
     if config.model_type in _NO_BLOCK_SEQUENCE:
         raise RequestError(f"{folder} is a {config.model_type}, whose forward is no single sequence of blocks.")
+
+
+def auto_class(config: Any) -> Any:
+    """The auto class of transformers that builds and loads a model of this config: until now always the same."""
+    return AutoModelForCausalLM
 
 
 def check_block_count(config: Any, tensors: int) -> None:
@@ -111,7 +116,7 @@ def check_block_count(config: Any, tensors: int) -> None:
 def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever transformers or the checkpoint's own code raise
         raise RequestError(
             f"config.json describes no model that transformers can build ({one_line(error)}): "
