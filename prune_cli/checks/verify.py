@@ -16,7 +16,7 @@ from prune_cli.checkpoint.source import resolve_model
 from prune_cli.checks.packed_bits import stored_tensors
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.progress import Progress, Silent
-from prune_cli.report.read import file_hashes, read_report
+from prune_cli.report.read import file_hashes, n_of_m, read_report
 from prune_cli.request.pipeline import make_pipeline
 from prune_cli.sparse.bit_patterns import Stored, StoredTensors
 from prune_cli.sparse.config import is_ours
@@ -221,8 +221,8 @@ def _as_reported(name: str, stored: Stored, bits: np.ndarray, told: Mapping[str,
     expected = round(told["sparsity"] * entry.count)
     if zeros != expected:
         yield Problem(name, f"{name} has {zeros} zeros, {REPORT_JSON} has {expected}.")
-    if told["action"] == "pruned" and told["pattern"] and ":" in told["pattern"]:
-        keep, of = map(int, told["pattern"].split(":"))
+    if told["action"] == "pruned" and (groups := n_of_m(told["pattern"])):
+        keep, of = groups
         if not _follows(nonzero.reshape(entry.shape), keep, of):
             yield Problem(name, f"{name} does not keep {keep} of every {of} weights, as {REPORT_JSON} says.")
 

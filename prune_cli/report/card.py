@@ -16,6 +16,7 @@ from prune_cli.report.figures import OF_THE_RUN, figures_of
 from prune_cli.report.format import table, text_name
 from prune_cli.report.html.summary import exact_request, model_name, tell
 from prune_cli.report.loading_section import Form, _loading
+from prune_cli.report.read import n_of_m
 from prune_cli.request.command_line import command_of
 
 # Of what the source's card says, this stays true of the pruned model.
@@ -97,7 +98,7 @@ def _metadata(report: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str,
 
 
 def _tags(report: Mapping[str, Any]) -> list[str]:
-    patterns = {tensor["pattern"] for tensor in report["tensors"] if tensor["pattern"] and ":" in tensor["pattern"]}
+    patterns = {tensor["pattern"] for tensor in report["tensors"] if n_of_m(tensor["pattern"])}
     methods = report["method"]["name"].split(" + ")
     kinds = [
         *(["sparse"] if report["totals"]["pruned_parameters"] else []),

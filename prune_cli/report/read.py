@@ -11,6 +11,7 @@ from typing import Any
 from prune_cli.checkpoint.file_names import REPORT_JSON
 from prune_cli.errors import RequestError
 from prune_cli.report.schema import SCHEMA_VERSION, report_schema
+from prune_cli.request.request import split_pattern
 
 _LONGEST = 120
 
@@ -44,6 +45,11 @@ def file_hashes(report: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     output = report["output"]
     dense = output.get("dense_files", {})
     return {name: frozenset({sha256, dense.get(name, sha256)}) for name, sha256 in output["files"].items()}
+
+
+def n_of_m(pattern: str | None) -> tuple[int, int] | None:
+    """(N, M) of what a report has as a tensor's pattern, None for a fraction. Raises RequestError for neither."""
+    return split_pattern(pattern) if pattern is not None and ":" in pattern else None
 
 
 def report_file(given: str | Path) -> Path:

@@ -39,7 +39,7 @@ from prune_cli.report.types import (
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest, request_as_json
 from prune_cli.sparse.saved_bytes import saved_bytes
-from prune_cli.unstructured.plan import Decision
+from prune_cli.unstructured.plan import Decision, n_of_m
 from prune_cli.unstructured.prepare import PruningPlan
 
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"
@@ -111,9 +111,9 @@ def assemble_report(
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=sketch_rows(calibration.windows.tokens) if calibration else None,
         evaluation=measured(evaluation, before, after),
-        totals=_totals(tensors, decisions, zeros, written, job.checkpoint.nbytes),
+        totals=_totals(decisions, n_of_m(job.pattern), zeros, written, job.checkpoint.nbytes),
         structure=None,
-        gain=gain_of_zeros(str(job.pattern)),
+        gain=gain_of_zeros(n_of_m(job.pattern)),
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
         ],
@@ -153,7 +153,7 @@ def _tensor_report(
         dtype=entry.dtype,
         action="pruned" if decision.prune else "kept",
         reason=decision.reason,
-        pattern=None if asked is None else str(job.pattern) if isinstance(job.pattern, NofM) else f"{asked:g}",
+        pattern=None if asked is None else str(n_of_m(job.pattern) or f"{asked:g}"),
         asked_sparsity=asked,
         sparsity=None if zeros is None or not entry.count else zeros / entry.count,
         output_error=error,
@@ -162,8 +162,8 @@ def _tensor_report(
 
 
 def _totals(
-    tensors: Sequence[TensorReport],
     decisions: Sequence[Decision],
+    pattern: NofM | None,
     zeros: dict[str, int | None],
     written: Checkpoint,
     bytes_before: int,
@@ -182,7 +182,8 @@ def _totals(
         bytes_after=written.nbytes,
         bytes_as_sparse=None
         if isinstance(written, Dequantised)
-        else written.nbytes - sum(saved_bytes(written.entries[t.name], zeros[t.name], t.pattern) for t in tensors),
+        else written.nbytes
+        - sum(saved_bytes(written.entries[d.name], zeros[d.name], pattern if d.prune else None) for d in decisions),
     )
 
 
@@ -193,5 +194,5 @@ def of_sparse_files(report: Report, job: PruningPlan, output: OutputFolder, nbyt
         report,
         output={**report.output, "files": output.hashes(), "dense_files": report.output["files"]},
         totals=replace(report.totals, bytes_after=nbytes, bytes_as_sparse=None),
-        gain=gain_of_sparse_files(str(job.pattern), dense, nbytes),
+        gain=gain_of_sparse_files(n_of_m(job.pattern), dense, nbytes),
     )

@@ -14,7 +14,7 @@ from prune_cli.packed.output import describe, output_bytes
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
 from prune_cli.request.request import PruneRequest, Target
 from prune_cli.sparse.saved_bytes import saved_bytes
-from prune_cli.unstructured.plan import pruned_parameters
+from prune_cli.unstructured.plan import n_of_m, pruned_parameters
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
@@ -90,9 +90,9 @@ def dry_run(request: PruneRequest) -> DryRun:
         calibration_tokens=tokens,
         peak_host_bytes=_LIBRARIES + largest + (work if on_cpu else 0),
         peak_device_bytes=None if on_cpu else work,
-        gain=gain_of_zeros(str(job.pattern))
+        gain=gain_of_zeros(n_of_m(job.pattern))
         if sparse is None
-        else "Estimated: " + gain_of_sparse_files(str(job.pattern), output_bytes(job.checkpoint), sparse),
+        else "Estimated: " + gain_of_sparse_files(n_of_m(job.pattern), output_bytes(job.checkpoint), sparse),
         packed=describe(job.checkpoint),
     )
 
@@ -101,7 +101,7 @@ def _sparse_bytes(request: PruneRequest, job: PruningPlan, zeros: Mapping[str, i
     """About what the sparse files will take; None where dense ones are asked for."""
     if request.format != "sparse":
         return None
-    pattern = str(job.pattern)
+    pattern = n_of_m(job.pattern)
     return output_bytes(job.checkpoint) - sum(
         saved_bytes(job.checkpoint.entries[name], count, pattern) for name, count in zeros.items()
     )

@@ -38,6 +38,11 @@ def pattern_of(request: PruneRequest) -> Pattern:
     return Unstructured(DEFAULT_SPARSITY if request.sparsity is None else request.sparsity)
 
 
+def n_of_m(pattern: Pattern) -> NofM | None:
+    """The pattern itself where it is an N:M."""
+    return pattern if isinstance(pattern, NofM) else None
+
+
 def plan_tensors(model: StreamedModel, request: PruneRequest, pipeline: Pipeline) -> dict[str, Decision]:
     """Decide every tensor, in the order of the checkpoint. Raises RequestError where the request cannot be met."""
     chosen = _chosen(model.tensor_map, request)
