@@ -16,7 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry, data_bytes, file_metadata
+from prune_cli.checkpoint.dtypes import data_bytes
+from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry, file_metadata
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 import torch
 
+from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.file_names import (
     CARD,
     CONFIG_FILE,
@@ -32,7 +32,8 @@ from prune_cli.checkpoint.file_names import (
     partial_folder,
 )
 from prune_cli.checkpoint.layout import Layout
-from prune_cli.checkpoint.reader import FLOATS, INDEX_FILE, Checkpoint, TensorEntry
+from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry
+from prune_cli.checkpoint.stored_values import broken
 from prune_cli.errors import PruneError, RequestError
 
 _REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE)
@@ -291,16 +292,11 @@ class OutputFolder:
 def _check_finite(entry: TensorEntry, source: Checkpoint) -> None:
     if entry.dtype not in FLOATS:
         return
-    values = source.read(entry.name)
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    # A sum shows NaN and Inf for a fraction of the cost; only a sum that overflows needs the closer look.
-    if math.isfinite(values.sum(dtype=wide)) or bool(torch.isfinite(values).all()):
-        return
-    kind = "NaN" if bool(torch.isnan(values).any()) else "infinite values"
-    raise RequestError(
-        f"{entry.name} in {entry.file} holds {kind}: the checkpoint is damaged or its training diverged; "
-        "get a sound copy."
-    )
+    if kind := broken(source.read(entry.name)):
+        raise RequestError(
+            f"{entry.name} in {entry.file} holds {kind}: the checkpoint is damaged or its training diverged; "
+            "get a sound copy."
+        )
 
 
 def hash_files(folder: Path, files: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from prune_cli.checkpoint.dtypes import BITS
 from prune_cli.errors import RequestError
 
 if TYPE_CHECKING:
@@ -23,12 +24,6 @@ _MAX_HEADER_BYTES = 100_000_000
 _MAX_FILE_NAME = 255
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63
-BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
-    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
-FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -239,11 +234,6 @@ def header_bytes(path: Path) -> tuple[bytes, int]:
 def file_metadata(path: Path) -> dict[str, str] | None:
     """What the header of a safetensors file says about the file itself (`format: pt`)."""
     return json.loads(header_bytes(path)[0]).get(METADATA)
-
-
-def data_bytes(dtype: str, count: int) -> int:
-    """How many bytes `count` numbers of a safetensors dtype take."""
-    return (count * BITS[dtype] + 7) // 8
 
 
 def _check_with_library(path: Path) -> None:

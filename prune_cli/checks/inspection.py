@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.dtypes import FLOATS
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import resolve_model
 from prune_cli.model.open_checkpoint import open_checkpoint
 

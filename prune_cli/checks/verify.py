@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prune_cli.checkpoint.dtypes import EXPONENTS
 from prune_cli.checkpoint.file_names import CONFIG_FILE, REPORT_JSON
 from prune_cli.checkpoint.source import resolve_model
 from prune_cli.checks.packed_bits import stored_tensors
@@ -22,7 +23,6 @@ from prune_cli.sparse.bit_patterns import Stored, StoredTensors
 from prune_cli.sparse.config import is_ours
 
 _MOST_THREADS = 8
-_EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 _WRITTEN = ("pruned", "kept", "narrowed", "refitted")
 
 
@@ -191,7 +191,7 @@ class _Verifier:
 
 def _not_finite(bits: np.ndarray, dtype: str) -> int:
     """How many of the floats, flat bit patterns, are NaN or infinite: their exponents are all ones."""
-    exponent = bits.dtype.type(_EXPONENTS[dtype])
+    exponent = bits.dtype.type(EXPONENTS[dtype])
     return int(np.count_nonzero((bits & exponent) == exponent))
 
 

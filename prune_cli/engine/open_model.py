@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 
 from calibration.sources import Source as TextSource
+from prune_cli.checkpoint.dtypes import FLOATS, SHORT_FLOATS, torch_dtype
 from prune_cli.checkpoint.preflight import check_output
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
 from prune_cli.errors import RequestError
@@ -20,9 +21,6 @@ from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.output import as_asked
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
 from prune_cli.sparse.dense_view import refuse_sparse
-
-_STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float32}
-
 
 # Enough tokens a batch to keep the device busy; more only costs memory.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
@@ -118,7 +116,7 @@ def pick_device(asked: str) -> torch.device:
 def pick_dtype(asked: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype of the forward pass: float32 on a CPU, elsewhere what most of the checkpoint is stored in."""
     if asked != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+        return getattr(torch, asked)
     if device.type == "cpu":
         return torch.float32
     weights: Counter[str] = Counter()
@@ -126,7 +124,8 @@ def pick_dtype(asked: str, device: torch.device, checkpoint: Checkpoint) -> torc
     for entry in plain.entries.values():
         if entry.dtype in FLOATS:
             weights[entry.dtype] += entry.count
-    return _STORED[weights.most_common(1)[0][0]] if weights else torch.float32
+    most = weights.most_common(1)[0][0] if weights else "F32"
+    return torch_dtype(most) if most in SHORT_FLOATS else torch.float32
 
 
 def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len: int) -> int:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from calibration.tokens import TokenSet
+from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.output_folder import OutputFolder
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.evaluate import PROTOCOL
 from prune_cli.engine.open_model import OpenModel, pick_batch_size
 from prune_cli.report.types import Evaluation, EvaluationReport, TextReport

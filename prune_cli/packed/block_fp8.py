@@ -12,11 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prune_cli.checkpoint.dtypes import SHORT_FLOATS
 from prune_cli.checkpoint.reader import TensorEntry
 from prune_cli.errors import RequestError
 from prune_cli.packed.codes import E2M1, E4M3
 from prune_cli.packed.headers import Entries, check_dtype, check_shape, part
-from prune_cli.packed.scales import E8M0, FLOAT_SCALES, grid_shape
+from prune_cli.packed.scales import E8M0, grid_shape
 from prune_cli.packed.weight import PackedWeight
 
 _SCALES = ("_scale_inv", ".scale", ".qscale_weight")
@@ -59,7 +60,7 @@ def _fp8(
     if len(entry.shape) not in (2, 3):
         raise RequestError(f"{entry.name} is FP8 with {len(entry.shape)} dimensions: only matrices are read.")
     found = entries[scales] if scales is not None else part(entries, f"{entry.name}_scale_inv", entry.name)
-    check_dtype(found, FLOAT_SCALES | E8M0, "quant_method fp8")
+    check_dtype(found, SHORT_FLOATS | E8M0, "quant_method fp8")
     block = scheme.get("weight_block_size", (128, 128))
     if block is None:
         tile, shapes = entry.shape[-2:], [(), (1,), (1, 1)]

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prune_cli.checkpoint.dtypes import SHORT_FLOATS
 from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
 from prune_cli.errors import RequestError
 from prune_cli.packed.codes import E2M1, E4M3, Codes, Int8, Int32Words
 from prune_cli.packed.headers import Entries, check_dtype, check_shape, part
-from prune_cli.packed.scales import FLOAT_SCALES, grid_shape
+from prune_cli.packed.scales import grid_shape
 from prune_cli.packed.weight import CoupledGroup, PackedWeight
 
 _PACKED, _PLAIN = "pack-quantized", ("float-quantized", "int-quantized", "naive-quantized")
@@ -163,7 +164,7 @@ def _weight(module: str, checkpoint: Checkpoint, scheme: Scheme, beside: tuple[s
     if len(shape) != 2:
         raise RequestError(f"{found} has {len(shape)} dimensions: only matrices (out, in) are read.")
     scales = entries[f"{module}.weight_scale"]
-    check_dtype(scales, {"U8", "F8_E8M0"} if isinstance(codes, E2M1) else FLOAT_SCALES, f"format {scheme.format}")
+    check_dtype(scales, {"U8", "F8_E8M0"} if isinstance(codes, E2M1) else SHORT_FLOATS, f"format {scheme.format}")
     tile = scheme.tile(shape)
     if scheme.strategy == "group" and shape[1] % tile[1]:
         raise RequestError(f"{found} has {shape[1]} inputs, no multiple of group_size {tile[1]} in config.json.")
@@ -249,7 +250,7 @@ def _unused_zeros(module: str, entries: Entries, parts: Mapping[CoupledGroup, st
 def _arithmetic(module: str, scales: TensorEntry, codes: Codes) -> str:
     if isinstance(codes, E4M3) and _EXPERT.search(module):
         return "F32"
-    return scales.dtype if scales.dtype in FLOAT_SCALES else "BF16"
+    return scales.dtype if scales.dtype in SHORT_FLOATS else "BF16"
 
 
 def _label(codes: Codes, scheme: Scheme) -> str:

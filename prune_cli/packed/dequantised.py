@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
-from prune_cli.checkpoint.reader import Checkpoint, TensorEntry, data_bytes
-from prune_cli.packed.weight import DTYPES, CoupledGroup, PackedWeight
+from prune_cli.checkpoint.dtypes import data_bytes, torch_dtype
+from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
+from prune_cli.packed.weight import CoupledGroup, PackedWeight
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ class Dequantised(Checkpoint):
         """The values. Raises RequestError, naming the tensor, where codes or scales stand for no number."""
         if name not in self.weights:
             return self.stored.read(name)
-        return self.weights[name].decode(self.parts(name)).to(DTYPES[self.entries[name].dtype])
+        return self.weights[name].decode(self.parts(name)).to(torch_dtype(self.entries[name].dtype))
 
     def read_ahead(self, names: Iterator[str]) -> None:
         self.stored.read_ahead(iter([part for name in names for part in self._stored_names(name)]))

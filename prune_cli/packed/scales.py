@@ -8,7 +8,6 @@ from prune_cli.errors import RequestError
 
 # E8M0: a byte that is the exponent of two, plus 127; safetensors of before 0.6 have no name of their own for it.
 E8M0 = frozenset({"F8_E8M0", "U8"})
-FLOAT_SCALES = frozenset({"F32", "BF16", "F16"})
 _BIAS, _NOT_A_NUMBER = 127, 255
 
 

@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 
+from prune_cli.checkpoint.dtypes import torch_dtype
 from prune_cli.errors import RequestError
 from prune_cli.packed.codes import Codes
 from prune_cli.packed.scales import grid_shape, scale_values, spread
 
 CoupledGroup = Literal["codes", "scales", "zeros"]
 Parts = Mapping[CoupledGroup, torch.Tensor]
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # So many weights are decoded at a time, so that what lies between code and value takes little memory.
 _CHUNK = 1 << 21
 
@@ -62,7 +62,7 @@ class PackedWeight:
 
     def decode(self, parts: Parts) -> torch.Tensor:
         """The values. Raises RequestError, naming the part, for NaN in scales or codes."""
-        dtype = DTYPES[self.dtype]
+        dtype = torch_dtype(self.dtype)
         values = torch.empty(self.matrix_shape, dtype=dtype)
         flat = values.view(-1, *values.shape[-2:])
         for some in self._some_rows(parts):
@@ -83,7 +83,7 @@ class PackedWeight:
         return stored
 
     def _values(self, some: _Rows) -> torch.Tensor:
-        dtype = DTYPES[self.arithmetic]
+        dtype = torch_dtype(self.arithmetic)
         numbers = self.codes.numbers(self._unpacked(some.stored))
         if not bool(torch.isfinite(numbers.sum())):
             raise RequestError(
@@ -96,7 +96,7 @@ class PackedWeight:
         return numbers * some.scales.to(dtype)
 
     def _new_codes(self, some: _Rows, wanted: torch.Tensor) -> torch.Tensor:
-        same = wanted == self._values(some).to(DTYPES[self.dtype])
+        same = wanted == self._values(some).to(torch_dtype(self.dtype))
         zeros = torch.zeros(1, 1) if some.zeros is None else some.zeros
         scales = some.scales.float()
         # What is 0, or has a scale of 0, is 0 whatever the scale.

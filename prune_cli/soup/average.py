@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from prune_cli.checkpoint.stored_values import to_stored
+from prune_cli.checkpoint.stored_values import sum_dtype, to_stored
 
 Masks = Literal["same", "union", "intersection"]
 # A few zeros come about by chance; from this share on they are taken for a mask.
@@ -41,7 +41,7 @@ def average(
     """
     total, keep, dtype = None, None, torch.float32
     for tensor, weight in zip((each() for each in read), weights, strict=True):
-        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        wide = sum_dtype(tensor.dtype)
         if total is None:
             total, dtype = torch.zeros(tensor.shape, dtype=wide), tensor.dtype
         total.add_(tensor.to(wide), alpha=weight)

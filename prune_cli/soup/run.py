@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.layout import same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder, hash_files
 from prune_cli.checkpoint.preflight import check_output, check_space
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint
+from prune_cli.checkpoint.dtypes import FLOATS
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source
+from prune_cli.checkpoint.stored_values import broken
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import read_config
 from prune_cli.progress import Progress
@@ -124,15 +126,11 @@ def survey(ingredients: Sequence[Ingredient], masks: Masks, progress: Progress) 
 
 
 def _check_finite(name: str, ingredient: Ingredient, tensor: torch.Tensor) -> None:
-    # A sum shows NaN and Inf for a fraction of the cost; only one that overflows needs the closer look.
-    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    if bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all()):
-        return
-    kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinite values"
-    raise RequestError(
-        f"{name} of {ingredient.source.given} holds {kind}: the checkpoint is damaged or its training diverged; "
-        "leave it out, or get a sound copy."
-    )
+    if kind := broken(tensor):
+        raise RequestError(
+            f"{name} of {ingredient.source.given} holds {kind}: the checkpoint is damaged or its training diverged; "
+            "leave it out, or get a sound copy."
+        )
 
 
 def _content(ingredient: Ingredient, file: str) -> bytes | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint, TensorEntry
+from prune_cli.checkpoint.dtypes import FLOATS
+from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
 from prune_cli.sparse.decode_shard import decoded, elements, mapped
 from prune_cli.sparse.format import SparseShard, SparseTensor, is_sparse, open_shard, unsigned
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from prune_cli.checkpoint.dtypes import SHORT_FLOATS
 from prune_cli.sparse.groups import CodingError
 from prune_cli.sparse.zlib_backend import zlib
 
 # Where the high byte holds much else than an exponent nothing is gained.
-DEFLATED = frozenset({"BF16", "F16", "F32"})
+DEFLATED = SHORT_FLOATS
 _RAW = -15
 _STEP = 1 << 16
 

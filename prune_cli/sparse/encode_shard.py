@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from prune_cli.checkpoint.reader import (
-    BITS,
-    METADATA,
-    TensorEntry,
-    data_bytes,
-    file_metadata,
-    header_bytes,
-    read_header,
-)
+from prune_cli.checkpoint.dtypes import BITS, data_bytes
+from prune_cli.checkpoint.reader import METADATA, TensorEntry, file_metadata, header_bytes, read_header
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.sparse.coding import DENSE, Plan, encode, plan
 from prune_cli.sparse.decode_shard import decoded, elements, mapped, split

@@ -14,15 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from prune_cli.checkpoint.reader import (
-    BITS,
-    METADATA,
-    TensorEntry,
-    file_metadata,
-    header_entry,
-    read_header,
-    strict_json,
-)
+from prune_cli.checkpoint.dtypes import BITS
+from prune_cli.checkpoint.reader import METADATA, TensorEntry, file_metadata, header_entry, read_header, strict_json
 from prune_cli.errors import RequestError
 from prune_cli.sparse.coding import BITMASK, DENSE, mask_bytes
 from prune_cli.sparse.deflate import DEFLATED

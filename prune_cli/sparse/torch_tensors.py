@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from prune_cli.checkpoint.dtypes import torch_dtype
 from prune_cli.sparse.decode_shard import decoded, mapped
 from prune_cli.sparse.format import SparseShard, SparseTensor, unsigned
-
-_TYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I32": "int32",
-    "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64", "C64": "complex64",
-}  # fmt: skip
 
 
 class SparseFiles:
@@ -44,5 +38,5 @@ class SparseFiles:
         for piece in decoded(shard, tensor, data):
             bits[position : position + len(piece)] = piece
             position += len(piece)
-        flat = torch.from_numpy(bits.view(np.uint8)).view(getattr(torch, _TYPES[tensor.dtype]))
+        flat = torch.from_numpy(bits.view(np.uint8)).view(torch_dtype(tensor.dtype))
         return flat.reshape(tensor.shape)

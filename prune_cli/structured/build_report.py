@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from calibration.tokens import TokenSet
+from prune_cli.checkpoint.dtypes import FLOATS, data_bytes
 from prune_cli.checkpoint.output_folder import OutputFolder
-from prune_cli.checkpoint.reader import FLOATS, Checkpoint, TensorEntry, data_bytes
+from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.provenance import (
     batch_size_of,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from methods._pattern import NofM, Pattern, Unstructured, pruned_count
-from prune_cli.checkpoint.reader import FLOATS
+from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.errors import RequestError
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.model.streamed_model import StreamedModel

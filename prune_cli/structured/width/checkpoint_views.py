@@ -8,7 +8,8 @@ from math import prod
 
 import torch
 
-from prune_cli.checkpoint.reader import Checkpoint, data_bytes
+from prune_cli.checkpoint.dtypes import data_bytes
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.structured.units import CoupledGroup
 
