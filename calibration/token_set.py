@@ -74,10 +74,10 @@ def token_set(
     source: Source, ids: torch.Tensor, protocol: str, available: int, *, seed: int | None, warnings: Sequence[str] = ()
 ) -> TokenSet:
     """The TokenSet of `ids` (samples, length), with their hash."""
-    return TokenSet(ids, source.given, protocol, seed, _sha256(ids), available, tuple(warnings))
+    return TokenSet(ids, source.given, protocol, seed, digest_of(ids), available, tuple(warnings))
 
 
-def _sha256(ids: torch.Tensor) -> str:
+def digest_of(ids: torch.Tensor) -> str:
     digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
     digest.update(ids.contiguous().numpy().astype("<i8").tobytes())
     return digest.hexdigest()

@@ -54,8 +54,8 @@ def evaluate(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: 
 def losses_of_windows(model: Skeleton, windows: torch.Tensor, batch_size: int, progress: Progress) -> list[float]:
     """The mean loss of each of `windows` (windows, length), in nats."""
     losses: list[float] = []
-    for batches in _groups(model, windows, batch_size):
-        with _before_the_head(model, batches, progress) as stream:
+    for batches in grouped_batches(model, windows, batch_size):
+        with before_the_head(model, batches, progress) as stream:
             losses += window_losses(stream, batches)
     return losses
 
@@ -75,8 +75,8 @@ def compare(model: Skeleton, dense: Skeleton, windows: torch.Tensor, batch_size:
     theirs: list[float] = []
     divergence: list[float] = []
     agreement: list[float] = []
-    for batches in _groups(model, windows, batch_size):
-        with _before_the_head(model, batches, progress) as a, _before_the_head(dense, batches, progress) as b:
+    for batches in grouped_batches(model, windows, batch_size):
+        with before_the_head(model, batches, progress) as a, before_the_head(dense, batches, progress) as b:
             for ids, mine, other in zip(batches, a.finish(), b.finish(), strict=True):
                 for row in range(len(ids)):
                     pruned, targets = _logits(mine.logits, ids, row)
@@ -96,7 +96,7 @@ def compare(model: Skeleton, dense: Skeleton, windows: torch.Tensor, batch_size:
     )
 
 
-def _groups(model: Skeleton, windows: torch.Tensor, batch_size: int) -> Iterator[Sequence[torch.Tensor]]:
+def grouped_batches(model: Skeleton, windows: torch.Tensor, batch_size: int) -> Iterator[Sequence[torch.Tensor]]:
     """Batches that travel together: as many as their hidden states allow."""
     window_bytes = windows.shape[1] * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN
     together = max(1, _GROUP_BYTES // (window_bytes * batch_size)) * batch_size
@@ -105,7 +105,7 @@ def _groups(model: Skeleton, windows: torch.Tensor, batch_size: int) -> Iterator
 
 
 @contextmanager
-def _before_the_head(model: Skeleton, batches: Sequence[torch.Tensor], progress: Progress) -> Iterator[Stream]:
+def before_the_head(model: Skeleton, batches: Sequence[torch.Tensor], progress: Progress) -> Iterator[Stream]:
     """All batches brought through all blocks, waiting before what comes after them."""
     with Stream(model, batches) as stream:
         for block in range(len(model.blocks)):

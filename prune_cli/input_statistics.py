@@ -34,6 +34,7 @@ class InputStatistics:
             name: ACCUMULATORS[name](inputs, home if name == "gram" else device) for name in needs
         }
         self._cross = Cross(inputs, inputs, home) if with_dense else None
+        self._tokens = 0
         self.home = home
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
@@ -45,6 +46,7 @@ class InputStatistics:
             for part in rows.split(tensor.shape[-2]) if name in BY_SAMPLE else (rows,):
                 accumulator.add(part)
         self._sketch.add(rows)
+        self._tokens += len(rows)
         if self._cross is not None and dense is not None:
             self._cross.add(dense.detach().reshape(rows.shape), rows)
 
@@ -53,6 +55,7 @@ class InputStatistics:
             self._values = {name: accumulator.value() for name, accumulator in self._accumulators.items()}
             if self._cross is not None:
                 self._values["cross"] = self._cross.value()
+            self._values["tokens"] = torch.tensor(float(self._tokens))
         return self._values
 
     def rows(self) -> torch.Tensor:

@@ -15,6 +15,7 @@ from prune_cli.allocate import allocate
 from prune_cli.allocation import Allocation
 from prune_cli.assemble import assemble_report, fingerprint, of_sparse_files
 from prune_cli.checkpoint import Checkpoint
+from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.layout import same_layout
 from prune_cli.memory import PeakMemory
 from prune_cli.model import Skeleton
@@ -47,7 +48,8 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
     begun = time.monotonic()
     job = prepare(request)
     memory = PeakMemory(job.device)
-    calibration, evaluation = read_texts(request, job, progress)
+    given, evaluation = read_texts(request, job, progress)
+    calibration = _with_sampled(request, job, given, progress)
     with OutputFolder(request.out, job.checkpoint) as output:
         progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
         output.begin(
@@ -74,6 +76,14 @@ def prune(request: PruneRequest, progress: Progress | None = None) -> Report:
         beside = {LOADER: loader()} if request.self_contained else {}
         output.commit({**report_files(report, job.source.folder), **beside}, job.config)
     return report
+
+
+def _with_sampled(request: PruneRequest, job: Prepared, given: TokenSet | None, progress: Progress) -> TokenSet | None:
+    """The calibration windows, and those that the dense model adds; the same ones when the run is resumed."""
+    if given is None:
+        return None
+    batch_size = pick_batch_size(request.batch_size, job.device, given.ids.shape[1])
+    return self_calibrated(given, request.self_calibration, job.model, batch_size, request.seed, progress)
 
 
 def _encode(job: Prepared, report: Report, output: OutputFolder, progress: Progress) -> Report:

@@ -19,6 +19,7 @@ def check_structured(request: PruneRequest) -> None:
         "--reconstruct": request.reconstruct,
         "--allocate": request.allocate != "uniform",
         "--target": request.target != "pruned",
+        "--self-calibration": request.self_calibration != 0,
         "--calibrate-by": request.calibrate_by != "sublayer",
         "--include": bool(request.include),
         "--exclude": bool(request.exclude),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -25,10 +26,20 @@ from prune_cli.sweep.request import Point
 
 @dataclass(frozen=True)
 class Texts:
-    """The tokens of a sweep, read once: `calibration` is None where no point needs it."""
+    """The tokens of a sweep, read once: `calibration` is None where no point needs it.
+
+    `sampled` has those of points with --self-calibration, by its number.
+    """
 
     calibration: TokenSet | None
     evaluation: TokenSet
+    sampled: Mapping[int, TokenSet] = field(default_factory=dict)
+
+    def of(self, point: Point) -> TokenSet:
+        """What `point` is calibrated on."""
+        found = self.sampled.get(point.request.self_calibration, self.calibration)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,7 @@ class Passage:
         model = self.job.model
         self.evaluation = self._stack.enter_context(Stream(model, self._batches))
         if self.job.pipeline.needs:
-            assert self._texts.calibration is not None
-            batches = batches_of(self.point, self.job, self._texts.calibration)
+            batches = batches_of(self.point, self.job, self._texts.of(self.point))
             # Left first, and before the end where no block is left to prune.
             self._stack.push(self._early)
             self.calibration = self._early.enter_context(Stream(model, batches, Parking(self._folder)))
@@ -103,8 +113,7 @@ class Passage:
         self._tensors = self.evaluation.load(block)
 
     def pruner(self, block: int) -> BlockPruner:
-        assert self._texts.calibration is not None
-        tokens = self._texts.calibration.ids.numel()
+        tokens = self._texts.of(self.point).ids.numel()
         return BlockPruner(self.job, self._tensors, self.names(block), self.settings, tokens, self._progress)
 
     def prune(self, block: int) -> None:

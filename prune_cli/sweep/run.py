@@ -15,6 +15,7 @@ from calibration.tokens import TokenSet
 from prune_cli import __version__
 from prune_cli.architecture import load_tokenizer
 from prune_cli.assemble import environment, versions
+from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.errors import RequestError
 from prune_cli.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.output import hash_files
@@ -51,7 +52,9 @@ class Prospect:
 
     def load(self, points: Sequence[Point]) -> Load:
         """What `points` weigh, and how many of them go side by side."""
-        tokens = sum(text.ids.numel() for text in (self.texts.calibration, self.texts.evaluation) if text)
+        calibration = self.texts.calibration.ids.numel() if self.texts.calibration else 0
+        copies = max((point.request.self_calibration for point in points), default=0)
+        tokens = calibration * (1 + copies) + self.texts.evaluation.ids.numel()
         return load_of(self.job, points, tokens, len(self.jobs))
 
 
@@ -64,7 +67,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     """
     progress = progress or Silent()
     begun = time.monotonic()
-    prospect = look_ahead(request, progress)
+    prospect = with_sampled(look_ahead(request, progress), progress)
     for warning in warnings_of(request, prospect.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(prospect.job.checkpoint.folder, prospect.job.checkpoint.files)
@@ -129,6 +132,21 @@ def read_texts(request: SweepRequest, job: Prepared, points: Sequence[Point], pr
         open_text(request.data), job.model, tokenizer, "evaluation", request.windows, request.seq_len, request.seed
     )
     return Texts(calibration, evaluation)
+
+
+def with_sampled(prospect: Prospect, progress: Progress) -> Prospect:
+    """The windows that the dense model samples for points with --self-calibration, as `prune` would sample them."""
+    calibration, job = prospect.texts.calibration, prospect.job
+    numbers = {point.request.self_calibration for point in prospect.points} - {0}
+    if calibration is None or not numbers:
+        return prospect
+    request = prospect.points[0].request
+    batch_size = pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1])
+    sampled = {
+        copies: self_calibrated(calibration, copies, job.model, batch_size, request.seed, progress)
+        for copies in sorted(numbers)
+    }
+    return replace(prospect, texts=replace(prospect.texts, sampled=sampled))
 
 
 def fingerprint(request: SweepRequest, prospect: Prospect, files: dict[str, str]) -> dict[str, Any]:
