@@ -72,10 +72,9 @@ def command_of(name: str, level: str, tokens: Path, out: str, arguments: argpars
     if name in PEERS:
         script = str(CONTESTANTS / "llm_compressor.py")
         return [arguments.llm_compressor, script, str(arguments.model), str(tokens), "1", out, PEERS[name], *theirs]
-    options = (
-        OURS[name] if name in OURS else ["--preset", "best", *(word for o in name.split()[1:] for word in ("-o", o))]
-    )
-    text = [] if name == "magnitude" else ["--calibration", str(tokens)]
+    row, *more = name.split()
+    options = [*OURS[row], *more]
+    text = [] if row == "magnitude" else ["--calibration", str(tokens)]
     return [sys.executable, "-m", "prune_cli", "prune", str(arguments.model), out, *options, *ours, *text, "-q"]
 
 
@@ -163,7 +162,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--evaluation-windows", type=int, default=22, help="0: all")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=list(LEVELS))
-    parser.add_argument("--rows", nargs="+", help="of ours; 'best alpha=1 damping=0.1' is best with other options")
+    parser.add_argument("--rows", nargs="+", help="of ours; 'best -o alpha=1' is best with an option")
     parser.add_argument("--llm-compressor", metavar="PYTHON", help="the Python of an environment with llm-compressor")
     parser.add_argument("--out", type=Path, default=Path("real_models.json"), help="where the results are kept")
     parser.add_argument("--scratch", type=Path, help="where the outputs go")
