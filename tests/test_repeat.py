@@ -65,6 +65,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "exclude": st.lists(_WORDS, max_size=3).map(tuple),
     "calibrate_by": st.just("sublayer"),
     "target": st.sampled_from(["pruned", "dense"]),
+    "self_calibration": st.integers(0, 64),
     "eval": st.none() | _WORDS,
     "format": st.sampled_from(["dense", "sparse"]),
     "resume": st.booleans(),

@@ -1,4 +1,6 @@
-"""llm_compressor.py MODEL TOKENS BATCH OUT [sparsegpt]: 50 % with llm-compressor's oneshot, in its own environment.
+"""llm_compressor.py MODEL TOKENS BATCH OUT [METHOD [SPARSITY MASK]]: llm-compressor's oneshot, in its own environment.
+
+METHOD is wanda or sparsegpt, MASK 0:0 (unstructured, 50 % by default) or 2:4.
 
 Prints one line of JSON: the seconds of oneshot and of saving. Imports and loading the model are left out of both.
 """
@@ -18,12 +20,20 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 
-def main(model_folder: str, tokens: str, batch: str, out: str, method: str = "wanda") -> None:
+def main(
+    model_folder: str,
+    tokens: str,
+    batch: str,
+    out: str,
+    method: str = "wanda",
+    sparsity: str = "0.5",
+    mask: str = "0:0",
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     ids = load_file(tokens)["input_ids"]
     batches = DataLoader([{"input_ids": row} for row in ids], batch_size=int(batch))  # pyright: ignore[reportArgumentType]
     modifier = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[method]
-    recipe = modifier(sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["re:.*lm_head"])
+    recipe = modifier(sparsity=float(sparsity), mask_structure=mask, targets=["Linear"], ignore=["re:.*lm_head"])
     begun = time.monotonic()
     oneshot(model=model, dataset=batches, recipe=recipe, num_calibration_samples=len(ids))
     pruned = time.monotonic()

@@ -40,6 +40,7 @@ def prune(
     seed: its.Seed = 0,
     calibrate_by: its.CalibrateBy = "sublayer",
     target: its.Target = None,
+    self_calibration: its.SelfCalibration = None,
     evaluation: its.Evaluation = None,
     statistics: its.Statistics = None,
     save_statistics: its.SaveStatistics = None,

@@ -132,6 +132,14 @@ Target = Annotated[
         rich_help_panel=TEXT,
     ),
 ]
+SelfCalibration = Annotated[
+    int | None,
+    typer.Option(
+        help="So many more windows for each calibration window, sampled by the dense model (one more forward pass): "
+        "solvers fit few tokens too closely [default: 0; 1 with --preset best].",
+        rich_help_panel=TEXT,
+    ),
+]
 Evaluation = Annotated[
     str | None,
     typer.Option("--eval", metavar="SOURCE", help="Perplexity on this text, before and after.", rich_help_panel=TEXT),

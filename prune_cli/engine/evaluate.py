@@ -32,8 +32,8 @@ def evaluate(model: StreamedModel, windows: Batch, batch_size: int, progress: Pr
 def losses_of_windows(model: StreamedModel, windows: Batch, batch_size: int, progress: Progress) -> list[float]:
     """The mean loss of each of `windows`, in nats."""
     losses: list[float] = []
-    for batches in _groups(model, windows, batch_size):
-        with _before_the_head(model, batches, progress) as stream:
+    for batches in grouped_batches(model, windows, batch_size):
+        with before_the_head(model, batches, progress) as stream:
             losses += window_losses(stream, batches)
     return losses
 
@@ -55,8 +55,8 @@ def compare(
     theirs: list[float] = []
     divergence: list[float] = []
     agreement: list[float] = []
-    for batches in _groups(model, windows, batch_size):
-        with _before_the_head(model, batches, progress) as a, _before_the_head(dense, batches, progress) as b:
+    for batches in grouped_batches(model, windows, batch_size):
+        with before_the_head(model, batches, progress) as a, before_the_head(dense, batches, progress) as b:
             for batch, mine, other in zip(batches, a.finish(), b.finish(), strict=True):
                 for row in range(len(batch)):
                     pruned, targets = _logits(mine.logits, batch, row)
@@ -76,7 +76,7 @@ def compare(
     )
 
 
-def _groups(model: StreamedModel, windows: Batch, batch_size: int) -> Iterator[Sequence[Batch]]:
+def grouped_batches(model: StreamedModel, windows: Batch, batch_size: int) -> Iterator[Sequence[Batch]]:
     """Batches that travel together: as many as their hidden states allow."""
     window_bytes = windows.length * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN
     together = max(1, _GROUP_BYTES // (window_bytes * batch_size)) * batch_size
@@ -85,7 +85,7 @@ def _groups(model: StreamedModel, windows: Batch, batch_size: int) -> Iterator[S
 
 
 @contextmanager
-def _before_the_head(model: StreamedModel, batches: Sequence[Batch], progress: Progress) -> Iterator[Stream]:
+def before_the_head(model: StreamedModel, batches: Sequence[Batch], progress: Progress) -> Iterator[Stream]:
     """All batches brought through all blocks, waiting before what comes after them."""
     with Stream(model, batches) as stream:
         for block in range(len(model.blocks)):

@@ -36,6 +36,7 @@ class InputStatistics:
             name: ACCUMULATORS[name](inputs, device_of_sums if name == "gram" else device) for name in needs
         }
         self._cross = Cross(inputs, inputs, device_of_sums) if with_dense else None
+        self._tokens = 0
         self.device_of_sums = device_of_sums
         self._sketch = RowSketch(sketch_rows(tokens), inputs, device, _SKETCH_SEED)
         self._values: dict[str, torch.Tensor] | None = None
@@ -56,6 +57,7 @@ class InputStatistics:
 
     def _add_once(self, rows: torch.Tensor, dense: torch.Tensor | None) -> None:
         self._sketch.add(rows)
+        self._tokens += len(rows)
         if self._cross is not None and dense is not None:
             self._cross.add(dense.detach(), rows)
 
@@ -64,6 +66,7 @@ class InputStatistics:
             self._values = {name: accumulator.value() for name, accumulator in self._accumulators.items()}
             if self._cross is not None:
                 self._values["cross"] = self._cross.value()
+            self._values["tokens"] = torch.tensor(float(self._tokens))
         return self._values
 
     def rows(self) -> torch.Tensor:

@@ -133,11 +133,12 @@ def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len:
 
 
 def calibration_tokens(request: PruneRequest, job: OpenModel) -> int | None:
-    """Samples x length, of a text as far as they can be told without reading it; stored tokens are counted."""
+    """Samples x length, sampled ones too, of a text as far as it can be told unread; stored tokens are counted."""
     if job.calibration is None:
         return None
     if job.calibration.kind == "tokens":
         stored = job.calibration, job.model, None, "calibration"
-        return read_tokens(*stored, request.samples, request.seq_len, request.seed).windows.tokens
+        given = read_tokens(*stored, request.samples, request.seq_len, request.seed).windows.tokens
+        return given * (1 + request.self_calibration)
     seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, job.model.position_limit or DEFAULT_SEQ_LEN)
-    return (request.samples or DEFAULT_SAMPLES) * seq_len
+    return (request.samples or DEFAULT_SAMPLES) * seq_len * (1 + request.self_calibration)

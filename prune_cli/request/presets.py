@@ -10,7 +10,7 @@ from prune_cli.errors import RequestError
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda"},
     "balanced": {"method": "admm"},
-    "best": {"method": "admm", "target": "dense"},
+    "best": {"method": "admm", "target": "dense", "self_calibration": 1},
 }
 
 

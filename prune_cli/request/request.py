@@ -20,6 +20,7 @@ DEFAULT_SAMPLES = 128
 DEFAULT_SEQ_LEN = 2048
 DEFAULT_SOURCE = "builtin"
 _MOST = 2**31 - 1
+_MOST_COPIES = 64
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?")
 _PATTERN = re.compile(r"(\d{1,6}):(\d{1,6})")
 
@@ -55,6 +56,7 @@ class PruneRequest:
     exclude: tuple[str, ...] = ()
     calibrate_by: CalibrateBy = "sublayer"
     target: Target = "pruned"
+    self_calibration: int = field(default=0, metadata={"schema": {"minimum": 0}})
     eval: str | None = None
     statistics: str | None = None
     save_statistics: str | None = None
@@ -94,6 +96,7 @@ class PruneRequest:
             raise RequestError("--packed keep writes codes, which --format sparse cannot store: use --packed bf16.")
         if pipeline is not None:
             self._check_target(pipeline)
+            self._check_self_calibration(pipeline)
             self._check_allocation()
             if self.statistics is not None or self.save_statistics is not None:
                 raise RequestError(
@@ -148,6 +151,12 @@ class PruneRequest:
         if self.target == "dense" and self.calibrate_by == "block":
             raise RequestError("--target dense needs --calibrate-by sublayer: the two streams stop at every map.")
 
+    def _check_self_calibration(self, pipeline: Pipeline) -> None:
+        if not 0 <= self.self_calibration <= _MOST_COPIES:
+            raise RequestError(f"--self-calibration is {self.self_calibration}, but must be 0 to {_MOST_COPIES}.")
+        if self.self_calibration and not pipeline.needs:
+            raise RequestError(f"--self-calibration makes calibration text, and {pipeline} needs none: leave it out.")
+
 
 def split_pattern(text: str) -> tuple[int, int]:
     """'2:4' to (2, 4): N kept of M. Raises RequestError unless 0 < N < M."""
@@ -199,6 +208,7 @@ def check_structured(request: PruneRequest) -> None:
         "--allocate": request.allocate != "uniform",
         "--target": request.target != "pruned",
         "--calibrate-by": request.calibrate_by != "sublayer",
+        "--self-calibration": request.self_calibration != 0,
         "--include": bool(request.include),
         "--exclude": bool(request.exclude),
         "--preset": request.preset is not None,

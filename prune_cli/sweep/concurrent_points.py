@@ -65,8 +65,7 @@ def _dense_stream(
     first = next((passage for passage in passages if passage.follows_dense), None)
     if first is None:
         return None
-    assert texts.calibration is not None
-    batches = batches_of(first.point, base, texts.calibration)
+    batches = batches_of(first.point, base, texts.of(first.point))
     return stack.enter_context(Stream(model, batches, ActivationOffload(folder)))
 
 

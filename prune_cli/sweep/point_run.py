@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -27,10 +28,20 @@ from prune_cli.unstructured.prune_linear import Settings, prune_linear
 
 @dataclass(frozen=True)
 class Texts:
-    """The tokens of a sweep, read once: `calibration` is None where no point needs it."""
+    """The tokens of a sweep, read once: `calibration` is None where no point needs it.
+
+    `sampled` has those of points with --self-calibration, by its number.
+    """
 
     calibration: TokenSet | None
     evaluation: TokenSet
+    sampled: Mapping[int, TokenSet] = field(default_factory=dict)
+
+    def of(self, point: Point) -> TokenSet:
+        """What `point` is calibrated on."""
+        found = self.sampled.get(point.request.self_calibration, self.calibration)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,8 +100,7 @@ class PointRun:
         model = self.job.model
         self.evaluation = self._stack.enter_context(Stream(model, self._batches))
         if self.job.pipeline.needs:
-            assert self._texts.calibration is not None
-            batches = batches_of(self.point, self.job, self._texts.calibration)
+            batches = batches_of(self.point, self.job, self._texts.of(self.point))
             # Left first, and before the end where no block is left to prune.
             self._stack.push(self._early)
             self.calibration = self._early.enter_context(Stream(model, batches, ActivationOffload(self._folder)))
@@ -107,8 +117,7 @@ class PointRun:
         self._tensors = self.evaluation.load(block)
 
     def pruner(self, block: int) -> BlockPruner:
-        assert self._texts.calibration is not None
-        tokens = self._texts.calibration.windows.tokens
+        tokens = self._texts.of(self.point).windows.tokens
         return BlockPruner(self.job, self._tensors, self.names(block), self.settings, tokens, self._progress)
 
     def prune(self, block: int) -> None:

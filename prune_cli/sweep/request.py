@@ -36,6 +36,7 @@ class Point:
             "pipeline": str(asked.pipeline()),
             "options": asked.pipeline().options_as_json(),
             "target": asked.target,
+            "self_calibration": asked.self_calibration,
             "sparsity": asked.sparsity,
             "pattern": asked.pattern,
             "block": self.block,

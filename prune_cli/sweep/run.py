@@ -16,6 +16,7 @@ from prune_cli.checkpoint.output_folder import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.provenance import environment, text_report, versions
+from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.texts import open_text, read_tokens
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
@@ -52,7 +53,9 @@ class SweepPlan:
 
     def load(self, points: Sequence[Point]) -> Load:
         """What `points` weigh, and how many of them go side by side."""
-        tokens = sum(text.ids.numel() for text in (self.texts.calibration, self.texts.evaluation) if text)
+        calibration = self.texts.calibration.ids.numel() if self.texts.calibration else 0
+        copies = max((point.request.self_calibration for point in points), default=0)
+        tokens = calibration * (1 + copies) + self.texts.evaluation.ids.numel()
         return load_of(self.job, points, tokens, len(self.jobs))
 
 
@@ -65,7 +68,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     """
     progress = progress or Silent()
     begun = time.monotonic()
-    prospect = plan_sweep(request, progress)
+    prospect = with_sampled(plan_sweep(request, progress), progress)
     for warning in warnings_of(request, prospect.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(prospect.job.checkpoint.folder, prospect.job.checkpoint.files)
@@ -130,6 +133,21 @@ def read_texts(request: SweepRequest, job: PruningPlan, points: Sequence[Point],
         open_text(request.data), job.model, tokenizer, "evaluation", request.windows, request.seq_len, request.seed
     )
     return Texts(calibration, evaluation)
+
+
+def with_sampled(prospect: SweepPlan, progress: Progress) -> SweepPlan:
+    """The windows that the dense model samples for points with --self-calibration, as `prune` would sample them."""
+    calibration, job = prospect.texts.calibration, prospect.job
+    numbers = {point.request.self_calibration for point in prospect.points} - {0}
+    if calibration is None or not numbers:
+        return prospect
+    request = prospect.points[0].request
+    batch_size = pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1])
+    sampled = {
+        copies: self_calibrated(calibration, copies, job.model, batch_size, request.seed, progress)
+        for copies in sorted(numbers)
+    }
+    return replace(prospect, texts=replace(prospect.texts, sampled=sampled))
 
 
 def fingerprint(request: SweepRequest, prospect: SweepPlan, files: dict[str, str]) -> dict[str, Any]:

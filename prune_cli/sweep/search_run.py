@@ -25,7 +25,16 @@ from prune_cli.sweep.curves import increases
 from prune_cli.sweep.journal import Journal
 from prune_cli.sweep.point_run import Measured, Texts
 from prune_cli.sweep.request import Point
-from prune_cli.sweep.run import SweepPlan, as_json, evaluate_dense, fingerprint, measure, plan_sweep, warnings_of
+from prune_cli.sweep.run import (
+    SweepPlan,
+    as_json,
+    evaluate_dense,
+    fingerprint,
+    measure,
+    plan_sweep,
+    warnings_of,
+    with_sampled,
+)
 from prune_cli.sweep.search import CHILDREN, Table, children, random_tables, start_of_evolution
 from prune_cli.sweep.search_report import (
     ALLOCATION_JSON,
@@ -75,8 +84,8 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     progress = progress or Silent()
     begun = time.monotonic()
     request.check()
-    final = plan_sweep(request.sweep, progress)
-    judging = replace(final, texts=_held_out(request, final))
+    final = with_sampled(plan_sweep(request.sweep, progress), progress)
+    judging = with_sampled(replace(final, texts=_held_out(request, final)), progress)
     for warning in warnings_of(request.sweep, final.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(final.job.checkpoint.folder, final.job.checkpoint.files)

@@ -81,8 +81,11 @@ def measure_points(
     A failure on one device ends the others at their next block and is raised here.
     """
     follow = [point for point in points if point.request.target == "dense"]
-    alone = [point for point in points if point.request.target != "dense"]
-    groups = [kind[at : at + together] for kind in (alone, follow) for at in range(0, len(kind), together)]
+    kinds = [[point for point in points if point.request.target != "dense"]]
+    # Those that share a dense stream have the same tokens.
+    for copies in sorted({point.request.self_calibration for point in follow}):
+        kinds.append([point for point in follow if point.request.self_calibration == copies])
+    groups = [kind[at : at + together] for kind in kinds for at in range(0, len(kind), together)]
     size = max((len(group) for group in groups), default=0)
     workers = [_Worker(job, size + bool(follow)) for job in jobs[: len(groups)]]
     if len(workers) == 1:

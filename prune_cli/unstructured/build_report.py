@@ -61,6 +61,7 @@ def fingerprint(
         "packed": describe(job.checkpoint),
         "calibrate_by": request.calibrate_by,
         "target": request.target,
+        "self_calibration": request.self_calibration,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
         "calibration": calibration.sha256 if calibration else None,
         "batch_size": batch_size_of(request, job, calibration),

@@ -17,6 +17,7 @@ from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
+from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.packed.output import output_layout
@@ -39,7 +40,8 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
     begun = time.monotonic()
     job = prepare(request)
     memory = PeakMemory(job.device)
-    calibration, evaluation = read_texts(request, job, progress)
+    given, evaluation = read_texts(request, job, progress)
+    calibration = _with_sampled(request, job, given, progress)
     with OutputFolder(request.out, job.checkpoint) as output:
         progress.stage(f"Copying {len(job.checkpoint.files)} file(s)", 1)
         output.begin(
@@ -66,6 +68,16 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
         beside = {LOADER: loader()} if request.self_contained else {}
         output.commit({**report_files(report, job.source.folder), **beside}, job.config)
     return report
+
+
+def _with_sampled(
+    request: PruneRequest, job: PruningPlan, given: TokenSet | None, progress: Progress
+) -> TokenSet | None:
+    """The calibration windows, and those that the dense model adds; the same ones when the run is resumed."""
+    if given is None:
+        return None
+    batch_size = pick_batch_size(request.batch_size, job.device, given.ids.shape[1])
+    return self_calibrated(given, request.self_calibration, job.model, batch_size, request.seed, progress)
 
 
 def _encode(job: PruningPlan, report: Report, output: OutputFolder, progress: Progress) -> Report:
