@@ -99,7 +99,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=2e-5, atol=2e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(everything=passings(least=1), shares=st.lists(st.integers(0, 2), min_size=5, max_size=5), constant=st.booleans())
 def test_merged_parts_equal_the_whole(everything: list[Passing], shares: list[int], constant: bool) -> None:
     numbers = range(len(everything))
