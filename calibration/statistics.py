@@ -1,9 +1,13 @@
-"""Accumulators over the inputs of one linear map; every map that reads the same input tensor shares them."""
+"""Accumulators over the inputs of one linear layer; every layer that reads the same input tensor shares them.
+
+Each is a plain value, tensors and counts, that can be pickled and sent to another process. `merge` takes in what
+another of its kind and size has gathered of later tokens: the result is that of all tokens, up to the rounding of sums.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
@@ -53,6 +57,9 @@ class SquaredNorm:
             partial[: len(chunk)].addcmul_(chunk, chunk)
         self._sum += partial.sum(0, dtype=self._sum.dtype)
 
+    def merge(self, other: Self) -> None:
+        self._sum += other._sum.to(self._sum.device)
+
     def value(self) -> torch.Tensor:
         return self._sum.float()
 
@@ -70,6 +77,10 @@ class Average:
         total, weight = self._measure(rows.float())
         self._sum += total
         self._weight += weight
+
+    def merge(self, other: Self) -> None:
+        self._sum += other._sum.to(self._sum.device)
+        self._weight += other._weight
 
     def value(self) -> torch.Tensor:
         return (self._sum / max(self._weight, 1)).float()
@@ -117,9 +128,18 @@ class Variance:
             squares[: len(apart)].addcmul_(apart, apart)
         missed = sums.sum(0, dtype=self._mean.dtype) / len(rows)
         within = squares.sum(0, dtype=self._mean.dtype) - missed.square() * len(rows)
-        shift, tokens = centre + missed - self._mean, self._tokens + len(rows)
-        self._squares += within + shift.square() * (self._tokens * len(rows) / tokens)
-        self._mean += shift * (len(rows) / tokens)
+        self._join(centre + missed, within, len(rows))
+
+    def merge(self, other: Self) -> None:
+        if other._tokens:
+            device = self._mean.device
+            self._join(other._mean.to(device), other._squares.to(device), other._tokens)
+
+    def _join(self, mean: torch.Tensor, squares: torch.Tensor, count: int) -> None:
+        """Take in `count` > 0 tokens by their mean (in,) and the sum (in,) of their squared distances from it."""
+        shift, tokens = mean - self._mean, self._tokens + count
+        self._squares += squares + shift.square() * (self._tokens * count / tokens)
+        self._mean += shift * (count / tokens)
         self._tokens = tokens
 
     def value(self) -> torch.Tensor:
@@ -144,6 +164,9 @@ class Gram:
             for band in self._bands:
                 _add_product(self._sum[band, band.start :], rows[:, band], rows[:, band.start :])
 
+    def merge(self, other: Self) -> None:
+        self._sum += other._sum.to(self._sum.device)
+
     def value(self) -> torch.Tensor:
         for band in self._bands:
             self._sum[band.stop :, band] = self._sum[band, band.stop :].T
@@ -166,6 +189,9 @@ class Cross:
             lefts, rows = lefts.float(), rows.float()
             for band in self._bands:
                 _add_product(self._sum[band], lefts[:, band], rows)
+
+    def merge(self, other: Self) -> None:
+        self._sum += other._sum.to(self._sum.device)
 
     def value(self) -> torch.Tensor:
         return self._sum
@@ -192,20 +218,39 @@ class RowSketch:
 
     def __init__(self, rows: int, inputs: int, device: torch.device, seed: int) -> None:
         self._rows = torch.zeros(rows, inputs, device=device)
-        self._taken = 0
+        self._taken = self._passed = 0
         self._generator = torch.Generator().manual_seed(seed)
 
     def add(self, rows: torch.Tensor) -> None:
         """Take in `rows` (tokens, in) of any float dtype, in the order of the tokens."""
-        signs = torch.randint(0, 2, (len(rows), 1), generator=self._generator).mul_(2).sub_(1)
-        signs = signs.to(rows.device, torch.float32)
+        signs = self._next_signs(len(rows)).to(rows.device, torch.float32)
         begin = 0
         while begin < len(rows):
-            first = self._taken % len(self._rows)
+            first = (self._passed + begin) % len(self._rows)
             end = min(begin + len(self._rows) - first, len(rows))
             self._rows[first : first + end - begin].addcmul_(rows[begin:end].float(), signs[begin:end])
-            self._taken += end - begin
             begin = end
+        self._taken += len(rows)
+        self._passed += len(rows)
+
+    def skip(self, tokens: int) -> None:
+        """Let `tokens` pass that another sketch takes in, which will be merged with this one."""
+        self._next_signs(tokens)
+        self._passed += tokens
+
+    def _next_signs(self, tokens: int) -> torch.Tensor:
+        """-1 or 1 (tokens, 1) int64, those of the next tokens."""
+        return torch.randint(0, 2, (tokens, 1), generator=self._generator).mul_(2).sub_(1)
+
+    def merge(self, other: Self) -> None:
+        """Raises ValueError where `other` did not skip the tokens that this one took in, or the other way round."""
+        if self._taken + other._taken > max(self._passed, other._passed):
+            raise ValueError("Two sketches of the same tokens cannot be merged: each must skip what the other takes.")
+        self._rows += other._rows.to(self._rows.device)
+        self._taken += other._taken
+        if other._passed > self._passed:
+            self._passed = other._passed
+            self._generator.set_state(other._generator.get_state())
 
     def value(self) -> torch.Tensor:
         return self._rows
@@ -213,6 +258,7 @@ class RowSketch:
 
 class Accumulator(Protocol):
     def add(self, rows: torch.Tensor) -> None: ...
+    def merge(self, other: Self) -> None: ...
     def value(self) -> torch.Tensor: ...
 
 

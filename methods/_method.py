@@ -42,7 +42,8 @@ class Method:
     `needs` names the statistics of the map's calibration inputs that `prune` reads; empty means that no text is needed.
     `options` is a frozen dataclass whose fields carry `metadata={"help": ...}`, numbers also `least` and `most` where
     there are such; `more_needs` tells what they add.
-    `solves` is true where kept weights get new values.
+    `solves` is true where kept weights get new values, `counts_rows` where each row loses as many as the others; else
+    the count holds for the tensor or for blocks of columns.
     """
 
     summary: str
@@ -53,6 +54,7 @@ class Method:
     options: type = NoOptions
     more_needs: Callable[[Any], tuple[str, ...]] = no_more
     solves: bool = False
+    counts_rows: bool = True
 
     def needs_with(self, options: Any) -> tuple[str, ...]:
         """All statistics that `prune` reads with these options."""

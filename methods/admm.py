@@ -116,4 +116,5 @@ METHOD = Method(
     prune=prune,
     options=Options,
     solves=True,
+    counts_rows=False,
 )

@@ -39,4 +39,5 @@ METHOD = Method(
     needs=(),
     prune=prune,
     options=Options,
+    counts_rows=False,
 )

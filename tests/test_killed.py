@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -58,7 +59,9 @@ def test_killed_runs_resume_to_the_same_bytes(name: str, tmp_path: Path, text: P
     # A fork of a process that has imported everything: a run starts at once.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__, "prune_cli.run"])
-    out, moments, killed = tmp_path / "out", random.Random(time.time_ns()), 0
+    seed = os.environ.get("PRUNE_CLI_KILL_SEED") or str(time.time_ns())
+    print(f"The moments are those of PRUNE_CLI_KILL_SEED={seed}")
+    out, moments, killed = tmp_path / "out", random.Random(seed), 0
     for blocks in KILLS:
         run = processes.Process(target=_prune, args=(["prune", str(model), str(out), *arguments, "--resume"],))
         run.start()

@@ -54,6 +54,3 @@ def test_more_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) 
         peaks.append(peak_of("prune", model, out, "--calibration", tokens, *arguments, "-q"))
     # Allocators differ by some percent from run to run; the other eighteen blocks would take twice what is allowed.
     assert peaks[1] < peaks[0] + 9 * block_bytes
-    streams = 2 if "best" in arguments else 1
-    hidden_states = 8 * 64 * 384 * 4
-    assert peaks[1] < 2 * streams * block_bytes + 3.5 * streams * hidden_states + 2**30

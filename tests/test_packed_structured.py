@@ -58,14 +58,15 @@ def scheme(folder: Path) -> dict[str, Any]:
 
 def check_loads_as_told(command: RunCommand, kind: str, out: Path, tokens_file: Path) -> None:
     told = report(out)["evaluation"]["after"]["perplexity"]
-    again = done(command, "eval", out, "--data", tokens_file, "--json").json["evaluation"]["perplexity"]
-    assert told == pytest.approx(again, rel=1e-6)
     ways = {"block-fp8": FineGrainedFP8Config(dequantize=True), "gpt-oss": Mxfp4Config(dequantize=True)}
     if kind in ways:
         assert told == pytest.approx(perplexity_of(dequantised(out, ways[kind]), token_ids()), rel=1e-5)
+    else:  # transformers needs a package more for this one
+        again = done(command, "eval", out, "--data", tokens_file, "--json").json["evaluation"]["perplexity"]
+        assert told == pytest.approx(again, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["block-fp8", "int4", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["int4", "gpt-oss"])
 def test_experts(command: RunCommand, models: dict[str, Path], tokens_file: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     texts = ("--calibration", tokens_file, "--eval", tokens_file)
@@ -89,13 +90,10 @@ def test_experts(command: RunCommand, models: dict[str, Path], tokens_file: Path
     check_loads_as_told(command, kind, out, tokens_file)
 
 
-@pytest.mark.parametrize("kind", ["block-fp8", "int4", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["block-fp8", "int4"])
 def test_depth(command: RunCommand, models: dict[str, Path], tokens_file: Path, tmp_path: Path, kind: str) -> None:
     out, which = tmp_path / "out", 1
     options = ("-o", f"which={which}", "--eval", tokens_file, "--quiet")
-    if kind == "gpt-oss":  # kinds of attention alternate
-        which = 2
-        options = ("-o", "which=2", "--eval", tokens_file, "--quiet")
     done(command, "prune", models[kind], out, "--method", "depth", *options)
     before, after = weights(models[kind]), weights(out)
     number = dict(enumerate(block for block in range(3) if block != which))
@@ -107,9 +105,7 @@ def test_depth(command: RunCommand, models: dict[str, Path], tokens_file: Path, 
     for key in ("modules_to_not_convert", "ignore"):
         if key in expected:
             expected[key] = [
-                re.sub(r"layers\.2\.", f"layers.{2 if which == 2 else 1}.", entry)
-                for entry in expected[key]
-                if f"layers.{which}." not in entry
+                re.sub(r"layers\.2\.", "layers.1.", entry) for entry in expected[key] if f"layers.{which}." not in entry
             ]
     assert scheme(out) == expected
     check_loads_as_told(command, kind, out, tokens_file)

@@ -7,15 +7,13 @@ config.json, the index and the report come last; then one rename makes it OUT.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -24,13 +22,12 @@ from prune_cli.checkpoint.file_names import (
     CARD,
     CONFIG_FILE,
     JOURNAL,
-    OTHER_WEIGHTS,
     REPORT_JSON,
     REPORT_MARKDOWN,
     REPORT_PAGE,
     SOURCE_CARD,
-    partial_folder,
 )
+from prune_cli.checkpoint.journaled_folder import JournaledFolder, changed_keys
 from prune_cli.checkpoint.layout import Layout
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry
 from prune_cli.checkpoint.stored_values import broken
@@ -45,7 +42,8 @@ class OutputFolder:
 
     def __init__(self, out: Path, source: Checkpoint) -> None:
         self.out = out
-        self.partial = partial_folder(out)
+        self._folder = JournaledFolder(out, JOURNAL)
+        self.partial = self._folder.partial
         self.done: dict[int, dict[str, Any]] = {}
         self.resumed: frozenset[int] = frozenset()
         self.notes: dict[str, Any] = {}
@@ -54,7 +52,6 @@ class OutputFolder:
         self._source = source
         self._read_as = source.over
         self._layout: Layout | None = None
-        self._journal: IO[str] | None = None
         self._descriptors: dict[str, int] = {}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prune-cli-writer")
         self._pending: Future[None] | None = None
@@ -70,8 +67,7 @@ class OutputFolder:
         # A request that is refused after all leaves nothing behind that the next one would have to overwrite.
         if isinstance(value, RequestError) and self._new and not self.done:
             shutil.rmtree(self.partial)
-        if self._journal is not None:
-            self._journal.close()
+        self._folder.close()
 
     # --- begin --------------------------------------------------------------------------------------------------
 
@@ -82,40 +78,18 @@ class OutputFolder:
         Raises RequestError for another run in progress, a different request, or NaN/Inf in a weight (named).
         """
         self._layout = layout
-        self.partial.mkdir(parents=True, exist_ok=True)
-        self._journal = (self.partial / JOURNAL).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(
-                f"Another run is writing to {self.partial}: wait for it, or choose another OUT."
-            ) from None
-        lines = self._journal_lines() if resume else []
+        self._folder.lock()
+        lines = self._folder.continue_lines() if resume else []
         if lines and lines[0].get("fingerprint") is not None:
             self._continue(lines, fingerprint)
             return
-        for path in self.partial.iterdir():
-            if path.name != JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._journal.truncate(0)
+        self._folder.restart()
         self._new = True
         self.input_hashes = self._check_input(layout)
-        self._append({"fingerprint": dict(fingerprint), "input_hashes": self.input_hashes})
-
-    def _journal_lines(self) -> list[dict[str, Any]]:
-        """All whole lines; a line cut short by a kill is dropped."""
-        assert self._journal is not None
-        self._journal.seek(0)
-        text = self._journal.read()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self._journal.truncate(len(whole.encode()))
-        return [json.loads(line) for line in whole.splitlines()]
+        self._folder.append({"fingerprint": dict(fingerprint), "input_hashes": self.input_hashes})
 
     def _continue(self, lines: list[dict[str, Any]], fingerprint: Mapping[str, Any]) -> None:
-        before = lines[0]["fingerprint"]
-        now = json.loads(json.dumps(fingerprint))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        changed = changed_keys(lines[0]["fingerprint"], fingerprint)
         if changed:
             raise RequestError(
                 f"The interrupted run in {self.partial} was asked for something else ({', '.join(changed)} differ): "
@@ -200,7 +174,7 @@ class OutputFolder:
         for file in files:
             os.fdatasync(self._descriptors[file])
         line = {"block": block, **record}
-        self._append(line)
+        self._folder.append(line)
         self.done[block] = line
 
     def _overwrite(self, entry: TensorEntry, tensor: torch.Tensor) -> None:
@@ -219,13 +193,7 @@ class OutputFolder:
     def note(self, key: str, value: Any) -> None:
         """Keep a JSON `value` for a run that is resumed: it finds it in `notes`."""
         self.wait()
-        self._append({key: value})
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        assert self._journal is not None
-        self._journal.write(json.dumps(line) + "\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        self._folder.append({key: value})
 
     def checkpoint(self) -> Checkpoint:
         """The weights as they now lie in `OUT.partial`."""
@@ -238,21 +206,11 @@ class OutputFolder:
 
         The source's README.md makes room for the output's own.
         """
-        has_card = (self._source.folder / CARD).is_file()
-        for path in sorted(self._source.folder.rglob("*")):
-            relative = path.relative_to(self._source.folder)
-            if not path.is_file() or any(part.startswith(".") for part in relative.parts):
-                continue
-            if str(relative) in (*self._source.files, CONFIG_FILE, INDEX_FILE, *_REPORTS):
-                continue
-            if path.name.endswith(OTHER_WEIGHTS) or path.name.endswith((".bin.index.json", ".safetensors.index.json")):
-                self.not_copied.append(str(relative))
-                continue
-            if has_card and str(relative) == SOURCE_CARD:
-                continue
-            target = self.partial / (SOURCE_CARD if str(relative) == CARD else relative)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        folder = self._source.folder
+        skip = {*self._source.files, CONFIG_FILE, INDEX_FILE, *_REPORTS}
+        if (folder / CARD).is_file():
+            skip.add(SOURCE_CARD)
+        self.not_copied = list(self._folder.copy_side_files(folder, skip, {CARD: SOURCE_CARD}))
 
     def release(self) -> None:
         """The shards are whole and their files let go, so that others can take their places."""
@@ -279,14 +237,7 @@ class OutputFolder:
             (self.partial / CONFIG_FILE).write_text(config, encoding="utf-8")
         for file, text in reports.items():
             (self.partial / file).write_text(text, encoding="utf-8")
-        (self.partial / JOURNAL).unlink()
-        if self.out.exists():
-            replaced = self.out.with_name(self.out.name + ".replaced")
-            self.out.rename(replaced)
-            self.partial.rename(self.out)
-            shutil.rmtree(replaced)
-        else:
-            self.partial.rename(self.out)
+        self._folder.commit()
 
 
 def _check_finite(entry: TensorEntry, source: Checkpoint) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
 
-from prune_cli.checkpoint.file_names import CARD, partial_folder
+from prune_cli.checkpoint.file_names import CARD, CONFIG_FILE
+from prune_cli.checkpoint.journaled_folder import JournaledFolder
 from prune_cli.checkpoint.preflight import check_output, check_space
-from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
@@ -26,8 +24,6 @@ from prune_cli.sparse.format import DEFLATING_VERSION, VERSION, is_sparse, open_
 from prune_cli.sparse.parallel_files import each_file
 
 JOURNAL = ".convert-journal.jsonl"
-_CONFIG = "config.json"
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -95,19 +91,17 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     config = _config(request, source)
     if request.self_contained:
         check_self_contained(source.folder)
-    partial = partial_folder(request.out)
-    partial.mkdir(parents=True, exist_ok=True)
-    with (partial / JOURNAL).open("a+", encoding="utf-8") as journal:
-        done = _begin(request, checkpoint, partial, journal)
+    with closing(JournaledFolder(request.out, JOURNAL)) as folder:
+        done = _begin(request, checkpoint, folder)
         progress.stage(f"Writing {len(checkpoint.files)} {request.format} file(s)", len(checkpoint.entries))
-        files = _convert_files(checkpoint, partial, request, done, progress, journal)
-        not_copied = _copy_side_files(checkpoint, partial)
+        files = _convert_files(checkpoint, folder, request, done, progress)
+        not_copied = _copy_side_files(checkpoint, folder)
         if request.self_contained:
-            (partial / LOADER).write_text(loader(), encoding="utf-8")
-        _tell_in_card(partial / CARD, "self-contained" if request.self_contained else request.format)
+            (folder.partial / LOADER).write_text(loader(), encoding="utf-8")
+        _tell_in_card(folder.partial / CARD, "self-contained" if request.self_contained else request.format)
         if config is not None:
-            (partial / _CONFIG).write_text(config, encoding="utf-8")
-        _commit(request.out, partial)
+            (folder.partial / CONFIG_FILE).write_text(config, encoding="utf-8")
+        folder.commit()
     return Conversion(
         model=request.model,
         out=str(request.out),
@@ -123,23 +117,22 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
 
 def _convert_files(
     checkpoint: Checkpoint,
-    target: Path,
+    folder: JournaledFolder,
     request: ConvertRequest,
     done: Mapping[str, Written],
     progress: Progress,
-    journal: IO[str],
 ) -> tuple[ConvertedFile, ...]:
-    """Write every shard of `checkpoint` into the folder `target`, but for those `done`; a journal line follows each."""
+    """Write every shard of `checkpoint` into `folder`, but for those `done`; a journal line follows each."""
 
     def write(file: str, pool: Executor, advance: Callable[[], None]) -> Written:
         path = checkpoint.folder / file
         if request.format == "sparse":
-            return make_sparse(path, target / file, pool, advance, compress=request.compress)
-        return make_dense(open_shard(path), target / file, pool, advance)
+            return make_sparse(path, folder.partial / file, pool, advance, compress=request.compress)
+        return make_dense(open_shard(path), folder.partial / file, pool, advance)
 
     every = dict(done)
     for file, written in each_file([file for file in checkpoint.files if file not in done], write, progress):
-        _append(journal, {"file": file, "written": asdict(written)})
+        folder.append({"file": file, "written": asdict(written)})
         every[file] = written
     return tuple(
         ConvertedFile(file, path.stat().st_size, every[file].nbytes, every[file].tensors, every[file].encoded)
@@ -168,7 +161,7 @@ def _needed_bytes(request: ConvertRequest, checkpoint: Checkpoint) -> int:
 
 def _config(request: ConvertRequest, source: Source) -> str | None:
     """The text of the output's config.json."""
-    path = source.folder / _CONFIG
+    path = source.folder / CONFIG_FILE
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
@@ -177,12 +170,9 @@ def _config(request: ConvertRequest, source: Source) -> str | None:
     return without_entry(text, path)
 
 
-def _begin(request: ConvertRequest, checkpoint: Checkpoint, partial: Path, journal: IO[str]) -> dict[str, Written]:
+def _begin(request: ConvertRequest, checkpoint: Checkpoint, folder: JournaledFolder) -> dict[str, Written]:
     """Lock the folder; the files that an interrupted run of the same request has done."""
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RequestError(f"Another run is writing to {partial}: wait for it, or choose another OUT.") from None
+    folder.lock()
     stats = {file: (checkpoint.folder / file).stat() for file in checkpoint.files}
     now = {
         "format": request.format,
@@ -190,44 +180,23 @@ def _begin(request: ConvertRequest, checkpoint: Checkpoint, partial: Path, journ
         "self_contained": request.self_contained,
         "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
     }
-    journal.seek(0)
-    lines = [json.loads(line) for line in journal.read().splitlines(keepends=True) if line.endswith("\n")]
-    if request.resume and lines:
+    lines = folder.continue_lines() if request.resume else []
+    if lines:
         if lines[0] != now:
             raise RequestError(
-                f"The interrupted run in {partial} converted something else: add --overwrite instead of --resume."
+                f"The interrupted run in {folder.partial} converted something else: "
+                "add --overwrite instead of --resume."
             )
         return {line["file"]: Written(**line["written"]) for line in lines[1:]}
-    for path in partial.iterdir():
-        if path.name != JOURNAL:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    journal.truncate(0)
-    _append(journal, now)
+    folder.restart([now])
     return {}
 
 
-def _append(journal: IO[str], line: Mapping[str, Any]) -> None:
-    journal.write(json.dumps(line) + "\n")
-    journal.flush()
-    os.fsync(journal.fileno())
-
-
-def _copy_side_files(checkpoint: Checkpoint, partial: Path) -> tuple[str, ...]:
+def _copy_side_files(checkpoint: Checkpoint, folder: JournaledFolder) -> tuple[str, ...]:
     """Everything but weights; the index too, as masks lie beside their values. Returns the weights left behind."""
-    config = checkpoint.folder / _CONFIG
+    config = checkpoint.folder / CONFIG_FILE
     ours = (LOADER,) if config.is_file() and is_self_contained(json.loads(config.read_text(encoding="utf-8"))) else ()
-    left = []
-    for path in sorted(checkpoint.folder.rglob("*")):
-        name = str(path.relative_to(checkpoint.folder))
-        hidden = any(part.startswith(".") for part in path.relative_to(checkpoint.folder).parts)
-        if not path.is_file() or hidden or name in (*checkpoint.files, _CONFIG, *ours):
-            continue
-        if name.endswith(_OTHER_WEIGHTS) or (name.endswith(".index.json") and name != INDEX_FILE):
-            left.append(name)
-            continue
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, partial / name)
-    return tuple(left)
+    return folder.copy_side_files(checkpoint.folder, {*checkpoint.files, CONFIG_FILE, *ours})
 
 
 def _tell_in_card(card: Path, form: Form) -> None:
@@ -235,13 +204,3 @@ def _tell_in_card(card: Path, form: Form) -> None:
     if card.is_file():
         text = card.read_bytes().decode("utf-8", "surrogateescape")
         card.write_bytes(for_format(text, form).encode("utf-8", "surrogateescape"))
-
-
-def _commit(out: Path, partial: Path) -> None:
-    (partial / JOURNAL).unlink()
-    replaced = out.with_name(out.name + ".replaced")
-    if out.exists():
-        out.rename(replaced)
-    partial.rename(out)
-    if replaced.exists():
-        shutil.rmtree(replaced)

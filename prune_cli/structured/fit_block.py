@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from calibration.batch import Batch
-from calibration.statistics import ACCUMULATORS, Accumulator, Cross
 from methods._gram import dense_target
 from methods.structured.units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
 from prune_cli.checkpoint.stored_values import to_stored
+from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
-from prune_cli.engine.memory import device_of_gram
-from prune_cli.engine.padding import real_rows
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
@@ -51,43 +48,6 @@ def maps_and_biases(model: StreamedModel, block: int, maps: Sequence[str]) -> li
     ]
 
 
-class MapInputs:
-    """Statistics of one map's inputs, beside those of the dense model; with a bias, an input that is always 1."""
-
-    def __init__(self, needs: Sequence[str], inputs: int, device: torch.device, *, constant: bool, dense: bool) -> None:
-        self._constant = constant
-        size = inputs + constant
-        self.device_of_sums = device_of_gram(size, device, 1 + dense) if "gram" in needs else device
-        self._gram = ACCUMULATORS["gram"](size, self.device_of_sums) if "gram" in needs else None
-        self._cross = Cross(size, size, self.device_of_sums) if dense and "gram" in needs else None
-        self._others: dict[str, Accumulator] = {
-            name: ACCUMULATORS[name](inputs, device) for name in needs if name != "gram"
-        }
-
-    def rows(self, tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """(tokens, in), with the constant."""
-        rows = real_rows(tensor, batch)
-        return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self._constant else rows
-
-    def add(self, tensor: torch.Tensor, dense: torch.Tensor | None, batch: Batch) -> None:
-        for accumulator in self._others.values():
-            accumulator.add(real_rows(tensor, batch))
-        if self._gram is None:
-            return
-        rows = self.rows(tensor, batch)
-        self._gram.add(rows)
-        if self._cross is not None and dense is not None:
-            self._cross.add(self.rows(dense, batch), rows)
-
-    def values(self) -> dict[str, torch.Tensor]:
-        found = {name: accumulator.value() for name, accumulator in self._others.items()}
-        if self._gram is not None:
-            found["gram"] = self._gram.value()
-        if self._cross is not None:
-            found["cross"] = self._cross.value()
-        return found
-
-
 class BlockNarrower:
     """One block on its way from `tensors` (as stored) to a narrower one, each of `parts` as `options` say."""
 
@@ -105,7 +65,7 @@ class BlockNarrower:
         self._parts = {group.consumers[block]: group for group in groups if block in group.consumers}
         self._options = options
         self._same_inputs = SameInputs()
-        self._shared: MapInputs | None = None
+        self._shared: InputStatistics | None = None
         self._shared_as: tuple[object, ...] = ()
         self.result = NarrowedBlock()
 
@@ -149,17 +109,14 @@ class BlockNarrower:
         shared_as = (needs, bias_name is not None)
         if not self._same_inputs.repeated(inputs) or self._shared is None or self._shared_as != shared_as:
             self._shared_as = shared_as
-            self._shared = MapInputs(
-                needs, weight.shape[1], self._model.device, constant=bias_name is not None, dense=dense is not None
+            with_dense = dense is not None and "gram" in needs
+            self._shared = InputStatistics(
+                needs, weight.shape[1], self._model.device, with_dense=with_dense, constant=bias_name is not None
             )
-            for tensor, other, batch in zip(inputs, dense or [None] * len(inputs), stream.here(), strict=True):
-                self._shared.add(tensor, other, batch)
-        statistics = self._shared.values()
+            self._shared.add_batches(inputs, dense if with_dense else None, stream.here())
+        statistics = dict(self._shared.values())
         if error_sq is not None and "gram" in statistics:
-            total = Cross(weight.shape[0], len(statistics["gram"]), self._shared.device_of_sums)
-            for r, x, batch in zip(error_sq, inputs, stream.here(), strict=True):
-                total.add(real_rows(r, batch), self._shared.rows(x, batch))
-            statistics["drift"] = total.value()
+            statistics["drift"] = self._shared.drift(error_sq, inputs, stream.here()).value()
         self._check(name, statistics)
         weight = weight.to(self._shared.device_of_sums)
         bias = None if bias_name is None else self._tensors[bias_name].to(self._shared.device_of_sums, torch.float32)

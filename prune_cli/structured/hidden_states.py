@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,8 +43,16 @@ def measure_states(job: OpenModel, batches: Sequence[Batch], progress: Progress)
     Row i of the distances is the state before block i, the last one what the last block returns; the upper triangle
     holds means over evenly spaced tokens. Raises PruneError where the states are not finite.
     """
+    sums = gather_states(job, batches, sum(batch.tokens for batch in batches), progress)
+    influence, distances = sums.influence(), sums.distances()
+    if not (torch.isfinite(influence).all() and torch.isfinite(distances).all()):
+        raise PruneError("The hidden states are not finite: the forward pass overflows; try --dtype float32.")
+    return influence, distances
+
+
+def gather_states(job: OpenModel, batches: Sequence[Batch], tokens: int, progress: Progress) -> StateSums:
+    """The sums behind `measure_states` over `batches`, perhaps a part of the text, which has `tokens` tokens in all."""
     blocks = len(job.model.blocks)
-    tokens = sum(batch.tokens for batch in batches)
     measure = _States(blocks, tokens)
     progress.stage("Measuring the hidden states", blocks)
     with Stream(job.model, batches) as stream:
@@ -53,18 +62,49 @@ def measure_states(job: OpenModel, batches: Sequence[Batch], progress: Progress)
             stream.unload(block)
             measure.next_boundary(block)
             progress.advance()
-    if not (torch.isfinite(measure.turned).all() and torch.isfinite(measure.distances).all()):
-        raise PruneError("The hidden states are not finite: the forward pass overflows; try --dtype float32.")
-    return measure.turned / measure.tokens, measure.distances
+    return measure.sums
+
+
+@dataclass
+class StateSums:
+    """Sums in float64 on the host: what processes that each look at some of the batches exchange.
+
+    `turned` (blocks,) sums 1 - cos over `tokens` tokens; `apart` (blocks + 1, blocks + 1) sums the angular distances
+    between boundaries over `samples` of them.
+    """
+
+    turned: torch.Tensor
+    apart: torch.Tensor
+    tokens: int = 0
+    samples: int = 0
+
+    @classmethod
+    def of(cls, blocks: int) -> StateSums:
+        """Of no token yet."""
+        wide = torch.float64
+        return cls(torch.zeros(blocks, dtype=wide), torch.zeros(blocks + 1, blocks + 1, dtype=wide))
+
+    def merge(self, other: StateSums) -> None:
+        """Take in those of later batches: up to rounding, as if all had been summed here."""
+        self.turned += other.turned
+        self.apart += other.apart
+        self.tokens += other.tokens
+        self.samples += other.samples
+
+    def influence(self) -> torch.Tensor:
+        """(blocks,): the mean over tokens."""
+        return self.turned / self.tokens
+
+    def distances(self) -> torch.Tensor:
+        """(blocks + 1, blocks + 1): the mean over samples."""
+        return self.apart / self.samples
 
 
 class _States:
     """What one pass gathers; `boundaries` holds sampled states (samples, hidden) of every boundary so far."""
 
     def __init__(self, blocks: int, tokens: int) -> None:
-        self.turned = torch.zeros(blocks, dtype=torch.float64)
-        self.distances = torch.zeros(blocks + 1, blocks + 1, dtype=torch.float64)
-        self.tokens = 0
+        self.sums = StateSums.of(blocks)
         self._every = max(1, tokens // _TOKENS)
         self._before: list[torch.Tensor] = []
         self._after: list[torch.Tensor] = []
@@ -80,8 +120,8 @@ class _States:
             batch = stream.passing()
             before, after = real_rows(before, batch), real_rows(after, batch)
             turned = 1 - cosines(before, after)
-            self.turned[block] += turned.sum().cpu()
-            self.tokens += turned.numel() if block == 0 else 0
+            self.sums.turned[block] += turned.sum().cpu()
+            self.sums.tokens += turned.numel() if block == 0 else 0
             self._before.append(self._sampled(before))
             self._after.append(self._sampled(after))
             return output
@@ -94,15 +134,16 @@ class _States:
     def next_boundary(self, block: int) -> None:
         self._boundaries.append(torch.cat(self._before))
         self._compare_last()
-        if block + 2 == len(self.distances):
+        if block + 1 == len(self.sums.turned):
             self._boundaries.append(torch.cat(self._after))
             self._compare_last()
         self._before, self._after = [], []
 
     def _compare_last(self) -> None:
-        new = len(self._boundaries) - 1
-        for old in range(new):
-            self.distances[old, new] = angular_distances(self._boundaries[old], self._boundaries[new]).mean().cpu()
+        *before, last = self._boundaries
+        for old, states in enumerate(before):
+            self.sums.apart[old, len(before)] = angular_distances(states, last).sum().cpu()
+        self.sums.samples = len(last)
 
 
 def hidden_states(output: Any) -> torch.Tensor:

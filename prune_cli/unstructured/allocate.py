@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from calibration.batch import Batch
-from calibration.statistics import SquaredNorm
 from calibration.tokens import TokenSet
 from methods._allocation import (
     ScoreHistogram,
@@ -22,9 +21,9 @@ from methods._allocation import (
 from methods._pattern import Unstructured
 from prune_cli.engine.evaluate import by_tokens, window_losses
 from prune_cli.engine.expert_inputs import at_experts, experts_by_module
+from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.open_model import pick_batch_size
-from prune_cli.engine.padding import real_rows
 from prune_cli.engine.stream import Stream
 from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.progress import Progress
@@ -143,10 +142,9 @@ def _with_inputs(job: PruningPlan, block: int) -> list[str]:
 
 
 def _norm(inputs: Sequence[torch.Tensor], batches: Sequence[Batch], width: int, device: torch.device) -> torch.Tensor:
-    squares = SquaredNorm(width, device)
-    for tensor, batch in zip(inputs, batches, strict=True):
-        squares.add(real_rows(tensor, batch))
-    return squares.value().sqrt()
+    statistics = InputStatistics(("sq_norm",), width, device)
+    statistics.add_batches(inputs, None, batches)
+    return statistics.values()["sq_norm"].sqrt()
 
 
 def _loss_after_wanda(

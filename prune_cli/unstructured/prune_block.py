@@ -8,11 +8,9 @@ from contextlib import ExitStack
 import torch
 
 from calibration.batch import Batch
-from calibration.statistics import Cross
 from prune_cli.engine.expert_inputs import AtExperts, at_experts, experts_by_module
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
-from prune_cli.engine.padding import real_rows
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
@@ -104,7 +102,9 @@ class BlockPruner:
     def _new_statistics(self, name: str, *, with_dense: bool = False) -> InputStatistics:
         inputs = matrix_shape(self._infos[name])[1]
         settings = self._settings
-        return InputStatistics(settings.pipeline.needs, inputs, self._tokens, settings.device, with_dense=with_dense)
+        return InputStatistics(
+            settings.pipeline.needs, inputs, settings.device, with_dense=with_dense, sketch_of=self._tokens
+        )
 
     def _serve(
         self,
@@ -116,21 +116,11 @@ class BlockPruner:
     ) -> None:
         if not self._same_inputs.repeated(inputs) or self._statistics is None:
             self._statistics = self._new_statistics(name, with_dense=dense is not None)
-            for tensor, other, batch in zip(inputs, dense or [None] * len(inputs), stream.here(), strict=True):
-                self._statistics.add(tensor, other, batch)
-        drift = {} if error_sq is None else {"drift": self._drift(name, stream.here(), inputs, error_sq)}
-        self._prune(name, self._statistics, drift)
-
-    def _drift(
-        self, name: str, batches: Sequence[Batch], inputs: Sequence[torch.Tensor], error_sq: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """The sum over tokens of r^T x (out, in), r being what the residual stream has lost."""
-        assert self._statistics is not None
-        outputs, width = matrix_shape(self._infos[name])
-        total = Cross(outputs, width, self._statistics.device_of_sums)
-        for batch, r, x in zip(batches, error_sq, inputs, strict=True):
-            total.add(real_rows(r, batch), real_rows(x, batch))
-        return total.value()
+            self._statistics.add_batches(inputs, dense, stream.here())
+        lost = {}
+        if error_sq is not None:
+            lost["drift"] = self._statistics.drift(error_sq, inputs, stream.here()).value()
+        self._prune(name, self._statistics, lost)
 
     def _observe(self, name: str, arguments: list[torch.Tensor], batch: Batch) -> None:
         if name in self._experts:

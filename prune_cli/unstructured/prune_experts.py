@@ -9,7 +9,6 @@ from itertools import repeat
 import torch
 from torch import nn
 
-from calibration.statistics import SquaredNorm
 from prune_cli.engine.expert_inputs import AtExperts
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.model.moe import Routed, before_down
@@ -78,7 +77,7 @@ class ExpertsPruner:
             return None
         needs, inputs = self._settings.pipeline.needs, matrix_shape(self._infos[names[0]])[1]
         count = sum(len(each) for each in tokens)
-        found = InputStatistics(needs, inputs, count, self._settings.device, with_dense=dense is not None)
+        found = InputStatistics(needs, inputs, self._settings.device, with_dense=dense is not None, sketch_of=count)
         others = dense.batches if dense is not None else repeat(None)
         for batch, other, numbers in zip(here.batches, others, tokens, strict=False):
             if len(numbers):
@@ -127,10 +126,10 @@ def expert_scores(
                 continue
             down = info.expert.down
             if down not in norms:
-                squares = SquaredNorm(matrix_shape(info)[1], device)
+                statistics = InputStatistics(("sq_norm",), matrix_shape(info)[1], device)
                 for batch, numbers in zip(here.batches, tokens, strict=True):
-                    squares.add(_inputs(here.module, expert, batch, numbers, down=down))
-                norms[down] = squares.value().sqrt()
+                    statistics.add_rows(_inputs(here.module, expert, batch, numbers, down=down))
+                norms[down] = statistics.values()["sq_norm"].sqrt()
             matrix = as_matrix(info, tensors[name][expert] if info.slices > 1 else tensors[name])
             scores[name].append(matrix.to(device, torch.float32).abs() * norms[down])
     return {name: torch.stack(found) if infos[name].slices > 1 else found[0] for name, found in scores.items()}

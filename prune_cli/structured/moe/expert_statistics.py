@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +18,31 @@ from prune_cli.progress import Progress
 from prune_cli.structured.moe.mixtures import Mixture
 
 
+@dataclass
+class ExpertSums:
+    """Of one mixture, by the names of `methods.structured.experts.SUMS`, (experts,) float64 on the host.
+
+    An expert that no token was sent to has zeros.
+    """
+
+    by_name: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, experts: int) -> ExpertSums:
+        """Of no token yet."""
+        return cls({name: torch.zeros(experts, dtype=torch.float64) for name in SUMS})
+
+    def add(self, expert: int, part: Mapping[str, float]) -> None:
+        """Take in one batch's part for one expert, as `expert_sums` gives it."""
+        for name, value in part.items():
+            self.by_name[name][expert] += value
+
+    def merge(self, other: ExpertSums) -> None:
+        """Take in those of later batches: up to rounding, as if all had been summed here."""
+        for name, values in self.by_name.items():
+            values += other.by_name[name]
+
+
 def measure_experts(
     job: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
 ) -> dict[int, dict[str, list[float]]]:
@@ -24,8 +50,22 @@ def measure_experts(
 
     Raises PruneError where outputs are not finite.
     """
+    sums = gather_experts(job, mixtures, batches, progress)
+    for block, found in sums.items():
+        if not torch.isfinite(torch.stack(list(found.by_name.values())).float()).all():
+            raise PruneError(
+                f"The outputs of the experts of block {block} are not finite: the forward pass overflows; "
+                "try --dtype float32."
+            )
+    return {block: {name: values.tolist() for name, values in found.by_name.items()} for block, found in sums.items()}
+
+
+def gather_experts(
+    job: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
+) -> dict[int, ExpertSums]:
+    """The sums behind `measure_experts` over `batches`, which may be a part of them; one entry a block with experts."""
     by_block = {mixture.block: mixture for mixture in mixtures}
-    sums: dict[int, dict[str, list[float]]] = {}
+    sums: dict[int, ExpertSums] = {}
     progress.stage("Measuring the experts", len(job.model.blocks))
     with Stream(job.model, batches) as stream:
         for block in range(len(job.model.blocks)):
@@ -35,22 +75,15 @@ def measure_experts(
                 sums[block] = _sums(at_experts(stream, module), by_block[block].experts)
             stream.unload(block)
             progress.advance()
-    for block, found in sums.items():
-        if not torch.isfinite(torch.tensor(list(found.values()))).all():
-            raise PruneError(
-                f"The outputs of the experts of block {block} are not finite: the forward pass overflows; "
-                "try --dtype float32."
-            )
     return sums
 
 
-def _sums(here: AtExperts, experts: int) -> dict[str, list[float]]:
-    sums = {name: [0.0] * experts for name in SUMS}
+def _sums(here: AtExperts, experts: int) -> ExpertSums:
+    sums = ExpertSums.of(experts)
     for expert in range(experts):
         for batch in here.batches:
             tokens = batch.tokens_of(expert)
             if len(tokens):
                 outputs = outputs_of(here.module, expert, batch.hidden[tokens])
-                for name, value in expert_sums(outputs, batch.gates_of(expert, tokens)).items():
-                    sums[name][expert] += value
+                sums.add(expert, expert_sums(outputs, batch.gates_of(expert, tokens)))
     return sums
