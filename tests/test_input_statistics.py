@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.batch import Batch
-from calibration.statistics import ACCUMULATORS
+from calibration.statistics import ACCUMULATORS, Cross
 from prune_cli.engine.input_statistics import InputStatistics
 
 CPU = torch.device("cpu")
@@ -145,7 +145,7 @@ def test_an_empty_part_changes_nothing(everything: list[Passing], constant: bool
 def test_drift_is_merged_like_the_statistics(everything: list[Passing], at: int, constant: bool) -> None:
     statistics = collector(everything, constant=constant)
 
-    def drift(part: list[Passing]) -> torch.Tensor:
+    def drift(part: list[Passing]) -> Cross:
         return statistics.drift([p.lost for p in part], [p.inputs for p in part], [p.batch for p in part])
 
     expected = torch.zeros(OUTPUTS, INPUTS + constant, dtype=torch.float64)
