@@ -193,7 +193,7 @@ def test_the_page_is_shut_in_itself_and_escapes_what_others_named(report: dict[s
 
 
 def test_colours_can_be_told_from_both_backgrounds() -> None:
-    style = (Path(prune_cli.__file__).parent / "page" / "page.css").read_text()
+    style = (Path(prune_cli.__file__).parent / "report" / "html" / "page.css").read_text()
     pages = re.findall(r"--page: (#[0-9a-f]{6})", style)
     assert len(pages) == 2
     for page in pages:
