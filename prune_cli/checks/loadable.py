@@ -11,10 +11,16 @@ from pathlib import Path
 _PROGRAM = """
 import sys
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+)
 
 folder, trust = sys.argv[1], sys.argv[2] == "trust"
-model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, trust_remote_code=trust)
+named = (AutoConfig.from_pretrained(folder, trust_remote_code=trust).architectures or [None])[0]
+causal, wrapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.values()
+auto = AutoModelForMultimodalLM if named in wrapped and named not in causal else AutoModelForCausalLM
+model, told = auto.from_pretrained(folder, output_loading_info=True, trust_remote_code=trust)
 for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
     names = sorted(map(str, told.get(kind, ())))
     if names:

@@ -1,7 +1,8 @@
-"""From config.json to a causal-LM on meta: what can be pruned block by block, and what is refused."""
+"""From config.json to a language model on meta: what can be pruned block by block, and what is refused."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import reprlib
 import warnings
@@ -11,16 +12,26 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.errors import RequestError, one_line
 from prune_cli.model.shape_overrides import is_sized, resize
 from prune_cli.sparse.config import OURS, is_ours, without_ours
 
+# Language models, and those that have one beside parts for images or sound. The first that knows a class takes it.
+_AUTO_CLASSES: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 # Their forward is no single sequence of blocks, so one block in memory at a time is impossible.
 _NO_BLOCK_SEQUENCE = frozenset({"xlm", "hrm_text"})
+# Their forward refuses a text without an image.
+_NEEDS_IMAGES = frozenset({"idefics", "kosmos-2", "kosmos-2.5"})
 _POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
@@ -87,20 +98,32 @@ def _check_causal(folder: Path, raw: dict[str, Any], config: Any, trust_remote_c
     own_code = auto_class(config).__name__ in (raw.get("auto_map") or {})
     if own_code and trust_remote_code:
         return
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    names = {c.__name__ for c in (expected if isinstance(expected, tuple) else (expected,)) if c is not None}
+    names = {name for auto in _AUTO_CLASSES for name in _class_names(auto, config)}
     # Code that has since become part of transformers may call its class otherwise (MPTForCausalLM).
-    if not names or (architectures and not own_code and not names.intersection(architectures)):
+    known = names and (not architectures or own_code or names.intersection(architectures))
+    if not known or _is_encoder_decoder(config):
         found = architectures[0] if architectures else f"a model of type {config.model_type}"
-        wanted = f" (expected {' or '.join(sorted(names))})" if names else ""
+        wanted = f" (expected {' or '.join(sorted(names))})" if names and not known else ""
         raise RequestError(f"{folder} is {found}, no causal language model{wanted}: only those can be pruned.")
     if config.model_type in _NO_BLOCK_SEQUENCE:
         raise RequestError(f"{folder} is a {config.model_type}, whose forward is no single sequence of blocks.")
 
 
 def auto_class(config: Any) -> Any:
-    """The auto class of transformers that builds and loads a model of this config: until now always the same."""
-    return AutoModelForCausalLM
+    """The auto class of transformers that builds and loads the class that config.json names."""
+    named = set(getattr(config, "architectures", None) or ())
+    fitting = [auto for auto in _AUTO_CLASSES if _class_names(auto, config)]
+    return next((auto for auto in fitting if named & _class_names(auto, config)), [*fitting, AutoModelForCausalLM][0])
+
+
+def _class_names(auto: Any, config: Any) -> set[str]:
+    """The names of the classes that `auto` makes of a config."""
+    classes = auto._model_mapping.get(type(config), None)
+    return {c.__name__ for c in (classes if isinstance(classes, tuple) else (classes,)) if c is not None}
+
+
+def _is_encoder_decoder(config: Any) -> bool:
+    return any(getattr(part, "is_encoder_decoder", False) is True for part in (config, config.get_text_config()))
 
 
 def check_block_count(config: Any, tensors: int) -> None:
@@ -117,6 +140,8 @@ def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> P
     try:
         with torch.device("meta"):
             model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise RequestError(f"This model needs a package that is not installed ({one_line(error)}).") from error
     except Exception as error:  # whatever transformers or the checkpoint's own code raise
         raise RequestError(
             f"config.json describes no model that transformers can build ({one_line(error)}): "
@@ -129,9 +154,23 @@ def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> P
             f"config.json says that this {type(model).__name__} is no decoder (is_decoder is false), so it is "
             "no causal language model: only those can be pruned."
         )
+    _check_runs_on_text(model)
     if is_sized(sizes := getattr(config, "quantization_config", None)):
         resize(model, sizes)
     return model.eval().requires_grad_(False)
+
+
+def _check_runs_on_text(model: PreTrainedModel) -> None:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    needed = [
+        each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty
+    ]
+    needed = [name for name in needed if name != "input_ids"]
+    if needed or model.config.model_type in _NEEDS_IMAGES:
+        raise RequestError(
+            f"{type(model).__name__} does not run on text alone (its forward needs {needed[0] if needed else 'images'}), "
+            "so it is no causal language model: only those can be pruned."
+        )
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -30,6 +30,7 @@ class ExpertPart:
     """Where a checkpoint tensor lies in the parameter of all `experts`: at its expert, from output `first` on.
 
     `index` is None for a tensor that holds all of them, one slice each. `down`: the map after the activation.
+    `transposed`: stored as (in, out); `turned`: the model computes with it the other way round than it is stored.
     """
 
     down: bool
@@ -37,6 +38,7 @@ class ExpertPart:
     first: int
     experts: int
     transposed: bool
+    turned: bool = False
 
 
 def expert_part(
@@ -56,6 +58,10 @@ def expert_part(
     number = _NUMBER.search(entry.name)
     operations = [type(operation).__name__ for operation in converter.operations]
     parts = len(converter.source_patterns)
+    if operations == ["Transpose"] and entry.shape == (experts, whole[2], whole[1]) != whole:
+        return ExpertPart(_MAPS[leaf], None, 0, experts, not transposed, turned=True)
+    if operations == ["Transpose"] and entry.shape == whole != (experts, whole[2], whole[1]):
+        return ExpertPart(_MAPS[leaf], None, 0, experts, transposed)
     if number is None or transposed or operations != (_STACKED if parts == 1 else _STACKED_IN_PARTS):
         return None
     if len(entry.shape) != 2 or (experts, parts * entry.shape[0], entry.shape[1]) != whole:

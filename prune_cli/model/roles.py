@@ -40,6 +40,8 @@ def role_of(model: PreTrainedModel, parameter: str, ndim: int, *, in_block: bool
     role = _role(model, owner, path, leaf, ndim)
     if role == "linear map" and not in_block:
         return "other", "a linear map outside the decoder blocks"
+    if role == "expert" and not in_block:
+        return "other", "an expert outside the decoder blocks"
     if role == "other":
         return role, f"a parameter of {type(owner).__name__} that is no linear map"
     return role, _WHY_KEPT.get(role, "")

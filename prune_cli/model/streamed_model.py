@@ -28,7 +28,7 @@ from prune_cli.model.tensor_map import TensorInfo, TensorMapper
 
 
 class StreamedModel:
-    """A causal-LM on meta, its blocks, and a `Place` for every tensor of the checkpoint.
+    """A language model on meta, its blocks, and a `TensorInfo` for every tensor of the checkpoint.
 
     Raises RequestError where the checkpoint is no causal LM that can be run block by block, or disagrees with its
     config. `config_folder` holds config.json (it may differ from the folder of the tensors), unless `config` is given.
@@ -108,19 +108,39 @@ class StreamedModel:
                     module._buffers[name] = buffer.to(self.device)
 
     def _prepare_on_demand(self) -> dict[nn.Module, list[str]]:
-        """Embeddings and head load when called: embeddings are done after the first block, the head comes last."""
+        """Embeddings and head load when called: embeddings are done after the first block, the head comes last.
+
+        So does what stands beside the language model, as a vision tower, most of which no text ever reaches.
+        """
         head = self.model.get_output_embeddings()
+        beside = self._beside_decoder()
         modules: dict[nn.Module, list[str]] = {}
         for path, module in self.model.named_modules():
             outside = not path.startswith(self.blocks_name + ".")
-            if outside and (module is head or isinstance(module, nn.Embedding)):
-                own = {f"{path}.{name}" for name, _ in module.named_parameters()}
+            whole = module is head or isinstance(module, nn.Embedding)
+            if outside and (whole or module in beside):
+                own = {name for name, _ in module.named_parameters(path, recurse=whole)}
+                own |= {name for name, _ in module.named_buffers(path, recurse=whole)}
                 wanted = own | {self._tied[name] for name in own if name in self._tied}
                 wanted |= {alias for alias, source in self._tied.items() if source in own}
                 names = [name for name, info in self.tensor_map.items() if info.parameter in wanted]
                 modules[module] = names
                 module.register_forward_pre_hook(self._load_when_called(module, names))
+        self._when_called = {module for module in modules if module is head or module in beside}
         return modules
+
+    def _beside_decoder(self) -> set[nn.Module]:
+        """The modules with parameters of their own that are no part of the decoder."""
+        decoder = self.model.get_decoder()
+        inner = list((decoder if isinstance(decoder, nn.Module) else self.model).modules())
+        around = [module for module in self.model.modules() if inner[0] in module.modules()]
+        # A model says that it is where its first parameter is.
+        first = [next(module.parameters()) for module in around]
+        here = [
+            module for module in self.model.modules() if any(p is f for p in module._parameters.values() for f in first)
+        ]
+        stay = {*inner, *around, *here}
+        return {module for module in self.model.modules() if module not in stay and module._parameters}
 
     def _load_when_called(self, module: nn.Module, names: list[str]) -> Any:
         def load(*_: object) -> None:
@@ -158,12 +178,13 @@ class StreamedModel:
             self.checkpoint.read_ahead(iter(self.block_names(index)))
 
     def load_outside(self) -> None:
-        """Load everything outside the blocks but the output head, which loads when it is called."""
-        head = self.model.get_output_embeddings()
-        tied_to_embedding = {name for module, names in self._on_demand.items() if module is not head for name in names}
-        head_only = set(self._on_demand.get(head, ())) - tied_to_embedding if head is not None else set()
+        """Load everything outside the blocks but what loads when it is called: the head, the parts for images."""
+        at_once = {
+            name for module, names in self._on_demand.items() if module not in self._when_called for name in names
+        }
+        later = {name for module in self._when_called for name in self._on_demand[module]} - at_once
         outside = [name for name, info in self.tensor_map.items() if info.block is None and info.parameter]
-        self._load([name for name in outside if name not in head_only], self.checkpoint)
+        self._load([name for name in outside if name not in later], self.checkpoint)
 
     def _load(self, names: Iterable[str], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         tensors = {name: checkpoint.read(name) for name in names}
@@ -216,6 +237,7 @@ class StreamedModel:
         """Put a new value, in the checkpoint's orientation and dtype, where the model computes with it."""
         assert info.parameter is not None
         dtype = self._get(info.parameter).dtype
+        value = value.mT if info.expert is not None and info.expert.turned else value
         self._set(info.parameter, value.to(self.device, dtype))
 
     def make_own(self, info: TensorInfo) -> None:
@@ -230,7 +252,7 @@ class StreamedModel:
         target = self._get(info.parameter)[expert]
         if info.expert.index is not None:
             target = target[info.expert.first : info.expert.first + len(value)]
-        target.copy_(value)
+        target.copy_(value.mT if info.expert.turned else value)
 
     # --- facts --------------------------------------------------------------------------------------------------
 

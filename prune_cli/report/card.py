@@ -15,7 +15,7 @@ from prune_cli.errors import one_line
 from prune_cli.report.figures import OF_THE_RUN, figures_of
 from prune_cli.report.format import table, text_name
 from prune_cli.report.html.summary import exact_request, model_name, tell
-from prune_cli.report.loading_section import Form, _loading
+from prune_cli.report.loading_section import Form, loading_section
 from prune_cli.report.read import n_of_m
 from prune_cli.request.command_line import command_of
 
@@ -67,7 +67,7 @@ def card_of(report: Mapping[str, Any], source: SourceCard) -> str:
         _title(report),
         *(f"> **Warning:** {warning}" for warning in warnings_of(source, model_name(report))),
         _measured(report),
-        _loading(_form(report)),
+        loading_section(_form(report), report["model"]["architecture"]),
         _method(report),
         _repeat(report),
         _limits(report),

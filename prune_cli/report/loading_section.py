@@ -17,6 +17,16 @@ _TRUST = """\
 """
 
 
+# The class for language models that stand beside parts for images or sound.
+_CAUSAL, _WRAPPED = "AutoModelForCausalLM", "AutoModelForMultimodalLM"
+
+
+def loading_section(form: Form, architecture: str) -> str:
+    """`architecture` is the name of the model's class."""
+    auto = _WRAPPED if architecture.endswith("ForConditionalGeneration") else _CAUSAL
+    return _loading(form).replace(_CAUSAL, auto)
+
+
 def _loading(form: Form) -> str:
     trusting = form == "self-contained"
     return f"""## Load it
@@ -34,6 +44,7 @@ tokenizer = AutoTokenizer.from_pretrained(name)
 
 def for_format(card: str, form: Form) -> str:
     """A card of ours for the same weights in other files, which load otherwise; any other card unchanged."""
-    for other in get_args(Form):
-        card = card.replace(_loading(other), _loading(form))
+    for auto in (_CAUSAL, _WRAPPED):
+        for other in get_args(Form):
+            card = card.replace(_loading(other).replace(_CAUSAL, auto), _loading(form).replace(_CAUSAL, auto))
     return card

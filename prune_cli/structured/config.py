@@ -50,11 +50,27 @@ def config_without_blocks(source: Source, model: StreamedModel, kept: Sequence[i
 
 def text_config(raw: dict[str, Any], config: Any) -> tuple[Any, dict[str, Any]]:
     """The config of the language model and its part of `raw`, in which changes belong."""
-    text = config.get_text_config()
-    if text is config:
-        return text, raw
-    name = next(key for key in type(config).sub_configs if getattr(config, key, None) is text)
-    return text, raw.setdefault(name, {})
+    text, part = config.get_text_config(), raw
+    for name in _path_to(config, text):
+        if name in part:
+            part = part[name]  # without it, as in the first Qwen2-VL, its keys are among those of the whole
+    return text, part
+
+
+def _path_to(config: Any, wanted: Any) -> list[str]:
+    """The keys under which `wanted` lies in `config`."""
+    if config is wanted:
+        return []
+    for name in type(config).sub_configs:
+        inner = getattr(config, name, None)
+        if inner is not None and any(part is wanted for part in _parts(inner)):
+            return [name, *_path_to(inner, wanted)]
+    raise RequestError(f"{type(config).__name__} does not say where the config of its language model is.")
+
+
+def _parts(config: Any) -> list[Any]:
+    inner = [getattr(config, name, None) for name in type(config).sub_configs]
+    return [config, *(part for each in inner if each is not None for part in _parts(each))]
 
 
 def config_from(raw: dict[str, Any], model: StreamedModel) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from prune_cli.checkpoint.reader import TensorEntry
 from prune_cli.model.architecture import find_blocks, model_on_meta
@@ -55,8 +56,22 @@ def _top_k(config: Any, experts: int) -> int:
 
 def _cache_bytes(model: Any) -> int | None:
     """What the cache grows by from two to three tokens; None for a model that keeps none of that kind."""
-    sizes = [_cache_size(model, tokens) for tokens in (2, 3)]
+    try:
+        sizes = [_cache_size(model, tokens) for tokens in (2, 3)]
+    except Exception:  # code that looks into its tensors cannot run on meta, whatever it raises there
+        return _keys_and_values(model)
     return None if sizes[0] is None or sizes[1] is None else sizes[1] - sizes[0]
+
+
+def _keys_and_values(model: Any) -> int | None:
+    """What the maps that make keys and values give for a token."""
+    _, blocks = find_blocks(model)
+    made = [
+        module.out_features
+        for name, module in blocks.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith((".k_proj", ".v_proj"))
+    ]
+    return sum(made) * _ON_META.itemsize if made else None
 
 
 @torch.no_grad()
