@@ -1,4 +1,4 @@
-"""Language models inside vision-language and audio-language models: they alone are pruned, and the whole loads as before."""
+"""Language models inside vision and audio models: they alone are pruned, and the whole loads as before."""
 
 from __future__ import annotations
 

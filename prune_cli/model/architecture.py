@@ -167,8 +167,9 @@ def _check_runs_on_text(model: PreTrainedModel) -> None:
     ]
     needed = [name for name in needed if name != "input_ids"]
     if needed or model.config.model_type in _NEEDS_IMAGES:
+        what = needed[0] if needed else "images"
         raise RequestError(
-            f"{type(model).__name__} does not run on text alone (its forward needs {needed[0] if needed else 'images'}), "
+            f"{type(model).__name__} does not run on text alone (its forward needs {what}), "
             "so it is no causal language model: only those can be pruned."
         )
 

@@ -16,6 +16,8 @@ from prune_cli.report.types import Size
 # The one dtype in which experts can be run on meta.
 _ON_META = torch.bfloat16
 _TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "num_experts_per_token", "top_k_experts")
+# What code raises on meta that looks into its tensors.
+_NOT_ON_META = (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, IndexError, KeyError)
 
 
 def size_of(
@@ -58,7 +60,7 @@ def _cache_bytes(model: Any) -> int | None:
     """What the cache grows by from two to three tokens; None for a model that keeps none of that kind."""
     try:
         sizes = [_cache_size(model, tokens) for tokens in (2, 3)]
-    except Exception:  # code that looks into its tensors cannot run on meta, whatever it raises there
+    except _NOT_ON_META:
         return _keys_and_values(model)
     return None if sizes[0] is None or sizes[1] is None else sizes[1] - sizes[0]
 
