@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from prune_cli.report.card import card_of, read_card, warnings_of
+from prune_cli.report.types import Report
 from tests.conftest import RunCommand
 from tests.test_repeat import parsed
 
@@ -51,8 +52,9 @@ def report_of(out: Path) -> dict[str, Any]:
     return json.loads((out / "prune_report.json").read_text())
 
 
-def as_from_hub(report: dict[str, Any]) -> dict[str, Any]:
-    return report | {"model": report["model"] | {"given": "some-org/tiny", "revision": "0123abc"}}
+def as_from_hub(report: dict[str, Any]) -> Report:
+    model = report["model"] | {"given": "some-org/tiny", "revision": "0123abc"}
+    return Report.from_json(report | {"model": model})
 
 
 def test_the_metadata_is_that_of_the_source_and_of_the_run(out: Path) -> None:

@@ -18,6 +18,7 @@ from prune_cli.report.html.charts import COLOURS
 from prune_cli.report.html.page import page_of
 from prune_cli.report.html.summary import labels_of, remarks_on, tell
 from prune_cli.report.html.tensor_table import kinds_of, means, points_of
+from prune_cli.report.types import Report
 from tests.browser import CHROMIUM, browser
 from tests.conftest import RunCommand
 from tests.test_repeat import parsed
@@ -83,7 +84,7 @@ def test_the_page_lists_every_tensor_with_its_values(out: Path, report: dict[str
 
 
 def test_the_story(report: dict[str, Any]) -> None:
-    run = tell(report, "A")
+    run = tell(Report.from_json(report), "A")
     assert "50.00 % of the weights in the 21 pruned tensors are zero" in run.lead[0]
     before, after = (report["evaluation"][when]["perplexity"] for when in ("before", "after"))
     assert f"from {before:.2f} to {after:.2f}" in run.lead[1]
@@ -96,7 +97,7 @@ def test_the_story(report: dict[str, Any]) -> None:
 
 
 def test_a_run_without_evaluation_says_so(report: dict[str, Any]) -> None:
-    run = tell(report | {"evaluation": None}, "A")
+    run = tell(Report.from_json(report | {"evaluation": None}), "A")
     assert "What that costs was not measured" in run.lead[1]
     assert not any("Perplexity" in figure.name for figure in run.figures)
 
@@ -109,7 +110,7 @@ def test_the_story_of_a_smaller_dense_model(
     assert command("prune", llama, out, "-m", "depth", "-s", 0.34, *texts, "-q").code == 0
     report = json.loads((out / "prune_report.json").read_text())
     before, after = report["structure"]["before"], report["structure"]["after"]
-    run = tell(report, "A")
+    run = tell(Report.from_json(report), "A")
     assert run.lead[0].startswith("2 of 3 blocks are left; ")
     figures = {figure.name: figure for figure in run.figures}
     assert figures["Blocks"].in_a_line() == "3 → 2"
@@ -144,7 +145,7 @@ def test_kinds_are_what_maps_are_called_in_every_block() -> None:
 
 
 def test_the_charts_show_means_of_what_the_report_holds(report: dict[str, Any]) -> None:
-    points = points_of([report], ["A"], "output_error")
+    points = points_of([Report.from_json(report)], ["A"], "output_error")
     shown = means(points, "kind", "label")
     for kind in ("q_proj", "down_proj"):
         values = [t["output_error"] for t in report["tensors"] if f".{kind}." in t["name"]]
@@ -168,10 +169,10 @@ def test_reports_side_by_side(report: dict[str, Any], out: Path, tmp_path: Path,
     row = rows["model.layers.2.mlp.down_proj.weight"]
     assert (row[6], row[9]) == ("50.00 %", "60.00 %")
     assert ["2", "50.00 %", "60.00 %"] in text.rows  # the chart by block, as a table
-    assert remarks_on([report, other]) == [
+    assert remarks_on([Report.from_json(report), Report.from_json(other)]) == [
         "Perplexity was measured on different texts: those values cannot be compared."
     ]
-    assert labels_of([report, report]) == ["half (1)", "half (2)"]
+    assert labels_of([Report.from_json(report)] * 2) == ["half (1)", "half (2)"]
 
 
 def test_the_page_is_shut_in_itself_and_escapes_what_others_named(report: dict[str, Any]) -> None:
@@ -179,7 +180,7 @@ def test_the_page_is_shut_in_itself_and_escapes_what_others_named(report: dict[s
     hostile["model"]["given"] = "<script>alert(1)</script>"
     hostile["warnings"] = ['<img src="http://example.org/x.png">']
     hostile["tensors"][0]["name"] = "<b>bold"
-    page = page_of([hostile])
+    page = page_of([Report.from_json(hostile)])
     tags = Text(page).tags
     assert [tag for tag, _ in tags].count("script") == 1
     assert not {"img", "b", "iframe", "object"} & {tag for tag, _ in tags}

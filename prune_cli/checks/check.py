@@ -48,7 +48,7 @@ def _check_report(request: GateRequest) -> GateResult:
     return GateResult(
         target=request.target,
         source="report",
-        against=report.document["model"]["given"],
+        against=report.report.model.given,
         text=figures.text,
         passed=all(verdict.passed for verdict in verdicts),
         verdicts=verdicts,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from prune_cli.errors import RequestError
 from prune_cli.report.read import SavedReport
+from prune_cli.report.types import TextReport
 
 
 @dataclass(frozen=True)
@@ -43,30 +44,29 @@ class Figures:
 _FOLDER = "give the model's folder, with --data and --against, to measure it"
 
 
-def figures_of_report(report: SavedReport) -> Figures:
+def figures_of_report(saved: SavedReport) -> Figures:
     """The figures that a report states; nothing is measured."""
-    document = report.document
-    evaluation, totals = document["evaluation"], document["totals"]
-    pruned = totals["pruned_parameters"] > 0
-    no_evaluation = f"{report.path} holds no perplexity (prune with --eval SOURCE); or {_FOLDER}"
+    evaluation, totals = saved.report.evaluation, saved.report.totals
+    pruned = totals.pruned_parameters > 0
+    no_evaluation = f"{saved.path} holds no perplexity (prune with --eval SOURCE); or {_FOLDER}"
     return Figures(
-        perplexity=evaluation["after"]["perplexity"] if evaluation else None,
-        dense_perplexity=evaluation["before"]["perplexity"] if evaluation else None,
-        sparsity=totals["sparsity_of_pruned"] if pruned else None,
+        perplexity=evaluation.after.perplexity if evaluation else None,
+        dense_perplexity=evaluation.before.perplexity if evaluation else None,
+        sparsity=totals.sparsity_of_pruned if pruned else None,
         sparsity_of="the pruned tensors",
-        bytes=totals["bytes_after"],
-        dense_bytes=totals["bytes_before"],
-        text=told_text(evaluation["text"]) if evaluation else "",
+        bytes=totals.bytes_after,
+        dense_bytes=totals.bytes_before,
+        text=told_text(evaluation.text) if evaluation else "",
         missing={
             "perplexity": no_evaluation,
             "dense_perplexity": no_evaluation,
             "kl": f"a report holds no KL divergence; {_FOLDER}",
             "top1": f"a report holds no agreement; {_FOLDER}",
-            "sparsity": f"{report.path} lists no tensor as pruned to a sparsity",
+            "sparsity": f"{saved.path} lists no tensor as pruned to a sparsity",
             "load_failure": "a report cannot be loaded; give the model's folder",
         },
     )
 
 
-def told_text(text: Mapping[str, object]) -> str:
-    return f"{text['samples']} windows of {text['seq_len']} tokens of {text['source']}"
+def told_text(text: TextReport) -> str:
+    return f"{text.samples} windows of {text.seq_len} tokens of {text.source}"

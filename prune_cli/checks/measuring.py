@@ -19,7 +19,8 @@ from prune_cli.checks.loadable import load_failure
 from prune_cli.checks.request import GateRequest
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress
-from prune_cli.report.read import file_hashes, read_report
+from prune_cli.report.read import read_report
+from prune_cli.report.types import Report
 from prune_cli.sparse.convert import ConvertRequest, convert
 from prune_cli.sparse.format import is_sparse
 
@@ -43,9 +44,9 @@ def measure_figures(request: GateRequest, progress: Progress) -> Measured:
     """
     needs = request.asked.needs
     source = resolve_model(request.target, request.revision)
-    report = read_report(source.folder).document if (source.folder / REPORT_JSON).is_file() else None
-    data = request.data or (report["request"]["eval"] if report else None)
-    against = request.against or (report["model"]["given"] if report else None)
+    report = read_report(source.folder).report if (source.folder / REPORT_JSON).is_file() else None
+    data = request.data or (report.request.eval if report else None)
+    against = request.against or (report.model.given if report else None)
     request.asked.check_decidable(_missing(data, against))
     dense = None
     if against is not None and needs & {*_BESIDE_DENSE, "dense_bytes"}:
@@ -61,7 +62,7 @@ def measure_figures(request: GateRequest, progress: Progress) -> Measured:
         figures["load_failure"] = load_failure(source.folder, trust_remote_code=request.trust_remote_code)
     with _decoded(source.folder, progress) as weights:
         if report is not None:
-            hashes = file_hashes(report)
+            hashes = report.output.hashes()
             figures["changed_files"] = _changed_files((source.folder, weights), hashes, progress)
         if "sparsity" in needs:
             figures |= _sparsity(weights, report)
@@ -90,13 +91,13 @@ def _missing(data: str | None, against: str | None) -> dict[str, str]:
     return missing if against is not None else {**missing, **dict.fromkeys((*_BESIDE_DENSE, "dense_bytes"), no_dense)}
 
 
-def _dense(request: GateRequest, against: str, report: Mapping[str, Any] | None) -> Source:
+def _dense(request: GateRequest, against: str, report: Report | None) -> Source:
     """The dense model, of the commit in the report where it is the report's."""
     if request.against is not None:
         return resolve_model(against, None)
     assert report is not None
     try:
-        return resolve_model(against, report["model"]["revision"])
+        return resolve_model(against, report.model.revision)
     except RequestError as error:
         raise RequestError(
             f"The dense model that the report names cannot be opened ({str(error).rstrip('.')}): say --against DENSE."
@@ -119,14 +120,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sparsity(folder: Path, report: Mapping[str, Any] | None) -> dict[str, Any]:
+def _sparsity(folder: Path, report: Report | None) -> dict[str, Any]:
     """Counted in the tensors that the report calls pruned; without a report in all matrices of the blocks."""
     tensors = inspect_model(str(folder)).tensors
     if report is None:
         chosen = [tensor for tensor in tensors if part_of(tensor.name) == "blocks" and len(tensor.shape) >= 2]
         words = "the matrices of the blocks (there is no report that says which were pruned)"
     else:
-        named = {tensor["name"] for tensor in report["tensors"] if tensor["action"] == "pruned"}
+        named = {tensor.name for tensor in report.tensors if tensor.action == "pruned"}
         chosen = [tensor for tensor in tensors if tensor.name in named]
         words = "the pruned tensors"
     count = sum(tensor.parameters for tensor in chosen)
@@ -143,13 +144,13 @@ def _run(
     weights: Path,
     dense: Source | None,
     data: str,
-    report: Mapping[str, Any] | None,
+    report: Report | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Perplexities and distances on one text, both models in step."""
     from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 
-    own_length = report["request"]["seq_len"] if report is not None and request.data is None else None
+    own_length = report.request.seq_len if report is not None and request.data is None else None
     result = measure(
         EvaluationRequest(
             model=str(weights),
@@ -164,7 +165,7 @@ def _run(
         ),
         progress,
     )
-    figures: dict[str, Any] = {"perplexity": result.evaluation.perplexity, "text": told_text(vars(result.text))}
+    figures: dict[str, Any] = {"perplexity": result.evaluation.perplexity, "text": told_text(result.text)}
     if result.comparison is not None:
         figures["dense_perplexity"] = result.comparison.dense.perplexity
         figures["kl"], figures["top1"] = result.comparison.kl_from_dense, result.comparison.top1_agreement

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,8 @@ from prune_cli.checkpoint.source import resolve_model
 from prune_cli.checks.packed_bits import stored_tensors
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.progress import Progress, Silent
-from prune_cli.report.read import file_hashes, n_of_m, read_report
+from prune_cli.report.read import read_report
+from prune_cli.report.types import Report, TensorReport
 from prune_cli.request.pipeline import make_pipeline
 from prune_cli.sparse.bit_patterns import Stored, StoredTensors
 from prune_cli.sparse.config import is_ours
@@ -59,7 +59,7 @@ def verify(
     progress = progress or Silent()
     folder = resolve_model(given, revision).folder
     stored = stored_tensors(folder)
-    report = read_report(folder).document if (folder / REPORT_JSON).is_file() else None
+    report = read_report(folder).report if (folder / REPORT_JSON).is_file() else None
     dense = None if against is None else stored_tensors(resolve_model(against, None).folder)
     verifier = _Verifier(stored, report, dense)
     progress.stage(f"Verifying {len(stored.tensors)} tensors", len(stored.tensors))
@@ -92,14 +92,14 @@ def _once(problems: Iterable[Problem]) -> Iterator[Problem]:
 class _Verifier:
     """The checks; each yields the problems it finds."""
 
-    def __init__(self, stored: StoredTensors, report: Mapping[str, Any] | None, dense: StoredTensors | None) -> None:
+    def __init__(self, stored: StoredTensors, report: Report | None, dense: StoredTensors | None) -> None:
         self._stored = stored
         self._report = report
         self._dense = dense
-        self._told = {t["name"]: t for t in report["tensors"] if t["action"] in _WRITTEN} if report else {}
-        self._reshaped = report is not None and report["structure"] is not None
+        self._told = {t.name: t for t in report.tensors if t.action in _WRITTEN} if report else {}
+        self._reshaped = report is not None and report.structure is not None
         self._new_values = _new_values(report)
-        self.hashed = file_hashes(report) if report else {}
+        self.hashed = report.output.hashes() if report else {}
 
     def checked(self) -> Iterator[str]:
         yield f"headers and index of {len(self._stored.checkpoint.files)} file(s)"
@@ -171,7 +171,7 @@ class _Verifier:
         if told is not None:
             yield from _as_reported(name, stored, bits, told)
         if self._dense is not None and not self._reshaped and name in self._dense.tensors:
-            pruned = self._report is None or (told is not None and told["action"] == "pruned")
+            pruned = self._report is None or (told is not None and told.action == "pruned")
             yield from self._as_dense(name, stored, bits, pruned)
 
     def _as_dense(self, name: str, stored: Stored, bits: np.ndarray, pruned: bool) -> Iterator[Problem]:
@@ -195,33 +195,32 @@ def _not_finite(bits: np.ndarray, dtype: str) -> int:
     return int(np.count_nonzero((bits & exponent) == exponent))
 
 
-def _new_values(report: Mapping[str, Any] | None) -> bool:
+def _new_values(report: Report | None) -> bool:
     """Whether the method of the report gives kept weights other values; a method unknown here counts as one."""
     if report is None:
         return False
-    request = report["request"]
+    request = report.request
     try:
-        method, refine = request.get("method", "wanda"), request.get("refine")
-        return make_pipeline(method, refine, reconstruct=bool(request.get("reconstruct")), options={}).new_values
+        return make_pipeline(request.method, request.refine, reconstruct=request.reconstruct, options={}).new_values
     except RequestError:
         return True
 
 
-def _as_reported(name: str, stored: Stored, bits: np.ndarray, told: Mapping[str, Any]) -> Iterator[Problem]:
+def _as_reported(name: str, stored: Stored, bits: np.ndarray, told: TensorReport) -> Iterator[Problem]:
     """Shape, dtype, number of zeros and pattern are those of the report."""
     entry = stored.dense
-    if (entry.dtype, list(entry.shape)) != (told["dtype"], told["shape"]):
-        shape = "x".join(map(str, told["shape"]))
-        yield Problem(name, f"{name} is no {told['dtype']} of {shape}, as {REPORT_JSON} says.")
+    if (entry.dtype, entry.shape) != (told.dtype, told.shape):
+        shape = "x".join(map(str, told.shape))
+        yield Problem(name, f"{name} is no {told.dtype} of {shape}, as {REPORT_JSON} says.")
         return
-    if told["sparsity"] is None or not stored.is_float:
+    if told.sparsity is None or not stored.is_float:
         return
     nonzero = (bits << 1) != 0
     zeros = entry.count - int(np.count_nonzero(nonzero))
-    expected = round(told["sparsity"] * entry.count)
+    expected = round(told.sparsity * entry.count)
     if zeros != expected:
         yield Problem(name, f"{name} has {zeros} zeros, {REPORT_JSON} has {expected}.")
-    if told["action"] == "pruned" and (groups := n_of_m(told["pattern"])):
+    if told.action == "pruned" and (groups := told.n_of_m):
         keep, of = groups
         if not _follows(nonzero.reshape(entry.shape), keep, of):
             yield Problem(name, f"{name} does not keep {keep} of every {of} weights, as {REPORT_JSON} says.")

@@ -129,4 +129,4 @@ def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) ->
         quiet=quiet,
         show=lambda console: show_report(console, report, verbose=verbose),
     )
-    return report.model["revision"]
+    return report.model.revision

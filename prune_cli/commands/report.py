@@ -33,7 +33,7 @@ def report(
 
         if page.is_dir() or not page.parent.is_dir():
             raise RequestError(f"{page} cannot be written: give a file in a folder that exists to --out.")
-        text = page_of([read_report(each).document for each in reports])
+        text = page_of([read_report(each).report for each in reports])
         page.write_text(text, encoding="utf-8")
         if not quiet:
             typer.echo(f"Written to {page}")

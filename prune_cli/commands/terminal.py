@@ -37,12 +37,12 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     else:
         _show_structure(console, report, report.structure, verbose=verbose)
     console.print(report.gain, highlight=False)
-    written = f"Written to {report.output['folder']}; prune_report.html there shows it."
+    written = f"Written to {report.output.folder}; prune_report.html there shows it."
     console.print(written, highlight=False, soft_wrap=True)
 
 
 def _show_structure(console: Console, report: Report, structure: StructureReport, *, verbose: bool) -> None:
-    table = _table(f"{report.request['model']} pruned with {report.method['name']}", *SIZES)
+    table = _table(f"{report.request.model} pruned with {report.method.name}", *SIZES)
     for row in size_rows(structure.before, structure.after):
         table.add_row(*row)
     if report.evaluation is not None:
@@ -64,7 +64,7 @@ def _show_structure(console: Console, report: Report, structure: StructureReport
 
 def _show_zeros(console: Console, report: Report, *, verbose: bool) -> None:
     totals = report.totals
-    table = _table(f"{report.request['model']} pruned with {report.method['name']}", "", "before", "after")
+    table = _table(f"{report.request.model} pruned with {report.method.name}", "", "before", "after")
     table.add_row("zeros in the pruned tensors", "", percent(totals.sparsity_of_pruned))
     table.add_row("zeros in the whole model", "", percent(totals.sparsity_of_model))
     table.add_row("weights on disk", size(totals.bytes_before), size(totals.bytes_after))

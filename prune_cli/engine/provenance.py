@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.evaluate import PROTOCOL
 from prune_cli.engine.open_model import OpenModel, pick_batch_size
-from prune_cli.report.types import Evaluation, EvaluationReport, TextReport
+from prune_cli.report.types import Environment, Evaluation, EvaluationReport, PrunedModel, TextReport
 from prune_cli.request.request import PruneRequest
 from prune_cli.version import __version__
 
@@ -29,14 +28,13 @@ def versions() -> dict[str, str]:
     return {"prune-cli": __version__, **{name: version(name) for name in names}}
 
 
-def model_facts(job: OpenModel, output: OutputFolder) -> dict[str, Any]:
-    """What was pruned."""
-    return {
-        "given": job.source.given,
-        "revision": job.source.revision,
-        "architecture": type(job.model.model).__name__,
-        "files": output.input_hashes,
-    }
+def model_facts(job: OpenModel, output: OutputFolder) -> PrunedModel:
+    return PrunedModel(
+        given=job.source.given,
+        revision=job.source.revision,
+        architecture=type(job.model.model).__name__,
+        files=output.input_hashes,
+    )
 
 
 def measured(
@@ -57,18 +55,18 @@ def warnings_of(
     return [*warnings, *own, *left]
 
 
-def environment(job: OpenModel, batch_size: int | None) -> dict[str, Any]:
+def environment(job: OpenModel, batch_size: int | None) -> Environment:
     """Where a run ran."""
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
-    return {
-        "python": platform.python_version(),
-        "versions": versions(),
-        "platform": platform.platform(),
-        "device": device,
-        "compute_dtype": str(job.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "batch_size": batch_size,
-    }
+    return Environment(
+        python=platform.python_version(),
+        versions=versions(),
+        platform=platform.platform(),
+        device=device,
+        compute_dtype=str(job.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        batch_size=batch_size,
+    )
 
 
 def zeros_in(written: Checkpoint, name: str) -> int | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prune_cli.checkpoint.file_names import CARD, JOURNAL, OTHER_WEIGHTS, SOURCE_CARD, partial_folder
 from prune_cli.checkpoint.reader import INDEX_FILE
@@ -15,8 +15,8 @@ from prune_cli.errors import RequestError
 from prune_cli.hub.errors import hub_failures
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.card import read_card, warnings_of
-from prune_cli.report.html.summary import model_name
-from prune_cli.report.read import SavedReport, file_hashes, read_report
+from prune_cli.report.read import read_report
+from prune_cli.report.types import Report
 from prune_cli.sparse.bit_patterns import StoredTensors
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def push(request: PushRequest, progress: Progress | None = None) -> Push:
     return planned if request.dry_run else _send(request, planned, progress)
 
 
-def check_output(out: Path, progress: Progress) -> SavedReport:
+def check_output(out: Path, progress: Progress) -> Report:
     """The report of a finished output whose weights are, byte for byte, those that the report names.
 
     Raises RequestError that names the file otherwise.
@@ -87,13 +87,13 @@ def check_output(out: Path, progress: Progress) -> SavedReport:
         )
     if (out / JOURNAL).exists():
         raise RequestError(f"{out} is an interrupted run: repeat its command with --resume, then push the result.")
-    report = read_report(out)
-    if report.path.parent != out.expanduser():
+    saved = read_report(out)
+    if saved.path.parent != out.expanduser():
         raise RequestError(f"{out} is a file: give the folder of the pruned model.")
     if not (out / "config.json").is_file():
         raise RequestError(f"{out / 'config.json'} is missing: the output is incomplete; prune again.")
-    _check_weights(out, file_hashes(report.document), progress)
-    return report
+    _check_weights(out, saved.report.output.hashes(), progress)
+    return saved.report
 
 
 def _check_weights(out: Path, hashes: dict[str, frozenset[str]], progress: Progress) -> None:
@@ -144,36 +144,36 @@ def _check_request(request: PushRequest) -> None:
         ) from error
 
 
-def _plan(request: PushRequest, report: SavedReport, files: Sequence[PushedFile]) -> Push:
+def _plan(request: PushRequest, report: Report, files: Sequence[PushedFile]) -> Push:
     from huggingface_hub import constants
 
     return Push(
         repo=request.repo,
         url=f"{constants.ENDPOINT}/{request.repo}",
         revision=request.revision or "main",
-        message=request.message or _message(report.document),
+        message=request.message or _message(report),
         files=files,
         bytes=sum(file.bytes for file in files),
         dry_run=request.dry_run,
-        warnings=_warnings(request.out, report.document),
+        warnings=_warnings(request.out, report),
     )
 
 
-def _warnings(out: Path, report: dict[str, Any]) -> list[str]:
+def _warnings(out: Path, report: Report) -> list[str]:
     """What a person should know before others see it."""
     if not (out / CARD).is_file():
         return [f"{out} has no {CARD}: the model will have no card."]
     own = read_card(out / CARD).metadata
-    warnings = warnings_of(read_card(out / SOURCE_CARD), model_name(report))
+    warnings = warnings_of(read_card(out / SOURCE_CARD), report.model.name)
     # A licence that somebody wrote into the card since settles that question.
     return [text for text in warnings if "license" not in own or "licence" not in text]
 
 
-def _message(report: dict[str, Any]) -> str:
-    sparsity = report["totals"]["sparsity_of_pruned"]
+def _message(report: Report) -> str:
+    sparsity = report.totals.sparsity_of_pruned
     return (
-        f"{report['model']['given'].rstrip('/').rpartition('/')[2]} pruned with {report['method']['name']}, "
-        f"{100 * sparsity:.4g} % of the pruned tensors are zero (prune-cli {report['tool']['version']})"
+        f"{report.model.given.rstrip('/').rpartition('/')[2]} pruned with {report.method.name}, "
+        f"{100 * sparsity:.4g} % of the pruned tensors are zero (prune-cli {report.tool.version})"
     )
 
 

@@ -16,6 +16,7 @@ import yaml
 from prune_cli.errors import RequestError
 from prune_cli.recipes import core_yaml
 from prune_cli.report.read import read_report
+from prune_cli.request.request import request_as_json
 from prune_cli.request.schema import request_schema
 
 _WORDS = {
@@ -122,11 +123,12 @@ def _is_report(path: Path) -> bool:
 
 
 def _recipe_of_report(path: Path) -> Recipe:
-    report = read_report(path)
-    values = {k: v for k, v in report.document["request"].items() if v is not None and k not in _NOT_REPEATED}
-    if report.document["model"]["revision"] is not None:
-        values["revision"] = report.document["model"]["revision"]
-    return Recipe(report.path, _typed(values))
+    saved = read_report(path)
+    asked, revision = request_as_json(saved.report.request), saved.report.model.revision
+    values = {k: v for k, v in asked.items() if v is not None and k not in _NOT_REPEATED}
+    if revision is not None:
+        values["revision"] = revision
+    return Recipe(saved.path, _typed(values))
 
 
 def _typed(values: dict[str, Any]) -> dict[str, Any]:

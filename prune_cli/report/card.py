@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,10 +14,12 @@ from prune_cli.checkpoint.file_names import SOURCE_CARD
 from prune_cli.errors import one_line
 from prune_cli.report.figures import OF_THE_RUN, figures_of
 from prune_cli.report.format import table, text_name
-from prune_cli.report.html.summary import exact_request, model_name, tell
+from prune_cli.report.html.summary import exact_request, tell
 from prune_cli.report.loading_section import Form, loading_section
-from prune_cli.report.read import n_of_m
 from prune_cli.request.command_line import command_of
+
+if TYPE_CHECKING:
+    from prune_cli.report.types import Report
 
 # Of what the source's card says, this stays true of the pruned model.
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -59,15 +61,15 @@ def read_card(path: Path) -> SourceCard:
         return SourceCard(True, {}, f"The metadata of the source's card cannot be read ({error}).")
 
 
-def card_of(report: Mapping[str, Any], source: SourceCard) -> str:
+def card_of(report: Report, source: SourceCard) -> str:
     """The card of what `report` describes; `source` is the card of what was pruned."""
     front = yaml.safe_dump(_metadata(report, source.metadata), sort_keys=False, allow_unicode=True, width=10_000)
     parts = [
         f"---\n{front}---",
         _title(report),
-        *(f"> **Warning:** {warning}" for warning in warnings_of(source, model_name(report))),
+        *(f"> **Warning:** {warning}" for warning in warnings_of(source, report.model.name)),
         _measured(report),
-        loading_section(_form(report), report["model"]["architecture"]),
+        loading_section(_form(report), report.model.architecture),
         _method(report),
         _repeat(report),
         _limits(report),
@@ -87,62 +89,62 @@ def warnings_of(source: SourceCard, name: str) -> list[str]:
     return warnings
 
 
-def _metadata(report: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(report: Report, source: Mapping[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {key: source[key] for key in _INHERITED if source.get(key) not in (None, "", [])}
-    if report["model"]["revision"] is not None:
+    if report.model.revision is not None:
         # Of adapter, merge, quantized and finetune, the hub's four relations, only the last is a whole model of the
         # same precision with other weights. Without a hub id there is no base_model to relate to.
-        data |= {"base_model": report["model"]["given"], "base_model_relation": "finetune"}
+        data |= {"base_model": report.model.given, "base_model_relation": "finetune"}
     data.setdefault("pipeline_tag", "text-generation")
     return data | {"library_name": "transformers", "tags": _tags(report)}
 
 
-def _tags(report: Mapping[str, Any]) -> list[str]:
-    patterns = {tensor["pattern"] for tensor in report["tensors"] if n_of_m(tensor["pattern"])}
-    methods = report["method"]["name"].split(" + ")
+def _tags(report: Report) -> list[str]:
+    patterns = {tensor.pattern for tensor in report.tensors if tensor.n_of_m}
+    methods = report.method.name.split(" + ")
     kinds = [
-        *(["sparse"] if report["totals"]["pruned_parameters"] else []),
-        *(["structured"] if report.get("structure") else []),
+        *(["sparse"] if report.totals.pruned_parameters else []),
+        *(["structured"] if report.structure else []),
     ]
     return list(dict.fromkeys(["pruned", *kinds, *methods, *sorted(patterns), "prune-cli"]))
 
 
-def _title(report: Mapping[str, Any]) -> str:
-    name, revision = report["model"]["given"], report["model"]["revision"]
-    source = f"[{name}](https://huggingface.co/{name}) (commit `{revision}`)" if revision else f"`{model_name(report)}`"
+def _title(report: Report) -> str:
+    name, revision = report.model.given, report.model.revision
+    source = f"[{name}](https://huggingface.co/{name}) (commit `{revision}`)" if revision else f"`{report.model.name}`"
     return (
-        f"# {model_name(report).rpartition('/')[2]}, pruned with {report['method']['name']}\n\n"
+        f"# {report.model.name.rpartition('/')[2]}, pruned with {report.method.name}\n\n"
         f"This is {source}, pruned in one shot, without training. {' '.join(tell(report, '').lead)}"
     )
 
 
-def _measured(report: Mapping[str, Any]) -> str:
+def _measured(report: Report) -> str:
     # What the run itself took says nothing about the model.
     figures = [figure for figure in figures_of(report) if figure.name not in OF_THE_RUN]
     rows = [(figure.name, figure.before or "", figure.after, figure.change or "") for figure in figures]
-    evaluation = report["evaluation"]
+    evaluation = report.evaluation
     note = "Its quality was not measured."
     if evaluation is not None:
-        text = evaluation["text"]
-        note = f"Measured over {text['samples']} windows of {text['seq_len']} tokens: {evaluation['protocol']}."
-    return f"## Measured\n\n{table(('', 'before', 'after', 'change'), rows)}\n\n{note}\n\n{report['gain']}"
+        text = evaluation.text
+        note = f"Measured over {text.samples} windows of {text.seq_len} tokens: {evaluation.protocol}."
+    return f"## Measured\n\n{table(('', 'before', 'after', 'change'), rows)}\n\n{note}\n\n{report.gain}"
 
 
-def _form(report: Mapping[str, Any]) -> Form:
-    if "dense_files" not in report["output"]:
+def _form(report: Report) -> Form:
+    if not report.output.dense_files:
         return "dense"
-    return "self-contained" if report["request"].get("self_contained") else "sparse"
+    return "self-contained" if report.request.self_contained else "sparse"
 
 
-def _method(report: Mapping[str, Any]) -> str:
-    method, calibration = report["method"], report["calibration"]
-    lines = [f"`{method['name']}`: {method['summary']}.", ""]
-    lines += [f"- {_linked(paper)}" for paper in dict.fromkeys(method["papers"])]
+def _method(report: Report) -> str:
+    method, calibration = report.method, report.calibration
+    lines = [f"`{method.name}`: {method.summary}.", ""]
+    lines += [f"- {_linked(paper)}" for paper in dict.fromkeys(method.papers)]
     if calibration is not None:
-        windows = f"{calibration['samples']} windows of {calibration['seq_len']} tokens"
+        windows = f"{calibration.samples} windows of {calibration.seq_len} tokens"
         lines.append(f"- calibrated on {text_name(calibration)}: {windows}")
-    if report["allocation"] is not None and report["allocation"]["strategy"] != "uniform":
-        lines.append(f"- sparsity spread over the tensors: {report['allocation']['strategy']}")
+    if report.allocation is not None and report.allocation.strategy != "uniform":
+        lines.append(f"- sparsity spread over the tensors: {report.allocation.strategy}")
     return "## Method\n\n" + "\n".join(lines)
 
 
@@ -151,23 +153,23 @@ def _linked(paper: str) -> str:
     return _OPENREVIEW.sub(r"[openreview \1](https://openreview.net/forum?id=\1)", paper)
 
 
-def _repeat(report: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in report["environment"]["versions"].items())
-    model = report["model"]["given"] if report["model"]["revision"] else model_name(report)
-    command = command_of({**exact_request(report), "model": model, "out": "OUT"})
+def _repeat(report: Report) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in report.environment.versions.items())
+    model = report.model.given if report.model.revision else report.model.name
+    command = command_of(replace(exact_request(report), model=model, out=Path("OUT")))
     return (
         f"## Repeat it\n\n```sh\n{command}\n```\n\nWith {versions}. Every tensor, setting and hash: "
         "`prune_report.json`, and as a page `prune_report.html`."
     )
 
 
-def _limits(report: Mapping[str, Any]) -> str:
-    kept = sum(tensor["action"] == "kept" for tensor in report["tensors"])
+def _limits(report: Report) -> str:
+    kept = sum(tensor.action == "kept" for tensor in report.tensors)
     lines = [
-        f"- {kept} of {len(report['tensors'])} tensors were kept as they are (embeddings, norms and the like).",
+        f"- {kept} of {len(report.tensors)} tensors were kept as they are (embeddings, norms and the like).",
         "- Nothing was trained after pruning. What was measured stands above; what the source's card says of its "
         "benchmarks, safety and biases was not measured again, and may no longer hold.",
-        *(f"- {warning}" for warning in report["warnings"]),
+        *(f"- {warning}" for warning in report.warnings),
     ]
     return "## Limits\n\n" + "\n".join(lines)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prune_cli.report.format import change_of, count_of, percent, size, text_name
+
+if TYPE_CHECKING:
+    from prune_cli.report.types import EvaluationReport, Report, StructureReport, Totals
 
 OF_THE_RUN = ("Time of the run", "Peak memory")
 
@@ -26,58 +29,56 @@ class Figure:
         return before + self.after + change
 
 
-def figures_of(report: Mapping[str, Any]) -> list[Figure]:
-    totals = report["totals"]
-    structure = report.get("structure")
+def figures_of(report: Report) -> list[Figure]:
+    totals = report.totals
+    structure = report.structure
     return [
-        *(_of_sparsity(totals) if totals["pruned_parameters"] else []),
+        *(_of_sparsity(totals) if totals.pruned_parameters else []),
         *(_of_structure(structure) if structure is not None else []),
-        _changed("Weights on disk", totals["bytes_before"], totals["bytes_after"], size),
-        *_of_quality(report["evaluation"]),
-        Figure(OF_THE_RUN[0], f"{report['seconds']:.1f} s"),
+        _changed("Weights on disk", totals.bytes_before, totals.bytes_after, size),
+        *_of_quality(report.evaluation),
+        Figure(OF_THE_RUN[0], f"{report.seconds:.1f} s"),
         Figure(OF_THE_RUN[1], _memory(report)),
     ]
 
 
-def _of_sparsity(totals: Mapping[str, Any]) -> list[Figure]:
-    parameters = totals["parameters"]
-    left = parameters - round(totals["sparsity_of_model"] * parameters)
+def _of_sparsity(totals: Totals) -> list[Figure]:
+    parameters = totals.parameters
+    left = parameters - round(totals.sparsity_of_model * parameters)
     return [
-        Figure("Zeros in the pruned tensors", percent(totals["sparsity_of_pruned"])),
+        Figure("Zeros in the pruned tensors", percent(totals.sparsity_of_pruned)),
         Figure("Weights that are not zero", count_of(left), change=f"of {count_of(parameters)}"),
     ]
 
 
-def _of_structure(structure: Mapping[str, Any]) -> list[Figure]:
-    before, after = structure["before"], structure["after"]
+def _of_structure(structure: StructureReport) -> list[Figure]:
+    before, after = structure.before, structure.after
     figures = [
-        Figure(structure["unit"].capitalize(), str(structure["units_after"]), str(structure["units_before"])),
-        _changed("Parameters", before["parameters"], after["parameters"], count_of),
-        _changed("Multiplications per token", before["macs_per_token"], after["macs_per_token"], count_of),
+        Figure(structure.unit.capitalize(), str(structure.units_after), str(structure.units_before)),
+        _changed("Parameters", before.parameters, after.parameters, count_of),
+        _changed("Multiplications per token", before.macs_per_token, after.macs_per_token, count_of),
     ]
-    cache = "kv_cache_bytes_per_token"
-    if before[cache] and after[cache]:
-        figures.append(_changed("Cache per token", before[cache], after[cache], size))
+    if before.kv_cache_bytes_per_token and after.kv_cache_bytes_per_token:
+        cache = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
+        figures.append(_changed("Cache per token", *cache, size))
     return figures
 
 
-def _changed(name: str, before: float, after: float, text: Any) -> Figure:
+def _changed(name: str, before: float, after: float, text: Callable[[float], str]) -> Figure:
     return Figure(name, text(after), text(before), change_of(before, after))
 
 
-def _of_quality(evaluation: Mapping[str, Any] | None) -> Sequence[Figure]:
+def _of_quality(evaluation: EvaluationReport | None) -> Sequence[Figure]:
     if evaluation is None:
         return []
-    before, after = evaluation["before"], evaluation["after"]
-    more = after["loss"] - before["loss"]
+    before, after = evaluation.before, evaluation.after
+    more = after.loss - before.loss
     return [
-        _changed(
-            f"Perplexity on {text_name(evaluation['text'])}", before["perplexity"], after["perplexity"], "{:.2f}".format
-        ),
-        Figure("Loss, nats per token", f"{after['loss']:.4f}", f"{before['loss']:.4f}", f"{more:+.4f}"),
+        _changed(f"Perplexity on {text_name(evaluation.text)}", before.perplexity, after.perplexity, "{:.2f}".format),
+        Figure("Loss, nats per token", f"{after.loss:.4f}", f"{before.loss:.4f}", f"{more:+.4f}"),
     ]
 
 
-def _memory(report: Mapping[str, Any]) -> str:
-    host, device = size(report["peak_host_bytes"]), report["peak_device_bytes"]
+def _memory(report: Report) -> str:
+    host, device = size(report.peak_host_bytes), report.peak_device_bytes
     return host if device is None else f"{host}, device {size(device)}"

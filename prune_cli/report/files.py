@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,9 @@ if TYPE_CHECKING:
 
 def report_files(report: Report, source: Path) -> dict[str, str]:
     """File name to text, for the output that `report` describes; `source` is the folder of the checkpoint pruned."""
-    text = report.to_json()
-    saved = json.loads(text)
     return {
-        REPORT_JSON: text,
+        REPORT_JSON: report.to_json(),
         REPORT_MARKDOWN: to_markdown(report),
-        REPORT_PAGE: page_of([saved]),
-        CARD: card_of(saved, read_card(source / CARD)),
+        REPORT_PAGE: page_of([report]),
+        CARD: card_of(report, read_card(source / CARD)),
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prune_cli.report.types import TextReport
 
 _MB, _GB = 1e6, 1e9
 
@@ -25,9 +28,9 @@ def count_of(number: float) -> str:
     return next((f"{number / unit:.2f} {name}" for unit, name in _COUNTS if number >= unit), f"{number:.0f}")
 
 
-def text_name(text: Mapping[str, Any]) -> str:
+def text_name(text: TextReport) -> str:
     """A source of text as it was given, but of a path only its last part."""
-    source = text["source"]
+    source = text.source
     return source.rpartition("/")[2] or source if source.startswith(("/", "./", "../", "~")) else source
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from prune_cli.report.format import percent, table
 from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
+from prune_cli.request.request import request_as_json
 
 if TYPE_CHECKING:
     from prune_cli.report.types import Report, StructureReport, TensorReport
@@ -21,11 +23,11 @@ def to_markdown(report: Report) -> str:
 
 
 def _summary(report: Report) -> str:
-    revision = f" at `{report.model['revision']}`" if report.model["revision"] else ""
+    revision = f" at `{report.model.revision}`" if report.model.revision else ""
     rows = [
-        ("model", f"`{report.model['given']}`{revision}"),
-        ("architecture", str(report.model["architecture"])),
-        ("method", f"{report.method['name']} ({'; '.join(report.method['papers'])})"),
+        ("model", f"`{report.model.given}`{revision}"),
+        ("architecture", str(report.model.architecture)),
+        ("method", f"{report.method.name} ({'; '.join(report.method.papers)})"),
         *(_zeros(report) if report.structure is None else _removed(report.structure)),
         ("time", f"{report.seconds:.1f} s"),
         ("peak memory", _memory(report)),
@@ -61,8 +63,8 @@ def _blocks(structure: StructureReport) -> str:
 
 def _allocation(report: Report) -> str:
     assert report.allocation is not None
-    values = report.allocation["sparsity"].values()
-    strategy = report.allocation["strategy"]
+    values = report.allocation.sparsity.values()
+    strategy = report.allocation.strategy
     if strategy == "uniform" or not values:
         return strategy
     return f"{strategy}: {percent(min(values))} to {percent(max(values))} per tensor, as the table below says"
@@ -94,15 +96,16 @@ def _evaluation(report: Report) -> str:
 
 
 def _how(report: Report) -> str:
-    lines = [f"- {key}: {value}" for key, value in report.environment.items() if key != "versions"]
-    lines += [f"- {name} {number}" for name, number in report.environment["versions"].items()]
+    lines = [f"- {key}: {value}" for key, value in asdict(report.environment).items() if key != "versions"]
+    lines += [f"- {name} {number}" for name, number in report.environment.versions.items()]
     if report.calibration is not None:
         text = report.calibration
         lines.append(
             f"- calibration: {text.source}, {text.samples} x {text.seq_len} tokens, seed {text.seed}; {text.protocol}"
         )
         lines.append(f"- sha256 of the calibration tokens: {text.sha256}")
-    request = "\n".join(f"- {key}: {value}" for key, value in report.request.items() if value not in (None, (), [], {}))
+    asked = request_as_json(report.request).items()
+    request = "\n".join(f"- {key}: {value}" for key, value in asked if value not in (None, (), [], {}))
     return "## Request\n\n" + request + "\n\n## Setting\n\n" + "\n".join(lines)
 
 

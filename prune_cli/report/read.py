@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prune_cli.checkpoint.file_names import REPORT_JSON
 from prune_cli.errors import RequestError
-from prune_cli.report.schema import SCHEMA_VERSION, report_schema
-from prune_cli.request.request import split_pattern
+from prune_cli.report.schema import report_schema
+from prune_cli.report.types import SCHEMA_VERSION, Report
 
 _LONGEST = 120
 
 
 @dataclass(frozen=True)
 class SavedReport:
-    """`document` is the whole report as in the file `path`, valid by `report_schema()`."""
+    """What the file `path` holds."""
 
     path: Path
-    document: dict[str, Any]
+    report: Report
 
 
 def read_report(given: str | Path) -> SavedReport:
@@ -37,19 +36,7 @@ def read_report(given: str | Path) -> SavedReport:
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is no JSON ({error}): give the prune_report.json of a pruned model.") from error
     _check(path, document)
-    return SavedReport(path, document)
-
-
-def file_hashes(report: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    """The sha256 that each weight file may have: as it was written or, where that is sparse, of its dense form."""
-    output = report["output"]
-    dense = output.get("dense_files", {})
-    return {name: frozenset({sha256, dense.get(name, sha256)}) for name, sha256 in output["files"].items()}
-
-
-def n_of_m(pattern: str | None) -> tuple[int, int] | None:
-    """(N, M) of what a report has as a tensor's pattern, None for a fraction. Raises RequestError for neither."""
-    return split_pattern(pattern) if pattern is not None and ":" in pattern else None
+    return SavedReport(path, Report.from_json(document))
 
 
 def report_file(given: str | Path) -> Path:

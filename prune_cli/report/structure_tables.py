@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,12 +37,31 @@ def share_text(structure: StructureReport) -> str:
 def block_rows(blocks: Sequence[BlockChange]) -> list[tuple[str, ...]]:
     """A row per block of the input."""
     return [
-        (
-            str(block.block),
-            "gone" if block.new_block is None else str(block.new_block),
-            block.removed or "nothing",
-            block.why,
-            ", ".join(f"{name.replace('_', ' ')} {value:.5g}" for name, value in block.scores.items()),
-        )
+        (*_fate(block), ", ".join(f"{name.replace('_', ' ')} {value:.5g}" for name, value in block.scores.items()))
         for block in blocks
     ]
+
+
+@dataclass(frozen=True)
+class BlockTable:
+    """What became of each block of the input, with a column for each kind of score."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def block_table(structure: StructureReport) -> BlockTable:
+    scores = list(dict.fromkeys(name for block in structure.blocks for name in block.scores))
+    return BlockTable(
+        header=("block", "number now", "removed", "why", *(name.replace("_", " ") for name in scores)),
+        rows=[
+            (*_fate(block), *(f"{block.scores[name]:.4g}" if name in block.scores else "–" for name in scores))
+            for block in structure.blocks
+        ],
+    )
+
+
+def _fate(block: BlockChange) -> tuple[str, str, str, str]:
+    """Its number, its number in the output, what was removed of it, and why."""
+    now = "gone" if block.new_block is None else str(block.new_block)
+    return str(block.block), now, block.removed or "nothing", block.why

@@ -1,14 +1,44 @@
-"""What a run tells: one typed report, written as JSON (report.schema.json) and Markdown, shown by `render.py`."""
+"""What a run tells: one typed report, written as JSON (`report_schema`) and read back from it, shown by all the rest.
+
+The JSON Schema is derived from these classes: their docstrings, types and keywords are what it says.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
-from prune_cli.report.schema import SCHEMA_VERSION as SCHEMA_VERSION
-from prune_cli.report.schema import report_schema as report_schema
+from prune_cli.report.from_json import from_json
+from prune_cli.request.json_schema import Keywords
+from prune_cli.request.request import PruneRequest, request_as_json, split_pattern
+
+SCHEMA_VERSION = 1
+
+Count = Annotated[int, Keywords(minimum=0)]
+Positive = Annotated[int, Keywords(minimum=1)]
+Share = Annotated[float, Keywords(minimum=0, maximum=1)]
+NotNegative = Annotated[float, Keywords(minimum=0)]
+Sha256 = Annotated[str, Keywords(pattern="^[0-9a-f]{64}$")]
+Role = Annotated[
+    str,
+    Keywords(
+        enum=[
+            "linear map",
+            "embedding",
+            "output head",
+            "norm",
+            "router",
+            "bias",
+            "expert",
+            "convolution",
+            "other",
+            "unused",
+            "unknown",
+        ]
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -19,25 +49,30 @@ class TensorReport:
     """
 
     name: str
-    role: str
-    block: int | None
-    shape: tuple[int, ...]
+    role: Role
+    block: Count | None
+    shape: tuple[Count, ...]
     dtype: str
     action: Literal["pruned", "kept", "narrowed", "refitted", "removed"]
     reason: str
     pattern: str | None
-    asked_sparsity: float | None
-    sparsity: float | None
-    output_error: float | None
+    asked_sparsity: Share | None
+    sparsity: Share | None
+    output_error: NotNegative | None
     notes: tuple[str, ...]
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """(N, M) of its pattern, None for a fraction or none at all. Raises RequestError for neither."""
+        return split_pattern(self.pattern) if self.pattern is not None and ":" in self.pattern else None
 
 
 @dataclass(frozen=True)
 class BlockReport:
     """`seconds` spent on the block; `resumed` if an earlier, interrupted run had done it."""
 
-    index: int
-    seconds: float
+    index: Annotated[Count, Keywords(description="The number of blocks stands for what lies outside them.")]
+    seconds: NotNegative
     resumed: bool
 
 
@@ -47,11 +82,11 @@ class TextReport:
 
     source: str
     protocol: str
-    samples: int
-    seq_len: int
-    tokens: int
+    samples: Positive
+    seq_len: Positive
+    tokens: Positive
     seed: int | None
-    sha256: str
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -69,14 +104,14 @@ class Totals:
     Bytes are those of the files; `bytes_as_sparse` is about what those of a dense output would take stored sparse.
     """
 
-    parameters: int
-    pruned_parameters: int
-    zeros_in_pruned: int
-    sparsity_of_pruned: float
-    sparsity_of_model: float
-    bytes_before: int
-    bytes_after: int
-    bytes_as_sparse: int | None = None
+    parameters: Count
+    pruned_parameters: Count
+    zeros_in_pruned: Count
+    sparsity_of_pruned: Share
+    sparsity_of_model: Share
+    bytes_before: Count
+    bytes_after: Count
+    bytes_as_sparse: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -86,19 +121,19 @@ class Size:
     `macs_per_token` counts the weight matrices alone, not attention over the context. None where it cannot be told.
     """
 
-    parameters: int
-    bytes: int
-    blocks: int
-    kv_cache_bytes_per_token: int | None
-    macs_per_token: int
+    parameters: Count
+    bytes: Count
+    blocks: Count
+    kv_cache_bytes_per_token: Count | None
+    macs_per_token: Count
 
 
 @dataclass(frozen=True)
 class BlockChange:
     """A block of the input: its number in the output (None if it is gone), what was removed of it, and why."""
 
-    block: int
-    new_block: int | None
+    block: Count
+    new_block: Count | None
     removed: str
     why: str
     scores: Mapping[str, float]
@@ -109,10 +144,10 @@ class StructureReport:
     """What a structured method removed. `removed_shares` has one share of each kind: of units, of parameters."""
 
     unit: str
-    units_before: int
-    units_after: int
+    units_before: Count
+    units_after: Count
     asked: str
-    removed_shares: Mapping[str, float]
+    removed_shares: Mapping[str, Share]
     before: Size
     after: Size
     blocks: Sequence[BlockChange]
@@ -120,44 +155,122 @@ class StructureReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything about one run. Sparse weights have an `allocation`, smaller dense models a `structure`."""
+class Tool:
+    name: Annotated[str, Keywords(const="prune-cli")]
+    version: str
 
-    schema_version: int
-    tool: Mapping[str, str]
-    created: str
-    request: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    model: Mapping[str, Any]
-    output: Mapping[str, Any]
-    method: Mapping[str, Any]
-    allocation: Mapping[str, Any] | None
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a run ran; `batch_size` is None where no text was needed."""
+
+    python: str
+    versions: Mapping[str, str]
+    platform: str
+    device: str
+    compute_dtype: str
+    threads: Positive
+    batch_size: Positive | None
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """What was pruned; `revision` is the hub's commit, `files` maps each shard to its sha256."""
+
+    given: str
+    revision: str | None
+    architecture: str
+    files: Mapping[str, Sha256]
+
+    @property
+    def name(self) -> str:
+        """A hub id as it is; of a folder its last part."""
+        return self.given if self.revision else self.given.rstrip("/").rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Output:
+    """`dense_files` are of the dense files that the sparse ones of --format sparse stand for."""
+
+    folder: str
+    files: Mapping[str, Sha256]
+    dense_files: Mapping[str, Sha256] = field(default_factory=dict)
+
+    def hashes(self) -> dict[str, frozenset[str]]:
+        """The sha256 that each weight file may have: as it was written or, where that is sparse, of its dense form."""
+        dense = self.dense_files
+        return {name: frozenset({sha256, dense.get(name, sha256)}) for name, sha256 in self.files.items()}
+
+
+@dataclass(frozen=True)
+class MethodReport:
+    name: str
+    summary: str
+    papers: Annotated[Sequence[str], Keywords(minItems=1)]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AllocationReport:
+    """How the sparsity was spread: by tensor name, with `facts` that it was chosen from."""
+
+    schema_version: Annotated[int, Keywords(const=1)]
+    strategy: Annotated[str, Keywords(pattern="^(uniform|erk|owl|atp|global|file:.+)$")]
+    options: Mapping[str, Any]
+    sparsity: Mapping[str, Annotated[float, Keywords(minimum=0, exclusiveMaximum=1)]]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything about one run. Sparse weights have an `allocation`, smaller dense models a `structure`.
+
+    `output_error_rows` stand for the calibration tokens in output_error; as many as tokens means exact.
+    """
+
+    schema_version: Annotated[int, Keywords(const=SCHEMA_VERSION)]
+    tool: Tool
+    created: Annotated[str, Keywords(format="date-time")]
+    request: PruneRequest
+    environment: Environment
+    model: PrunedModel
+    output: Output
+    method: MethodReport
+    allocation: AllocationReport | None
     calibration: TextReport | None
-    output_error_rows: int | None
+    output_error_rows: Positive | None
     evaluation: EvaluationReport | None
     totals: Totals
-    structure: StructureReport | None
-    gain: str
+    structure: StructureReport | None = None
+    gain: Annotated[str, Keywords(minLength=1)]
     blocks: Sequence[BlockReport]
-    tensors: Sequence[TensorReport]
-    seconds: float
-    peak_host_bytes: int
-    peak_device_bytes: int | None
+    tensors: Annotated[Sequence[TensorReport], Keywords(minItems=1)]
+    seconds: NotNegative
+    peak_host_bytes: Count
+    peak_device_bytes: Count | None
     warnings: Sequence[str]
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Report:
+        """The report of a document that is valid by `report_schema`."""
+        return from_json(cls, document)
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        document = asdict(self) | {"request": request_as_json(self.request)}
+        if not self.output.dense_files:
+            del document["output"]["dense_files"]  # as in every report of dense files
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """`loss` in nats per predicted token, with the standard error of its mean over windows."""
 
-    perplexity: float
-    loss: float
-    loss_standard_error: float
-    windows: int
-    predicted_tokens: int
+    perplexity: Annotated[float, Keywords(minimum=1)]
+    loss: NotNegative
+    loss_standard_error: NotNegative
+    windows: Positive
+    predicted_tokens: Positive
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,15 @@ from prune_cli.report.types import (
     SCHEMA_VERSION,
     BlockReport,
     Evaluation,
+    MethodReport,
+    Output,
     Report,
     Size,
     StructureReport,
     TensorReport,
     Totals,
 )
-from prune_cli.request.request import PruneRequest, request_as_json
+from prune_cli.request.request import PruneRequest
 from prune_cli.structured.config import config_from
 from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.model_size import size_of
@@ -62,16 +64,11 @@ def assemble_structured(
         schema_version=SCHEMA_VERSION,
         tool=tool_facts(),
         created=now(),
-        request=request_as_json(request),
+        request=request,
         environment=environment(job, batch_size_of(request, job, calibration)),
         model=model_facts(job, output),
-        output={"folder": str(request.out), "files": output.hashes()},
-        method={
-            "name": request.method,
-            "summary": job.method.summary,
-            "papers": [job.method.paper],
-            "options": asdict(job.options),
-        },
+        output=Output(str(request.out), output.hashes()),
+        method=MethodReport(request.method, job.method.summary, [job.method.paper], asdict(job.options)),
         allocation=None,
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=None,

@@ -225,7 +225,9 @@ def _report(
         tool={"name": "prune-cli", "version": __version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         request=as_json(request),
-        environment=environment(job, pick_batch_size(request.batch_size, job.device, texts.evaluation.ids.shape[1])),
+        environment=asdict(
+            environment(job, pick_batch_size(request.batch_size, job.device, texts.evaluation.ids.shape[1]))
+        ),
         model={
             "given": job.source.given,
             "revision": job.source.revision,

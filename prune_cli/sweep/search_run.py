@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import torch
@@ -195,7 +195,7 @@ def _report(
             "budget": request.budget,
             "held_out": request.held_out,
         },
-        environment=environment(job, pick_batch_size(request.sweep.batch_size, job.device, text.ids.shape[1])),
+        environment=asdict(environment(job, pick_batch_size(request.sweep.batch_size, job.device, text.ids.shape[1]))),
         model={
             "given": job.source.given,
             "revision": job.source.revision,

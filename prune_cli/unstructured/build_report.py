@@ -30,14 +30,17 @@ from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
 from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.types import (
     SCHEMA_VERSION,
+    AllocationReport,
     BlockReport,
     Evaluation,
+    MethodReport,
+    Output,
     Report,
     TensorReport,
     Totals,
 )
 from prune_cli.request.allocation import Allocation
-from prune_cli.request.request import PruneRequest, request_as_json
+from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import Decision, n_of_m
 from prune_cli.unstructured.prepare import PruningPlan
@@ -103,12 +106,12 @@ def assemble_report(
         schema_version=SCHEMA_VERSION,
         tool=tool_facts(),
         created=now(),
-        request=request_as_json(request),
+        request=request,
         environment=environment(job, batch_size_of(request, job, calibration)),
         model=model_facts(job, output),
-        output={"folder": str(request.out), "files": hashes.result()},
+        output=Output(str(request.out), hashes.result()),
         method=_method(job),
-        allocation=allocation.to_dict(),
+        allocation=AllocationReport(**allocation.to_dict()),
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=sketch_rows(calibration.windows.tokens) if calibration else None,
         evaluation=measured(evaluation, before, after),
@@ -126,14 +129,14 @@ def assemble_report(
     )
 
 
-def _method(job: PruningPlan) -> dict[str, Any]:
+def _method(job: PruningPlan) -> MethodReport:
     pipeline = job.pipeline
-    return {
-        "name": str(pipeline),
-        "summary": pipeline.method.summary,
-        "papers": [pipeline.method.paper, *(step.step.paper for step in pipeline.steps)],
-        "options": pipeline.options_as_json(),
-    }
+    return MethodReport(
+        name=str(pipeline),
+        summary=pipeline.method.summary,
+        papers=[pipeline.method.paper, *(step.step.paper for step in pipeline.steps)],
+        options=pipeline.options_as_json(),
+    )
 
 
 def _tensor_report(
@@ -193,7 +196,7 @@ def of_sparse_files(report: Report, job: PruningPlan, output: OutputFolder, nbyt
     dense = report.totals.bytes_after
     return replace(
         report,
-        output={**report.output, "files": output.hashes(), "dense_files": report.output["files"]},
+        output=replace(report.output, files=output.hashes(), dense_files=report.output.files),
         totals=replace(report.totals, bytes_after=nbytes, bytes_as_sparse=None),
         gain=gain_of_sparse_files(n_of_m(job.pattern), dense, nbytes),
     )

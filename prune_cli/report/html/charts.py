@@ -95,7 +95,11 @@ def by_block(points: Sequence[Point], quantity: Quantity, series: str, caption: 
 
 def _by_kind(points: Sequence[Point], quantity: Quantity, *, several: bool) -> Chart:
     values = means(points, "kind", "label")
-    kinds = sorted({kind for kind, _ in values}, key=lambda kind: -max(v[0] for k, v in values.items() if k[0] == kind))
+    # Of equal ones the first comes first: the order of a set differs from process to process.
+    kinds = sorted(
+        dict.fromkeys(kind for kind, _ in values),
+        key=lambda kind: -max(v[0] for k, v in values.items() if k[0] == kind),
+    )
     labels = list(dict.fromkeys(label for _, label in values))
     data = [
         {"kind": kind, "series": label if several else kind, "value": mean, "least": least, "most": most}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prune_cli.report.html.charts import OUTPUT_ERROR, SCORE, SPARSITY, Chart, by_block, charts_of, is_flat
 from prune_cli.report.html.summary import labels_of, remarks_on, side_by_side, tell
 from prune_cli.report.html.tensor_table import points_of, rows_of, scores_of
 from prune_cli.version import __version__
+
+if TYPE_CHECKING:
+    from prune_cli.report.types import Report
 
 _HERE = Path(__file__).parent
 
@@ -26,8 +29,8 @@ class Measured:
     charts: Sequence[Chart]
 
 
-def page_of(reports: Sequence[Mapping[str, Any]]) -> str:
-    """One HTML document of one or several valid reports; the same reports give the same text."""
+def page_of(reports: Sequence[Report]) -> str:
+    """One HTML document of one or several reports; the same reports give the same text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -65,7 +68,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _scores(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Measured]:
+def _scores(reports: Sequence[Report], labels: Sequence[str]) -> list[Measured]:
     """A chart for each structured run: their scores are in units of their own."""
     charts = [
         by_block(
@@ -81,13 +84,13 @@ def _scores(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list
     return [Measured("Scores", told, charts)] if charts else []
 
 
-def _of_sparse_maps(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Measured]:
+def _of_sparse_maps(reports: Sequence[Report], labels: Sequence[str]) -> list[Measured]:
     """Nothing for models that are only smaller."""
-    sparse = any(report.get("structure") is None or report["totals"]["pruned_parameters"] for report in reports)
+    sparse = any(report.structure is None or report.totals.pruned_parameters for report in reports)
     return [_sparsity(reports, labels), _error(reports, labels)] if sparse else []
 
 
-def _sparsity(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Measured:
+def _sparsity(reports: Sequence[Report], labels: Sequence[str]) -> Measured:
     points = points_of(reports, labels, "sparsity")
     title = "Sparsity"
     if not points:
@@ -99,11 +102,11 @@ def _sparsity(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Me
     return Measured(title, told, charts_of(points, SPARSITY, several=len(reports) > 1))
 
 
-def _error(reports: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Measured:
+def _error(reports: Sequence[Report], labels: Sequence[str]) -> Measured:
     points = points_of(reports, labels, "output_error")
     title = "Output error"
     if not points:
-        blind = all(report["calibration"] is None for report in reports)
+        blind = all(report.calibration is None for report in reports)
         why = "without calibration text there are no inputs to measure it on" if blind else "no sparse map has one"
         return Measured(title, f"Not measured: {why}.", [])
     told = (

@@ -1,23 +1,20 @@
-"""From saved reports to what the page tells: sentences, figures and rows, all of them text. No torch here."""
+"""From reports to what the page tells: sentences, figures and rows, all of them text. No torch here."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from prune_cli.report.figures import Figure, figures_of
 from prune_cli.report.format import change_of, percent, size, text_name
+from prune_cli.report.structure_tables import BlockTable, block_table
 from prune_cli.request.command_line import command_of
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """What became of each block of a structured run, as a table."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+if TYPE_CHECKING:
+    from prune_cli.report.types import EvaluationReport, Report, TextReport, Totals
+    from prune_cli.request.request import PruneRequest
 
 
 @dataclass(frozen=True)
@@ -35,24 +32,24 @@ class Run:
     kept: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
     files: Sequence[tuple[str, str]]
-    blocks: Blocks | None
+    blocks: BlockTable | None
 
 
-def tell(report: Mapping[str, Any], label: str) -> Run:
-    """The story of one valid report (`read_report`), called `label` where several stand side by side."""
+def tell(report: Report, label: str) -> Run:
+    """The story of one report, called `label` where several stand side by side."""
     return Run(
         label=label,
-        title=f"{model_name(report)} pruned with {report['method']['name']}",
+        title=f"{report.model.name} pruned with {report.method.name}",
         lead=_lead(report),
         figures=figures_of(report),
-        gain=report["gain"],
-        warnings=[*report["warnings"], *(report["structure"]["notes"] if report.get("structure") else [])],
+        gain=report.gain,
+        warnings=[*report.warnings, *(report.structure.notes if report.structure else [])],
         command=command_of(exact_request(report)),
-        papers=list(dict.fromkeys(report["method"]["papers"])),
+        papers=list(dict.fromkeys(report.method.papers)),
         kept=_kept(report),
         settings=_settings(report),
         files=_files(report),
-        blocks=_blocks(report.get("structure")),
+        blocks=None if report.structure is None else block_table(report.structure),
     )
 
 
@@ -63,9 +60,9 @@ def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return [(name, [row[name].in_a_line() if name in row else "–" for row in found]) for name in names]
 
 
-def labels_of(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def labels_of(reports: Sequence[Report]) -> list[str]:
     """A short name for each: the folder it was written to, numbered where two are alike."""
-    names = [report["output"]["folder"].rstrip("/").rpartition("/")[2] or "report" for report in reports]
+    names = [report.output.folder.rstrip("/").rpartition("/")[2] or "report" for report in reports]
     seen: Counter[str] = Counter()
     labels = []
     for name in names:
@@ -74,15 +71,15 @@ def labels_of(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     return labels
 
 
-def remarks_on(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def remarks_on(reports: Sequence[Report]) -> list[str]:
     """What forbids to compare some of the figures."""
     remarks = []
-    if len({_key(report["model"]["files"]) for report in reports}) > 1:
+    if len({_key(report.model.files) for report in reports}) > 1:
         remarks.append("The reports are of different models: compare how much changed, not the values.")
-    texts = {report["evaluation"]["text"]["sha256"] for report in reports if report["evaluation"] is not None}
+    texts = {report.evaluation.text.sha256 for report in reports if report.evaluation is not None}
     if len(texts) > 1:
         remarks.append("Perplexity was measured on different texts: those values cannot be compared.")
-    calibrations = {report["calibration"]["sha256"] for report in reports if report["calibration"] is not None}
+    calibrations = {report.calibration.sha256 for report in reports if report.calibration is not None}
     if len(calibrations) > 1:
         remarks.append("Output errors were measured on different calibration texts: they compare only roughly.")
     return remarks
@@ -92,107 +89,78 @@ def _key(files: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(files.items()))
 
 
-def model_name(report: Mapping[str, Any]) -> str:
-    """A hub id as it is; of a folder its last part."""
-    given = report["model"]["given"]
-    return given if report["model"]["revision"] else given.rstrip("/").rpartition("/")[2]
+def _lead(report: Report) -> list[str]:
+    return [*_what_is_gone(report), _what_it_cost(report.evaluation), _what_it_takes(report.totals)]
 
 
-def _lead(report: Mapping[str, Any]) -> list[str]:
-    return [*_what_is_gone(report), _what_it_cost(report["evaluation"]), _what_it_takes(report["totals"])]
-
-
-def _what_is_gone(report: Mapping[str, Any]) -> Iterator[str]:
-    totals, structure = report["totals"], report.get("structure")
+def _what_is_gone(report: Report) -> Iterator[str]:
+    totals, structure = report.totals, report.structure
     if structure is not None:
         yield (
-            f"{structure['units_after']} of {structure['units_before']} {structure['unit']} are left; "
-            f"{percent(structure['removed_shares']['parameters'])} of the parameters are gone."
+            f"{structure.units_after} of {structure.units_before} {structure.unit} are left; "
+            f"{percent(structure.removed_shares['parameters'])} of the parameters are gone."
         )
-    if structure is None or totals["pruned_parameters"]:
-        pruned = sum(tensor["action"] == "pruned" for tensor in report["tensors"])
+    if structure is None or totals.pruned_parameters:
+        pruned = sum(tensor.action == "pruned" for tensor in report.tensors)
         yield (
-            f"{percent(totals['sparsity_of_pruned'])} of the weights in the {pruned} pruned tensors are zero, "
-            f"{percent(totals['sparsity_of_model'])} of the whole model."
+            f"{percent(totals.sparsity_of_pruned)} of the weights in the {pruned} pruned tensors are zero, "
+            f"{percent(totals.sparsity_of_model)} of the whole model."
         )
 
 
-def _what_it_cost(evaluation: Mapping[str, Any] | None) -> str:
+def _what_it_cost(evaluation: EvaluationReport | None) -> str:
     if evaluation is None:
         return "What that costs was not measured: --eval SOURCE of prune, or prune-cli eval, does."
-    before, after = evaluation["before"]["perplexity"], evaluation["after"]["perplexity"]
-    name = text_name(evaluation["text"])
+    before, after = evaluation.before.perplexity, evaluation.after.perplexity
+    name = text_name(evaluation.text)
     return f"Perplexity on {name} went from {before:.2f} to {after:.2f} ({change_of(before, after)})."
 
 
-def _what_it_takes(totals: Mapping[str, Any]) -> str:
-    before, after = totals["bytes_before"], totals["bytes_after"]
+def _what_it_takes(totals: Totals) -> str:
+    before, after = totals.bytes_before, totals.bytes_after
     change = change_of(before, after)
     if change == "as before":
         return f"The weights take {size(after)} on disk, as before."
     return f"The weights take {size(after)} on disk, {size(before)} before ({change})."
 
 
-def exact_request(report: Mapping[str, Any]) -> dict[str, Any]:
+def exact_request(report: Report) -> PruneRequest:
     """What was asked for, with the commit that was found, and without what belongs to that one run."""
-    return {
-        **report["request"],
-        "revision": report["model"]["revision"] or report["request"].get("revision"),
-        "resume": False,
-        "overwrite": False,
-    }
+    revision = report.model.revision or report.request.revision
+    return replace(report.request, revision=revision, resume=False, overwrite=False)
 
 
-def _kept(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    reasons = Counter(tensor["reason"] for tensor in report["tensors"] if tensor["action"] == "kept")
+def _kept(report: Report) -> list[tuple[str, str]]:
+    reasons = Counter(tensor.reason for tensor in report.tensors if tensor.action == "kept")
     return [(reason, str(number)) for reason, number in sorted(reasons.items())]
 
 
-def _settings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    environment, model = report["environment"], report["model"]
-    calibration = report["calibration"]
+def _settings(report: Report) -> list[tuple[str, str]]:
+    environment, model = report.environment, report.model
+    calibration = report.calibration
     rows = [
-        ("Model", model["given"] + (f" at {model['revision']}" if model["revision"] else "")),
-        ("Architecture", model["architecture"]),
-        ("Method", f"{report['method']['name']}: {report['method']['summary']}"),
-        ("Options", ", ".join(f"{key} = {value}" for key, value in report["method"]["options"].items()) or "none"),
-        *([("Allocation", report["allocation"]["strategy"])] if report["allocation"] else []),
-        *([("Removed", report["structure"]["asked"])] if report.get("structure") else []),
+        ("Model", model.given + (f" at {model.revision}" if model.revision else "")),
+        ("Architecture", model.architecture),
+        ("Method", f"{report.method.name}: {report.method.summary}"),
+        ("Options", ", ".join(f"{key} = {value}" for key, value in report.method.options.items()) or "none"),
+        *([("Allocation", report.allocation.strategy)] if report.allocation else []),
+        *([("Removed", report.structure.asked)] if report.structure else []),
         ("Calibration", "none needed" if calibration is None else _text(calibration)),
     ]
-    if report["evaluation"] is not None:
-        rows.append(("Evaluation", f"{_text(report['evaluation']['text'])} {report['evaluation']['protocol']}"))
+    if report.evaluation is not None:
+        rows.append(("Evaluation", f"{_text(report.evaluation.text)} {report.evaluation.protocol}"))
     rows += [
-        ("Made", f"{report['created']} by {report['tool']['name']} {report['tool']['version']}"),
-        ("Device", f"{environment['device']}, {environment['compute_dtype']}, {environment['threads']} threads"),
-        ("System", f"{environment['platform']}, Python {environment['python']}"),
-        ("Versions", ", ".join(f"{name} {number}" for name, number in environment["versions"].items())),
+        ("Made", f"{report.created} by {report.tool.name} {report.tool.version}"),
+        ("Device", f"{environment.device}, {environment.compute_dtype}, {environment.threads} threads"),
+        ("System", f"{environment.platform}, Python {environment.python}"),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in environment.versions.items())),
     ]
     return rows
 
 
-def _text(text: Mapping[str, Any]) -> str:
-    return f"{text['source']}: {text['samples']} windows of {text['seq_len']} tokens. {text['protocol']}"
+def _text(text: TextReport) -> str:
+    return f"{text.source}: {text.samples} windows of {text.seq_len} tokens. {text.protocol}"
 
 
-def _files(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return sorted(report["output"]["files"].items())
-
-
-def _blocks(structure: Mapping[str, Any] | None) -> Blocks | None:
-    if structure is None:
-        return None
-    scores = list(dict.fromkeys(name for block in structure["blocks"] for name in block["scores"]))
-    return Blocks(
-        header=("block", "number now", "removed", "why", *(name.replace("_", " ") for name in scores)),
-        rows=[
-            (
-                str(block["block"]),
-                "gone" if block["new_block"] is None else str(block["new_block"]),
-                block["removed"] or "nothing",
-                block["why"],
-                *(f"{block['scores'][name]:.4g}" if name in block["scores"] else "–" for name in scores),
-            )
-            for block in structure["blocks"]
-        ],
-    )
+def _files(report: Report) -> list[tuple[str, str]]:
+    return sorted(report.output.files.items())

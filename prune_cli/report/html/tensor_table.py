@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prune_cli.report.format import percent
+
+if TYPE_CHECKING:
+    from prune_cli.report.types import Report, TensorReport
 
 QUANTITIES = ("sparsity", "output_error")
 
@@ -44,38 +47,38 @@ class Point:
     value: float
 
 
-def rows_of(reports: Sequence[Mapping[str, Any]]) -> list[Row]:
+def rows_of(reports: Sequence[Report]) -> list[Row]:
     """Every tensor that any of the reports lists, in their order; facts from the first report that has it."""
-    by_name = [{tensor["name"]: tensor for tensor in report["tensors"]} for report in reports]
+    by_name = [{tensor.name: tensor for tensor in report.tensors} for report in reports]
     names = dict.fromkeys(name for tensors in by_name for name in tensors)
     return [_row(name, [tensors.get(name) for tensors in by_name]) for name in names]
 
 
-def _row(name: str, found: Sequence[Mapping[str, Any] | None]) -> Row:
+def _row(name: str, found: Sequence[TensorReport | None]) -> Row:
     there = [tensor for tensor in found if tensor is not None]
     first = there[0]
-    actions = dict.fromkeys(tensor["action"] for tensor in there)
-    notes = dict.fromkeys(text for tensor in there for text in (tensor["reason"], *tensor["notes"]) if text)
-    block = first["block"]
+    actions = dict.fromkeys(tensor.action for tensor in there)
+    notes = dict.fromkeys(text for tensor in there for text in (tensor.reason, *tensor.notes) if text)
+    block = first.block
     return Row(
         name=name,
-        role=first["role"],
+        role=first.role,
         block=Cell("–" if block is None else str(block), block),
-        shape=" × ".join(map(str, first["shape"])),
-        dtype=first["dtype"],
+        shape=" × ".join(map(str, first.shape)),
+        dtype=first.dtype,
         action=" / ".join(actions),
         why="; ".join(notes),
         cells=[cell for tensor in found for cell in _cells(tensor)],
     )
 
 
-def _cells(tensor: Mapping[str, Any] | None) -> list[Cell]:
+def _cells(tensor: TensorReport | None) -> list[Cell]:
     if tensor is None:
         return [Cell("absent")] * 3
-    error = tensor["output_error"]
+    error = tensor.output_error
     return [
-        Cell(percent(tensor["asked_sparsity"]), tensor["asked_sparsity"]),
-        Cell(percent(tensor["sparsity"]), tensor["sparsity"]),
+        Cell(percent(tensor.asked_sparsity), tensor.asked_sparsity),
+        Cell(percent(tensor.sparsity), tensor.sparsity),
         Cell("–" if error is None else f"{error:.4f}", error),
     ]
 
@@ -95,24 +98,24 @@ def kinds_of(names: Iterable[str]) -> dict[str, str]:
     return {name: short[path] for name, path in paths.items()}
 
 
-def points_of(reports: Sequence[Mapping[str, Any]], labels: Sequence[str], quantity: str) -> list[Point]:
+def points_of(reports: Sequence[Report], labels: Sequence[str], quantity: str) -> list[Point]:
     """The values of `quantity` ('sparsity' or 'output_error') of all pruned tensors that have one."""
-    pruned = [[tensor for tensor in report["tensors"] if tensor["action"] == "pruned"] for report in reports]
-    kinds = kinds_of(dict.fromkeys(tensor["name"] for tensors in pruned for tensor in tensors))
+    pruned = [[tensor for tensor in report.tensors if tensor.action == "pruned"] for report in reports]
+    kinds = kinds_of(dict.fromkeys(tensor.name for tensors in pruned for tensor in tensors))
     return [
-        Point(label, kinds[tensor["name"]], tensor["block"], tensor[quantity])
+        Point(label, kinds[tensor.name], tensor.block, value)
         for label, tensors in zip(labels, pruned, strict=True)
         for tensor in tensors
-        if tensor[quantity] is not None
+        if (value := getattr(tensor, quantity)) is not None
     ]
 
 
-def scores_of(report: Mapping[str, Any], label: str) -> list[Point]:
+def scores_of(report: Report, label: str) -> list[Point]:
     """What a structured run judged its blocks by."""
     return [
-        Point(label, name.replace("_", " "), block["block"], score)
-        for block in (report.get("structure") or {"blocks": []})["blocks"]
-        for name, score in block["scores"].items()
+        Point(label, name.replace("_", " "), block.block, score)
+        for block in (report.structure.blocks if report.structure else [])
+        for name, score in block.scores.items()
     ]
 
 
