@@ -1,4 +1,4 @@
-"""Reports that earlier code wrote (tests/reports/, by commit 3cbf452) are read, and shown by everything that shows one."""
+"""Reports that an earlier version wrote are still read, whatever shows them."""
 
 from __future__ import annotations
 
