@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ STORED = sorted((Path(__file__).parent / "reports").glob("*.json"))
 
 
 def renderings(report: Report) -> dict[str, str]:
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, record=True, file=StringIO())
     show_report(console, report, verbose=True)
     return {
         "terminal": console.export_text(),
