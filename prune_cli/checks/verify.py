@@ -141,11 +141,11 @@ class _Verifier:
     def names(self) -> Iterator[Problem]:
         """The report, the model and the dense model have the same tensors."""
         here = self._stored.tensors
-        others = [(REPORT_JSON, self._told)] if self._report else []
+        others = [(REPORT_JSON, set(self._told))] if self._report else []
         if self._dense is not None and not self._reshaped:
-            others.append(("the dense model", dict.fromkeys(self._dense.tensors)))
+            others.append(("the dense model", set(self._dense.tensors)))
         for other, names in others:
-            for name in sorted(here.keys() ^ names.keys()):
+            for name in sorted(here.keys() ^ names):
                 where = f"in {other} and not in the model" if name in names else f"in the model and not in {other}"
                 yield Problem(name, f"{name} is {where}.")
 

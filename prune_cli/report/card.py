@@ -100,7 +100,7 @@ def _metadata(report: Report, source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tags(report: Report) -> list[str]:
-    patterns = {tensor.pattern for tensor in report.tensors if tensor.n_of_m}
+    patterns = {tensor.pattern for tensor in report.tensors if tensor.pattern and tensor.n_of_m}
     methods = report.method.name.split(" + ")
     kinds = [
         *(["sparse"] if report.totals.pruned_parameters else []),
