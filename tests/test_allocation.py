@@ -230,7 +230,7 @@ def test_a_resumed_run_keeps_the_table(
     arguments = ["--allocate", "owl", "--calibration", tokens_file, "-q"]
     assert command("prune", llama, tmp_path / "expected", *arguments).code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_prune_block", _interrupt)
+        patch.setattr(run_module, "prune_block", _interrupt)
         assert command("prune", llama, tmp_path / "out", *arguments).code == 130
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "allocate", _interrupt)

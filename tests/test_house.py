@@ -128,3 +128,41 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def functions(folder: str) -> list[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    return [
+        (path, node)
+        for path in sources(folder)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+    return [each.arg for each in named if each.arg not in ("self", "cls")]
+
+
+def test_functions_take_six_parameters_at_most() -> None:
+    """Commands have one for every option that a user can give."""
+    too_many = {
+        f"{path.relative_to(ROOT)}: {function.name}": parameters(function)
+        for path, function in functions("prune_cli")
+        if "commands" not in path.parts and len(parameters(function)) > 6
+    }
+    assert too_many == {}
+
+
+@pytest.mark.parametrize("folder", ["prune_cli", "methods", "calibration"])
+def test_functions_fit_a_screen(folder: str) -> None:
+    lengths = sorted((node.end_lineno or node.lineno) - node.lineno + 1 for _, node in functions(folder))
+    assert lengths[len(lengths) * 9 // 10] < 25
+
+
+def test_every_structured_method_has_its_removal() -> None:
+    from methods.structured import structured_names
+    from prune_cli.structured.method import REMOVALS
+
+    assert tuple(REMOVALS) == structured_names()

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 
+from calibration.batch import Batch
 from calibration.sources import Source as TextSource
 from prune_cli.checkpoint.dtypes import FLOATS, SHORT_FLOATS, torch_dtype
 from prune_cli.checkpoint.preflight import check_output
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
+from prune_cli.engine.texts import TextReader, check_seq_len, open_text
 from prune_cli.errors import RequestError
 from prune_cli.model.open_checkpoint import dequantised
 from prune_cli.model.streamed_model import StreamedModel
@@ -33,6 +34,7 @@ class OpenModel:
     `calibration` is None where nothing needs a text.
     """
 
+    request: PruneRequest
     source: Source
     checkpoint: Checkpoint
     model: StreamedModel
@@ -54,6 +56,13 @@ class OpenModel:
             trust_remote_code=self.trust_remote_code,
             config=config,
         )
+
+    def batch_size(self, windows: Batch) -> int:
+        """How many of `windows` go through the model at once."""
+        return pick_batch_size(self.request.batch_size, self.device, windows.length)
+
+    def batches(self, windows: Batch) -> list[Batch]:
+        return windows.split(self.batch_size(windows))
 
 
 def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) -> OpenModel:
@@ -78,7 +87,9 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     )
     if calibration is not None or evaluation is not None:
         check_seq_len(model, request.seq_len)
-    return OpenModel(source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code)
+    return OpenModel(
+        request, source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code
+    )
 
 
 def _packed_by_default(request: PruneRequest) -> str:
@@ -132,13 +143,14 @@ def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len:
     return asked if asked != "auto" else max(1, _BATCH_TOKENS.get(device.type, 2048) // seq_len)
 
 
-def calibration_tokens(request: PruneRequest, job: OpenModel) -> int | None:
+def calibration_tokens(opened: OpenModel) -> int | None:
     """Samples x length, sampled ones too, of a text as far as it can be told unread; stored tokens are counted."""
-    if job.calibration is None:
+    if opened.calibration is None:
         return None
-    if job.calibration.kind == "tokens":
-        stored = job.calibration, job.model, None, "calibration"
-        given = read_tokens(*stored, request.samples, request.seq_len, request.seed).windows.tokens
+    request = opened.request
+    if opened.calibration.kind == "tokens":
+        reader = TextReader(opened.model, None, request.seq_len, request.seed)
+        given = reader.read(opened.calibration, "calibration", request.samples).windows.tokens
         return given * (1 + request.self_calibration)
-    seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, job.model.position_limit or DEFAULT_SEQ_LEN)
+    seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, opened.model.position_limit or DEFAULT_SEQ_LEN)
     return (request.samples or DEFAULT_SAMPLES) * seq_len * (1 + request.self_calibration)

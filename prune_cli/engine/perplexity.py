@@ -5,65 +5,59 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from calibration.tokens import TokenSet
-from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.evaluate import evaluate
-from prune_cli.engine.open_model import OpenModel, pick_batch_size
-from prune_cli.engine.texts import read_tokens
+from prune_cli.engine.open_model import OpenModel
+from prune_cli.engine.run_context import Run
+from prune_cli.engine.texts import TextReader, Texts
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.packed.output import exact_values
 from prune_cli.progress import Progress
 from prune_cli.report.types import Evaluation
-from prune_cli.request.request import PruneRequest
 
 
-def read_texts(request: PruneRequest, job: OpenModel, progress: Progress) -> tuple[TokenSet | None, TokenSet | None]:
+def read_texts(opened: OpenModel, progress: Progress) -> Texts:
     """The calibration and the evaluation windows, where asked for. Evaluation always takes the whole text."""
-    if job.calibration is None and job.evaluation is None:
-        return None, None
+    if opened.calibration is None and opened.evaluation is None:
+        return Texts(None, None)
     progress.stage("Reading text", 1)
-    tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
+    request = opened.request
+    tokenizer = load_tokenizer(opened.source.folder, opened.trust_remote_code)
+    reader = TextReader(opened.model, tokenizer, request.seq_len, request.seed)
     calibration = evaluation = None
-    if job.calibration is not None:
-        calibration = read_tokens(
-            job.calibration, job.model, tokenizer, "calibration", request.samples, request.seq_len, request.seed
-        )
-    if job.evaluation is not None:
-        evaluation = read_tokens(
-            job.evaluation, job.model, tokenizer, "evaluation", None, request.seq_len, request.seed
-        )
+    if opened.calibration is not None:
+        calibration = reader.read(opened.calibration, "calibration", request.samples)
+    if opened.evaluation is not None:
+        evaluation = reader.read(opened.evaluation, "evaluation", None)
     for tokens in (calibration, evaluation):
         for warning in tokens.warnings if tokens is not None else ():
             progress.say(f"warning: {warning}")
-    return calibration, evaluation
+    return Texts(calibration, evaluation)
 
 
-def perplexity_before(
-    request: PruneRequest, job: OpenModel, text: TokenSet | None, output: OutputFolder, progress: Progress
-) -> Evaluation | None:
+def perplexity_before(run: Run[OpenModel]) -> Evaluation | None:
     """Measured once, also when the run is resumed."""
-    if "evaluation_before" in output.notes:
-        return Evaluation(**output.notes["evaluation_before"])
-    before = perplexity(request, job, text, exact_values(job.checkpoint), "Perplexity before", progress)
+    if "evaluation_before" in run.output.notes:
+        return Evaluation(**run.output.notes["evaluation_before"])
+    before = _perplexity(run, exact_values(run.plan.checkpoint), "Perplexity before")
     if before is not None:
-        output.note("evaluation_before", asdict(before))
+        run.output.note("evaluation_before", asdict(before))
     return before
 
 
-def perplexity(
-    request: PruneRequest,
-    job: OpenModel,
-    text: TokenSet | None,
-    checkpoint: Checkpoint,
-    title: str,
-    progress: Progress,
-    config: Any | None = None,
+def perplexity_after(run: Run[OpenModel], config: Any | None = None) -> Evaluation | None:
+    """Of what was written, whose model `config` describes where it is not the input's."""
+    return _perplexity(run, run.output.checkpoint(), "Perplexity after", config)
+
+
+def _perplexity(
+    run: Run[OpenModel], checkpoint: Checkpoint, title: str, config: Any | None = None
 ) -> Evaluation | None:
-    """Of the weights in `checkpoint`, whose model `config` describes where it is not the input's."""
+    """Of the weights in `checkpoint`; None where no text was given."""
+    text = run.texts.evaluation
     if text is None:
         return None
-    model = job.model if checkpoint is job.checkpoint else job.with_checkpoint(checkpoint, config)
-    progress.stage(title, len(model.blocks))
-    batch_size = pick_batch_size(request.batch_size, job.device, text.windows.length)
-    return evaluate(model, text.windows, batch_size, progress)
+    plan = run.plan
+    model = plan.model if checkpoint is plan.checkpoint else plan.with_checkpoint(checkpoint, config)
+    run.progress.stage(title, len(model.blocks))
+    return evaluate(model, text.windows, plan.batch_size(text.windows), run.progress)

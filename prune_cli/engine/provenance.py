@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 
 import torch
 
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.dtypes import FLOATS
-from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.evaluate import PROTOCOL
-from prune_cli.engine.open_model import OpenModel, pick_batch_size
+from prune_cli.engine.open_model import OpenModel
+from prune_cli.engine.run_context import Run
+from prune_cli.engine.texts import Texts
 from prune_cli.report.types import Environment, Evaluation, EvaluationReport, PrunedModel, TextReport
-from prune_cli.request.request import PruneRequest
 from prune_cli.version import __version__
 
 
-def batch_size_of(request: PruneRequest, job: OpenModel, tokens: TokenSet | None) -> int | None:
-    return None if tokens is None else pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
+def batch_size_of(opened: OpenModel, tokens: TokenSet | None) -> int | None:
+    return None if tokens is None else opened.batch_size(tokens.windows)
 
 
 def versions() -> dict[str, str]:
@@ -28,42 +29,39 @@ def versions() -> dict[str, str]:
     return {"prune-cli": __version__, **{name: version(name) for name in names}}
 
 
-def model_facts(job: OpenModel, output: OutputFolder) -> PrunedModel:
+def model_facts(opened: OpenModel, files: Mapping[str, str]) -> PrunedModel:
+    """What was pruned; `files` are those of the model with their hashes."""
     return PrunedModel(
-        given=job.source.given,
-        revision=job.source.revision,
-        architecture=type(job.model.model).__name__,
-        files=output.input_hashes,
+        given=opened.source.given,
+        revision=opened.source.revision,
+        architecture=type(opened.model.model).__name__,
+        files=files,
     )
 
 
-def measured(
-    evaluation: TokenSet | None, before: Evaluation | None, after: Evaluation | None
-) -> EvaluationReport | None:
+def measured(texts: Texts, before: Evaluation | None, after: Evaluation | None) -> EvaluationReport | None:
     """The perplexities, where they were asked for."""
-    if before is None or after is None or evaluation is None:
+    if before is None or after is None or texts.evaluation is None:
         return None
-    return EvaluationReport(text_report(evaluation), PROTOCOL, before, after)
+    return EvaluationReport(text_report(texts.evaluation), PROTOCOL, before, after)
 
 
-def warnings_of(
-    output: OutputFolder, calibration: TokenSet | None, evaluation: TokenSet | None, *own: str
-) -> list[str]:
+def warnings_of(run: Run[OpenModel], *own: str) -> list[str]:
     """Those of the texts, the run's `own`, and those of files that are not in the output."""
-    warnings = [w for tokens in (calibration, evaluation) if tokens for w in tokens.warnings]
-    left = [f"{file} was not copied: it holds weights that this run did not prune." for file in output.not_copied]
+    warnings = [w for tokens in (run.texts.calibration, run.texts.evaluation) if tokens for w in tokens.warnings]
+    left = [f"{file} was not copied: it holds weights that this run did not prune." for file in run.output.not_copied]
     return [*warnings, *own, *left]
 
 
-def environment(job: OpenModel, batch_size: int | None) -> Environment:
+def environment(opened: OpenModel, batch_size: int | None) -> Environment:
     """Where a run ran."""
-    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else str(job.device)
+    device = torch.cuda.get_device_name(opened.device) if opened.device.type == "cuda" else str(opened.device)
     return Environment(
         python=platform.python_version(),
         versions=versions(),
         platform=platform.platform(),
         device=device,
-        compute_dtype=str(job.dtype).removeprefix("torch."),
+        compute_dtype=str(opened.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         batch_size=batch_size,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from calibration.errors import CalibrationError
@@ -22,36 +23,47 @@ def open_text(text: str) -> TextSource:
         raise RequestError(str(error)) from error
 
 
-def read_tokens(
-    text: TextSource,
-    model: StreamedModel,
-    tokenizer: Any | None,
-    role: Role,
-    samples: int | None,
-    seq_len: int | None,
-    seed: int,
-) -> TokenSet:
-    """Windows of `text` in the model's own tokens. Raises RequestError for text that does not do."""
-    try:
-        tokens = load_tokens(
-            text,
-            tokenizer,
-            role=role,
-            samples=samples,
-            seq_len=seq_len,
-            default_samples=DEFAULT_SAMPLES,
-            default_seq_len=min(DEFAULT_SEQ_LEN, model.position_limit or DEFAULT_SEQ_LEN),
-            seed=seed,
-            vocab_size=model.vocab_size,
-        )
-    except CalibrationError as error:
-        raise RequestError(str(error)) from error
-    length, limit = tokens.ids.shape[1], model.position_limit
-    if limit is not None and length > limit:
-        raise RequestError(
-            f"{text.given} holds samples of {length} tokens, but the model takes at most {limit} positions: cut them."
-        )
-    return tokens
+@dataclass(frozen=True)
+class Texts:
+    """The windows of a run, each None where nothing reads them."""
+
+    calibration: TokenSet | None
+    evaluation: TokenSet | None
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """Turns texts into windows of the model's own tokens; `seq_len` is None where the user left it open."""
+
+    model: StreamedModel
+    tokenizer: Any | None
+    seq_len: int | None
+    seed: int
+
+    def read(self, text: TextSource, role: Role, samples: int | None) -> TokenSet:
+        """Windows of `text`, as many as `load_tokens` says. Raises RequestError for text that does not do."""
+        limit = self.model.position_limit
+        try:
+            tokens = load_tokens(
+                text,
+                self.tokenizer,
+                role=role,
+                samples=samples,
+                seq_len=self.seq_len,
+                default_samples=DEFAULT_SAMPLES,
+                default_seq_len=min(DEFAULT_SEQ_LEN, limit or DEFAULT_SEQ_LEN),
+                seed=self.seed,
+                vocab_size=self.model.vocab_size,
+            )
+        except CalibrationError as error:
+            raise RequestError(str(error)) from error
+        length = tokens.windows.length
+        if limit is not None and length > limit:
+            raise RequestError(
+                f"{text.given} holds samples of {length} tokens, but the model takes at most {limit} positions: cut "
+                "them."
+            )
+        return tokens
 
 
 def check_seq_len(model: StreamedModel, seq_len: int | None) -> None:

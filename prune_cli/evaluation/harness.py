@@ -87,6 +87,7 @@ class TaskScores:
 class _Loadable:
     source: Source
     dtype: torch.dtype
+    device: torch.device
 
 
 def measure_tasks(request: TasksRequest, progress: Progress | None = None) -> TaskScores:
@@ -100,7 +101,7 @@ def measure_tasks(request: TasksRequest, progress: Progress | None = None) -> Ta
     if request.against is not None:
         models.append(_open(request.against, None, request, device))
     progress.stage(f"lm-eval: {', '.join(request.tasks)}", len(models) * len(tasks))
-    results = [_run(harness, manager, tasks, model, request, device, progress) for model in models]
+    results = [_run(harness, manager, tasks, model, request, progress) for model in models]
     return TaskScores(
         harness=f"lm-eval {version('lm-eval')}",
         model=request.model,
@@ -119,7 +120,7 @@ def _open(given: str, revision: str | None, request: TasksRequest, device: torch
         raise RequestError(
             f"{given} has no tokenizer, and tasks are texts: copy the tokenizer's files into its folder."
         )
-    return _Loadable(source, pick_dtype(request.dtype, device, checkpoint))
+    return _Loadable(source, pick_dtype(request.dtype, device, checkpoint), device)
 
 
 def _harness() -> Any:
@@ -159,10 +160,10 @@ def _run(
     tasks: Sequence[str],
     model: _Loadable,
     request: TasksRequest,
-    device: torch.device,
     progress: Progress,
 ) -> dict[str, Any]:
     """All tasks on one model, which is gone from memory afterwards."""
+    device = model.device
     batch_size = request.batch_size if request.batch_size != "auto" or device.type == "cuda" else 1
     try:
         loaded = harness.models.huggingface.HFLM(

@@ -12,7 +12,7 @@ from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.evaluate import PROTOCOL, compare, evaluate
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.provenance import text_report
-from prune_cli.engine.texts import check_seq_len, open_text, read_tokens
+from prune_cli.engine.texts import TextReader, check_seq_len, open_text
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import open_checkpoint
@@ -74,7 +74,8 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
         )
     progress.stage("Reading the text", 1)
     tokenizer = load_tokenizer(source.folder, request.trust_remote_code)
-    tokens = read_tokens(text, model, tokenizer, "evaluation", request.samples, request.seq_len, seed=0)
+    reader = TextReader(model, tokenizer, request.seq_len, seed=0)
+    tokens = reader.read(text, "evaluation", request.samples)
     batch_size = pick_batch_size(request.batch_size, device, tokens.ids.shape[1])
     progress.stage("Evaluating", len(model.blocks) * (1 if against is None else 2))
     comparison = compare(model, against, tokens.windows, batch_size, progress) if against is not None else None

@@ -77,7 +77,7 @@ def soup(request: SoupRequest, progress: Progress | None = None) -> SoupReport:
     found = survey(ingredients, request.masks, progress)
     first = ingredients[0].checkpoint
     if request.dry_run:
-        return _report(request, ingredients, found, [], None, None, warnings, begun)
+        return _report(request, ingredients, found, None, warnings, begun)
     hashes = [hash_files(each.source.folder, each.checkpoint.files) for each in ingredients]
     with OutputFolder(request.out, first) as output:
         progress.stage(f"Copying {len(first.files)} file(s)", 1)
@@ -92,7 +92,8 @@ def soup(request: SoupRequest, progress: Progress | None = None) -> SoupReport:
         output.copy_side_files()
         if output.not_copied:
             warnings += (f"Weights in other formats were not copied: {', '.join(output.not_copied)}.",)
-        report = _report(request, ingredients, found, hashes, output.checkpoint(), output.hashes(), warnings, begun)
+        written = _Written(output.checkpoint(), output.hashes(), hashes)
+        report = _report(request, ingredients, found, written, warnings, begun)
         output.commit({SOUP_REPORT: report.to_json()})
     return report
 
@@ -141,17 +142,24 @@ def _average(ingredients: Sequence[Ingredient], each: TensorSurvey, masks: Masks
     return average(each.name, read, [ingredient.weight for ingredient in ingredients], masks, sparse=each.sparse)
 
 
+@dataclass(frozen=True)
+class _Written:
+    """The output's weights, its files with their hashes, and those of each input."""
+
+    checkpoint: Checkpoint
+    files: dict[str, str]
+    inputs: Sequence[dict[str, str]]
+
+
 def _report(
     request: SoupRequest,
     ingredients: Sequence[Ingredient],
     found: Sequence[TensorSurvey],
-    hashes: Sequence[dict[str, str]],
-    written: Checkpoint | None,
-    written_hashes: dict[str, str] | None,
+    written: _Written | None,
     warnings: tuple[str, ...],
     begun: float,
 ) -> SoupReport:
-    zeros = {each.name: _zeros(written, each.name) for each in found}
+    zeros = {each.name: None if written is None else _zeros(written.checkpoint, each.name) for each in found}
     sparse = [each for each in found if each.sparse]
     sparse_parameters = sum(each.parameters for each in sparse)
     entries = ingredients[0].checkpoint.entries
@@ -165,12 +173,12 @@ def _report(
                 model=ingredient.source.given,
                 revision=ingredient.source.revision,
                 weight=ingredient.weight,
-                files=hashes[index] if hashes else {},
+                files=written.inputs[index] if written is not None else {},
                 sparsity=sum(each.zeros[index] for each in sparse) / sparse_parameters if sparse else None,
             )
             for index, ingredient in enumerate(ingredients)
         ],
-        output={"folder": str(request.out), "files": written_hashes} if written is not None else None,
+        output={"folder": str(request.out), "files": written.files} if written is not None else None,
         totals=SoupTotals(
             tensors=len(found),
             averaged=sum(not each.identical for each in found),
@@ -196,8 +204,8 @@ def _report(
     )
 
 
-def _zeros(written: Checkpoint | None, name: str) -> int | None:
-    if written is None or written.entries[name].dtype not in FLOATS:
+def _zeros(written: Checkpoint, name: str) -> int | None:
+    if written.entries[name].dtype not in FLOATS:
         return None
     values = written.read(name)
     return values.numel() - int(values.count_nonzero())

@@ -6,26 +6,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from calibration.tokens import TokenSet
 from prune_cli.checkpoint.dtypes import FLOATS, data_bytes
-from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
-from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.provenance import (
     batch_size_of,
     environment,
-    measured,
     model_facts,
     text_report,
     warnings_of,
     zeros_in,
 )
+from prune_cli.engine.run_context import Run
 from prune_cli.model.shape_overrides import is_sized
 from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.types import (
     SCHEMA_VERSION,
     BlockReport,
-    Evaluation,
+    EvaluationReport,
     MethodReport,
     Output,
     Report,
@@ -34,45 +31,35 @@ from prune_cli.report.types import (
     TensorReport,
     Totals,
 )
-from prune_cli.request.request import PruneRequest
 from prune_cli.structured.config import config_from
-from prune_cli.structured.depth import choose as depth
 from prune_cli.structured.model_size import size_of
-from prune_cli.structured.moe import choose as experts
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure
-from prune_cli.structured.width import narrow as width
 
 
 def assemble_structured(
-    request: PruneRequest,
-    job: PreparedStructure,
-    change: StructuredPlan,
-    output: OutputFolder,
-    calibration: TokenSet | None,
-    evaluation: TokenSet | None,
-    before: Evaluation | None,
-    after: Evaluation | None,
-    memory: PeakMemory,
-    seconds: float,
+    run: Run[PreparedStructure], asked: str, change: StructuredPlan, evaluation: EvaluationReport | None, seconds: float
 ) -> Report:
-    """The report of a finished run; zeros are counted in the written files."""
+    """The report of a finished run, for which was `asked`; zeros are counted in the written files."""
+    prepared, output, calibration = run.plan, run.output, run.texts.calibration
     written = output.checkpoint()
     zeros = {name: zeros_in(written, name) for name in written.entries}
-    structure = _structure(request, job, change, written)
+    structure = _structure(prepared, asked, change, written)
     return Report(
         schema_version=SCHEMA_VERSION,
         tool=tool_facts(),
         created=now(),
-        request=request,
-        environment=environment(job, batch_size_of(request, job, calibration)),
-        model=model_facts(job, output),
-        output=Output(str(request.out), output.hashes()),
-        method=MethodReport(request.method, job.method.summary, [job.method.paper], asdict(job.options)),
+        request=run.request,
+        environment=environment(prepared, batch_size_of(prepared, calibration)),
+        model=model_facts(prepared, output.input_hashes),
+        output=Output(str(run.request.out), output.hashes()),
+        method=MethodReport(
+            run.request.method, prepared.method.summary, [prepared.method.paper], asdict(prepared.options)
+        ),
         allocation=None,
         calibration=text_report(calibration) if calibration else None,
         output_error_rows=None,
-        evaluation=measured(evaluation, before, after),
+        evaluation=evaluation,
         totals=Totals(
             parameters=structure.after.parameters,
             pruned_parameters=0,
@@ -87,23 +74,23 @@ def assemble_structured(
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
         ],
-        tensors=_tensors(job, change, written, zeros, output.done.values()),
+        tensors=_tensors(prepared, change, written, zeros, output.done.values()),
         seconds=seconds,
-        peak_host_bytes=memory.host_bytes,
-        peak_device_bytes=memory.device_bytes,
-        warnings=warnings_of(output, calibration, evaluation),
+        peak_host_bytes=run.memory.host_bytes,
+        peak_device_bytes=run.memory.device_bytes,
+        warnings=warnings_of(run),
     )
 
 
 def sizes(
-    job: PreparedStructure, change: StructuredPlan, entries: Mapping[str, TensorEntry], nbytes: int
+    prepared: PreparedStructure, change: StructuredPlan, entries: Mapping[str, TensorEntry], nbytes: int
 ) -> tuple[Size, Size]:
     """Of the input, and of an output with these tensors."""
-    itemsize = data_bytes(max(_count_by_dtype(job.checkpoint).items(), key=lambda item: item[1])[0], 1)
-    trust = job.trust_remote_code
+    itemsize = data_bytes(max(_count_by_dtype(prepared.checkpoint).items(), key=lambda item: item[1])[0], 1)
+    trust = prepared.trust_remote_code
     return (
-        size_of(job.model.config, job.checkpoint.entries, job.checkpoint.nbytes, itemsize, trust),
-        size_of(config_from(change.config, job.model), entries, nbytes, itemsize, trust),
+        size_of(prepared.model.config, prepared.checkpoint.entries, prepared.checkpoint.nbytes, itemsize, trust),
+        size_of(config_from(change.config, prepared.model), entries, nbytes, itemsize, trust),
     )
 
 
@@ -115,21 +102,21 @@ def _count_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
     return counts
 
 
-def _structure(
-    request: PruneRequest, job: PreparedStructure, change: StructuredPlan, written: Checkpoint
-) -> StructureReport:
-    before, after = sizes(job, change, written.entries, written.nbytes)
+def _structure(prepared: PreparedStructure, asked: str, change: StructuredPlan, written: Checkpoint) -> StructureReport:
+    before, after = sizes(prepared, change, written.entries, written.nbytes)
     units_before, units_after = change.units
-    in_blocks = sum(info.entry.count for info in job.model.tensor_map.values() if info.block is not None)
+    in_blocks = sum(info.entry.count for info in prepared.model.tensor_map.values() if info.block is not None)
     gone = before.parameters - after.parameters
-    unused = sum(job.checkpoint.entries[n].count for n in change.dropped if job.model.tensor_map[n].block is None)
+    unused = sum(
+        prepared.checkpoint.entries[n].count for n in change.dropped if prepared.model.tensor_map[n].block is None
+    )
     return StructureReport(
-        unit=job.method.unit,
+        unit=prepared.method.unit,
         units_before=units_before,
         units_after=units_after,
-        asked={"width": width, "experts": experts}.get(request.method, depth).asked(request, job),
+        asked=asked,
         removed_shares={
-            **(change.shares or {job.method.unit: 1 - units_after / units_before}),
+            **(change.shares or {prepared.method.unit: 1 - units_after / units_before}),
             "parameters of the blocks": (gone - unused) / in_blocks,
             "parameters": gone / before.parameters,
         },
@@ -158,7 +145,7 @@ def gain_of_sizes(before: Size, after: Size, change: StructuredPlan) -> str:
 
 
 def _tensors(
-    job: PreparedStructure,
+    prepared: PreparedStructure,
     change: StructuredPlan,
     written: Checkpoint,
     zeros: Mapping[str, int | None],
@@ -169,7 +156,7 @@ def _tensors(
     number: dict[Any, int] = {old: new for new, old in enumerate(change.blocks)}
     reports = []
     for name, entry in written.entries.items():
-        info = job.model.tensor_map[change.tensors[name].source]
+        info = prepared.model.tensor_map[change.tensors[name].source]
         action, reason = _became(change.tensors[name].shape, info.entry.shape)
         if change.tensors[name].source != name:
             reason += f" ({change.tensors[name].source})"
@@ -177,7 +164,7 @@ def _tensors(
         report = _report(entry, info.role, block, action, reason, zeros[name])
         reports.append(replace(report, output_error=errors.get(name), notes=notes.get(name, ())))
     for name, reason in change.dropped.items():
-        info = job.model.tensor_map[name]
+        info = prepared.model.tensor_map[name]
         reports.append(_report(info.entry, info.role, info.block, "removed", reason, None))
     return reports
 

@@ -10,10 +10,10 @@ import torch
 
 from calibration.batch import Batch
 from methods.structured.depth import angular_distances, cosines
-from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.lockstep import BlockOverride, tensors_in
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.padding import real_rows
+from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.progress import Progress
@@ -23,39 +23,39 @@ from prune_cli.structured.statistics_file import Statistics
 _TOKENS = 512
 
 
-def known_states(
-    job: OpenModel, batches: Sequence[Batch], known: Statistics, output: OutputFolder, progress: Progress
-) -> Statistics:
+def known_states(run: Run[OpenModel], known: Statistics) -> Statistics:
     """`influence` and `distances`, as `measure_states` returns them; measured if neither `known` nor this run has."""
     if "influence" in known.tensors:
         return known
-    if "states" in output.notes:
-        found = output.notes["states"]
+    if "states" in run.output.notes:
+        found = run.output.notes["states"]
         return Statistics({name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()})
-    influence, distances = measure_states(job, batches, progress)
-    output.note("states", {"influence": influence.tolist(), "distances": distances.tolist()})
+    influence, distances = measure_states(run.plan, run.batches(), run.progress)
+    run.output.note("states", {"influence": influence.tolist(), "distances": distances.tolist()})
     return Statistics({"influence": influence, "distances": distances})
 
 
-def measure_states(job: OpenModel, batches: Sequence[Batch], progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
+def measure_states(
+    opened: OpenModel, batches: Sequence[Batch], progress: Progress
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Block influence (blocks,) over all tokens, and the angular distances (blocks + 1, blocks + 1), both float64.
 
     Row i of the distances is the state before block i, the last one what the last block returns; the upper triangle
     holds means over evenly spaced tokens. Raises PruneError where the states are not finite.
     """
-    sums = gather_states(job, batches, sum(batch.tokens for batch in batches), progress)
+    sums = gather_states(opened, batches, sum(batch.tokens for batch in batches), progress)
     influence, distances = sums.influence(), sums.distances()
     if not (torch.isfinite(influence).all() and torch.isfinite(distances).all()):
         raise PruneError("The hidden states are not finite: the forward pass overflows; try --dtype float32.")
     return influence, distances
 
 
-def gather_states(job: OpenModel, batches: Sequence[Batch], tokens: int, progress: Progress) -> StateSums:
+def gather_states(opened: OpenModel, batches: Sequence[Batch], tokens: int, progress: Progress) -> StateSums:
     """The sums behind `measure_states` over `batches`, perhaps a part of the text, which has `tokens` tokens in all."""
-    blocks = len(job.model.blocks)
+    blocks = len(opened.model.blocks)
     measure = _States(blocks, tokens)
     progress.stage("Measuring the hidden states", blocks)
-    with Stream(job.model, batches) as stream:
+    with Stream(opened.model, batches) as stream:
         for block in range(blocks):
             stream.load(block)
             stream.run_block(block, measure.passing(block, stream))

@@ -9,114 +9,91 @@ from typing import Any
 
 import torch
 
-from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.engine.memory import PeakMemory
-from prune_cli.engine.perplexity import perplexity, perplexity_before, read_texts
-from prune_cli.engine.provenance import batch_size_of, versions
-from prune_cli.packed.output import describe, output_bytes
+from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
+from prune_cli.engine.provenance import batch_size_of, measured, versions
+from prune_cli.engine.run_context import Run
+from prune_cli.engine.texts import Texts
+from prune_cli.packed.output import describe
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
-from prune_cli.structured.depth import choose as depth
-from prune_cli.structured.depth.refit import refit
-from prune_cli.structured.moe import choose as experts
+from prune_cli.structured.method import removal_of
 from prune_cli.structured.prepare import PreparedStructure, prepare_structured
 from prune_cli.structured.stored_output import StoredOutput, stored_output
-from prune_cli.structured.width import narrow as width
 
 
 @torch.no_grad()
 def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     """Write a smaller dense model; raises and resumes as `prune` does."""
     begun = time.monotonic()
-    job = prepare_structured(request)
-    plan = _check(request, job)
-    check_space(
-        request.out, depth.bytes_at_most(request, job) if request.method == "depth" else output_bytes(job.checkpoint)
-    )
-    memory = PeakMemory(job.device)
-    calibration, evaluation = read_texts(request, job, progress)
-    with OutputFolder(request.out, job.checkpoint) as output:
-        progress.stage(f"Looking at {len(job.checkpoint.files)} file(s)", 1)
-        output.begin(fingerprint(request, job, calibration, evaluation), resume=request.resume)
-        before = perplexity_before(request, job, evaluation, output, progress)
-        if plan is not None:
-            plan = width.spread(request, job, plan, calibration, output, progress)
-            change = width.decide(job, plan)
-        else:
-            way = experts if request.method == "experts" else depth
-            change = way.decide(request, job, calibration, output, progress)
+    prepared = prepare_structured(request)
+    removal = removal_of(prepared)
+    check_space(request.out, removal.bytes_at_most())
+    memory = PeakMemory(prepared.device)
+    texts = read_texts(prepared, progress)
+    with OutputFolder(request.out, prepared.checkpoint) as output:
+        run = Run(prepared, texts, output, progress, memory)
+        progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
+        output.begin(fingerprint(prepared, texts), resume=request.resume)
+        before = perplexity_before(run)
+        change = removal.decide(run)
         memory.look()
-        stored = stored_output(job, change)
-        layout = stored.layout
-        progress.stage(f"Writing {len(layout.files)} file(s)", 1)
-        output.lay_out(layout, stored.source, stored.read_as)
-        write_slices(job, stored, output, progress)
-        if plan is not None:
-            change = width.write(request, job, plan, change, calibration, output, progress, memory)
-        elif request.method == "depth" and job.options.fits and calibration is not None:
-            change = refit(request, job, change, calibration, output, progress, memory)
+        stored = stored_output(prepared, change)
+        progress.stage(f"Writing {len(stored.layout.files)} file(s)", 1)
+        output.lay_out(stored.layout, stored.source, stored.read_as)
+        write_slices(run, stored)
+        change = removal.write(run, change)
         memory.look()
-        config = config_from(change.config, job.model)
-        after = perplexity(request, job, evaluation, output.checkpoint(), "Perplexity after", progress, config)
+        after = perplexity_after(run, config_from(change.config, prepared.model))
         output.copy_side_files()
-        report = assemble_structured(
-            request, job, change, output, calibration, evaluation, before, after, memory, time.monotonic() - begun
-        )
+        evaluation = measured(texts, before, after)
+        report = assemble_structured(run, removal.asked(), change, evaluation, time.monotonic() - begun)
         output.commit(
-            report_files(report, job.source.folder),
+            report_files(report, prepared.source.folder),
             config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
         )
     return report
 
 
-def _check(request: PruneRequest, job: PreparedStructure) -> width.WidthPlan | None:
-    """Refuse what cannot be done before any work; width's plan is needed later."""
-    if request.method == "width":
-        return width.check(request, job)
-    (experts if request.method == "experts" else depth).check(request, job)
-    return None
-
-
-def fingerprint(
-    request: PruneRequest, job: PreparedStructure, calibration: TokenSet | None, evaluation: TokenSet | None
-) -> dict[str, Any]:
+def fingerprint(prepared: PreparedStructure, texts: Texts) -> dict[str, Any]:
     """All that the bytes of the output depend on, but for the input's files, which are hashed on the way."""
+    request = prepared.request
     return {
         "method": request.method,
-        "options": asdict(job.options),
+        "options": asdict(prepared.options),
         "sparsity": request.sparsity,
-        "packed": describe(job.checkpoint),
+        "packed": describe(prepared.checkpoint),
         "seed": request.seed,
-        "calibration": calibration.sha256 if calibration else None,
-        "batch_size": batch_size_of(request, job, calibration),
-        "eval": evaluation.sha256 if evaluation else None,
-        "device": job.device.type,
-        "dtype": str(job.dtype),
+        "calibration": texts.calibration.sha256 if texts.calibration else None,
+        "batch_size": batch_size_of(prepared, texts.calibration),
+        "eval": texts.evaluation.sha256 if texts.evaluation else None,
+        "device": prepared.device.type,
+        "dtype": str(prepared.dtype),
         "versions": versions(),
     }
 
 
-def write_slices(job: PreparedStructure, stored: StoredOutput, output: OutputFolder, progress: Progress) -> None:
+def write_slices(run: Run[PreparedStructure], stored: StoredOutput) -> None:
     """Fill the places of `stored.slices`; blocks done before by an interrupted run are passed over."""
     by_block: dict[int, list[str]] = {}
     for name in stored.slices:
         block = stored.block[name]
-        by_block.setdefault(len(job.model.blocks) if block is None else block, []).append(name)
+        by_block.setdefault(len(run.model.blocks) if block is None else block, []).append(name)
     if by_block:
-        progress.stage("Writing what is left of tensors", len(by_block))
+        run.progress.stage("Writing what is left of tensors", len(by_block))
     for block, names in sorted(by_block.items()):
-        if block not in output.done:
+        if block not in run.output.done:
             begun = time.monotonic()
             tensors = {name: _sliced(stored, name) for name in names}
-            output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
-        progress.advance()
-    output.wait()
+            run.output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
+        run.progress.advance()
+    run.output.wait()
 
 
 def _sliced(stored: StoredOutput, name: str) -> torch.Tensor:

@@ -15,9 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from calibration.tokens import TokenSet
-from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.open_model import OpenModel
+from prune_cli.engine.run_context import Run
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.request.request import PruneRequest
 
@@ -33,13 +32,14 @@ class Statistics:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def identity(method: str, job: OpenModel, output: OutputFolder, calibration: TokenSet | None) -> dict[str, Any]:
-    """What statistics depend on; `output` has begun, so the model's files are hashed."""
+def identity(run: Run[OpenModel]) -> dict[str, Any]:
+    """What statistics depend on; the output has begun, so the model's files are hashed."""
+    calibration = run.texts.calibration
     return {
-        "method": method,
-        "model files": dict(output.input_hashes),
+        "method": run.request.method,
+        "model files": dict(run.output.input_hashes),
         "calibration text": calibration.sha256 if calibration else None,
-        "dtype of the forward pass": str(job.dtype),
+        "dtype of the forward pass": str(run.plan.dtype),
     }
 
 
@@ -52,15 +52,9 @@ def check_statistics(request: PruneRequest, useless: str | None) -> None:
     _check_paths(request.statistics, request.save_statistics, replace=request.resume or request.overwrite)
 
 
-def measured(
-    request: PruneRequest,
-    job: OpenModel,
-    output: OutputFolder,
-    calibration: TokenSet | None,
-    measure: Callable[[Statistics], Statistics],
-) -> Statistics:
+def measured(run: Run[OpenModel], measure: Callable[[Statistics], Statistics]) -> Statistics:
     """What `measure` makes of the statistics in --statistics; both are kept in --save-statistics."""
-    measured_with = identity(request.method, job, output, calibration)
+    request, measured_with = run.request, identity(run)
     known = read_statistics(request.statistics, measured_with) if request.statistics is not None else Statistics()
     found = measure(known)
     if request.save_statistics is not None:

@@ -36,10 +36,10 @@ class StoredOutput:
         return changed_layout(self.source, self.tensors)
 
 
-def stored_output(job: PreparedStructure, change: StructuredPlan) -> StoredOutput:
+def stored_output(prepared: PreparedStructure, change: StructuredPlan) -> StoredOutput:
     """Raises RequestError where the packed form cannot be kept."""
-    view = job.checkpoint
-    blocks = {name: job.model.tensor_map[planned.source].block for name, planned in change.tensors.items()}
+    view = prepared.checkpoint
+    blocks = {name: prepared.model.tensor_map[planned.source].block for name, planned in change.tensors.items()}
     if not isinstance(view, Dequantised) or view.half:
         return StoredOutput(view, change.tensors, change.slices, blocks, lambda written: written)
     tensors: dict[str, OutputTensor] = {}
@@ -61,13 +61,13 @@ def stored_output(job: PreparedStructure, change: StructuredPlan) -> StoredOutpu
 
 
 def keep_module_lists(
-    job: PreparedStructure,
+    prepared: PreparedStructure,
     config: dict[str, Any],
     kept: Sequence[int],
     experts: Mapping[int, Sequence[int]] | None = None,
 ) -> None:
     """Give the blocks `kept`, and the `experts` of each, their new numbers in the lists of a packed output's config."""
-    if not isinstance(job.checkpoint, Dequantised) or job.checkpoint.half:
+    if not isinstance(prepared.checkpoint, Dequantised) or prepared.checkpoint.half:
         return
 
     def new_block(block: int) -> int | None:
@@ -79,16 +79,16 @@ def keep_module_lists(
             return expert
         return list(stay).index(expert) if expert in stay else None
 
-    renumber_modules(config, job.model.blocks_name.rpartition(".")[2], new_block, new_expert)
+    renumber_modules(config, prepared.model.blocks_name.rpartition(".")[2], new_block, new_expert)
 
 
-def check_module_lists(job: PreparedStructure, change: StructuredPlan) -> None:
+def check_module_lists(prepared: PreparedStructure, change: StructuredPlan) -> None:
     """Raise RequestError where a list of modules in the output's config would speak of others than the input's."""
-    if isinstance(job.checkpoint, Dequantised) and not job.checkpoint.half:
+    if isinstance(prepared.checkpoint, Dequantised) and not prepared.checkpoint.half:
         modules = {
             planned.source.rpartition(".")[0]: name.rpartition(".")[0] for name, planned in change.tensors.items()
         }
-        check_lists(copy.deepcopy(read_config(job.source.folder)), change.config, modules)
+        check_lists(copy.deepcopy(read_config(prepared.source.folder)), change.config, modules)
 
 
 def _parts(view: Dequantised, name: str) -> tuple[str, ...]:

@@ -17,34 +17,42 @@ from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
-from prune_cli.sweep.point_run import Measured, PointRun, Texts, batches_of
+from prune_cli.sweep.point_run import Measured, PointRun, SweepTexts
 from prune_cli.sweep.request import Point
 from prune_cli.unstructured.prepare import PruningPlan
-from prune_cli.unstructured.prune_block import run_beside_dense
+from prune_cli.unstructured.prune_block import prune_block
+
+
+class Worker:
+    """A device with the models that points go through: made once, their weights come and go."""
+
+    def __init__(self, plan: PruningPlan, models: int) -> None:
+        self.plan = plan
+        checkpoint = plan.checkpoint.reopened()
+        self.models: list[StreamedModel] = [plan.with_checkpoint(checkpoint) for _ in range(models)]
 
 
 @torch.no_grad()
 def measure_concurrently(
     points: Sequence[Point],
-    base: PruningPlan,
-    models: Sequence[StreamedModel],
-    texts: Texts,
+    worker: Worker,
+    texts: SweepTexts,
     folder: Path,
     progress: Progress,
     go_on: Callable[[], None] = lambda: None,
 ) -> list[Measured]:
-    """Prune and evaluate `points`, each in one of `models`, and one more for the dense model if a point follows it.
+    """Prune and evaluate `points`, each in one of the models, and one more for the dense model if a point follows it.
 
     Nothing is written but inputs that wait in files of `folder`. `go_on` is called at every block and may raise.
     """
-    begun = time.monotonic()
+    begun, plan = time.monotonic(), worker.plan
     with ExitStack() as stack:
         passages = [
-            stack.enter_context(PointRun(point, base, model, texts, folder))
-            for point, model in zip(points, models, strict=False)
+            stack.enter_context(PointRun(point, plan, model, texts, folder))
+            for point, model in zip(points, worker.models, strict=False)
         ]
-        dense = _dense_stream(passages, base, models[-1], texts, folder, stack)
-        for block in range(len(base.model.blocks)):
+        dense = _dense_stream(passages, worker, texts, folder, stack)
+        for block in range(len(plan.model.blocks)):
             go_on()
             if dense is not None:
                 _follow(passages, dense, block)
@@ -60,13 +68,13 @@ def measure_concurrently(
 
 
 def _dense_stream(
-    passages: Sequence[PointRun], base: PruningPlan, model: StreamedModel, texts: Texts, folder: Path, stack: ExitStack
+    passages: Sequence[PointRun], worker: Worker, texts: SweepTexts, folder: Path, stack: ExitStack
 ) -> Stream | None:
     first = next((passage for passage in passages if passage.follows_dense), None)
     if first is None:
         return None
-    batches = batches_of(first.point, base, texts.of(first.point))
-    return stack.enter_context(Stream(model, batches, ActivationOffload(folder)))
+    batches = worker.plan.batches(texts.of(first.point).windows)
+    return stack.enter_context(Stream(worker.models[-1], batches, ActivationOffload(folder)))
 
 
 def _follow(passages: Sequence[PointRun], dense: Stream, block: int) -> None:
@@ -75,11 +83,10 @@ def _follow(passages: Sequence[PointRun], dense: Stream, block: int) -> None:
     dense.load(block)
     for passage in followers:
         passage.load(block)
-    pruning = [passage for passage in followers if passage.names(block)]
+    pruning = [passage for passage in followers if passage.infos(block)]
     if pruning:
         pruners = [passage.pruner(block) for passage in pruning]
-        streams = [passage.calibration for passage in pruning if passage.calibration is not None]
-        run_beside_dense(pruners, streams, dense, block)
+        prune_block(pruners, block, dense=dense)
         for passage, pruner in zip(pruning, pruners, strict=True):
             passage.count(pruner)
     else:

@@ -35,15 +35,15 @@ class Estimate:
 def estimate(request: SweepRequest, progress: Progress) -> Estimate:
     """Everything that `sweep` would check before it starts, and what it would then do."""
     prospect = plan_sweep(request, progress)
-    job, texts = prospect.job, prospect.texts
+    plan, texts = prospect.plan, prospect.texts
     load = prospect.load(prospect.points)
     follow = sum(point.request.target == "dense" for point in prospect.points)
     alone = len(prospect.points) - follow
     return Estimate(
         model=request.model,
-        architecture=type(job.model.model).__name__,
-        devices=[str(each.device) for each in prospect.jobs],
-        compute_dtype=str(job.dtype).removeprefix("torch."),
+        architecture=type(plan.model.model).__name__,
+        devices=[str(each.device) for each in prospect.plans],
+        compute_dtype=str(plan.dtype).removeprefix("torch."),
         points=dict(Counter(point.method for point in prospect.grid)),
         blocks_alone=len(prospect.alone),
         side_by_side=load.together,

@@ -58,12 +58,12 @@ def find_knee(sparsities: Sequence[float], increases: Sequence[Sequence[float]])
         return _none("the loss does not grow")
     fits = _TwoSegments(x)
     at, bent = fits.best(y[None])
-    offset_and_slope, straight = _straight(x, y)
+    _, straight = _straight(x, y)
     negligible = (_ROUNDING * height) ** 2 * len(x)
     if straight <= negligible:
         return _none("the curve is one straight line")
     generator = np.random.default_rng(_SEED)
-    p_value = _p_value(fits, x, y, offset_and_slope, max(float(bent[0]), negligible), straight, generator)
+    p_value = _p_value(fits, x, y, straight / max(float(bent[0]), negligible), generator)
     if p_value >= _P_VALUE:
         return _none(f"one straight line fits as well (p = {p_value:.2g})", p_value)
     before, after = fits.slopes(y, int(at[0]))
@@ -114,11 +114,9 @@ def _straight(x: Array, y: Array) -> tuple[Array, float]:
     return fitted, float(np.square(y - fitted).sum())
 
 
-def _p_value(
-    fits: _TwoSegments, x: Array, y: Array, line: Array, bent: float, straight: float, generator: np.random.Generator
-) -> float:
-    """How often curves that are the line plus its own residuals, resampled, gain as much from a bend."""
-    gained = straight / bent
+def _p_value(fits: _TwoSegments, x: Array, y: Array, gained: float, generator: np.random.Generator) -> float:
+    """How often curves that are the straight line plus its own residuals, resampled, gain as much from a bend."""
+    line, _ = _straight(x, y)
     residuals = generator.choice(y - line, (_REPLICATES, len(x)))
     curves = line + residuals
     design = np.stack([np.ones_like(x), x], 1)

@@ -10,30 +10,29 @@ from types import TracebackType
 
 import torch
 
-from calibration.batch import Batch
 from calibration.tokens import TokenSet
 from methods._pattern import Pattern, Unstructured
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.evaluate import window_losses
-from prune_cli.engine.open_model import pick_batch_size
 from prune_cli.engine.stream import Stream
+from prune_cli.engine.texts import Texts
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.progress import Progress, Silent
 from prune_cli.sweep.request import Point
 from prune_cli.unstructured.plan import pattern_of, plan_tensors
 from prune_cli.unstructured.prepare import PruningPlan
-from prune_cli.unstructured.prune_block import BlockPruner
-from prune_cli.unstructured.prune_linear import Settings, prune_linear
+from prune_cli.unstructured.prune_block import BlockPruner, prune_block
+from prune_cli.unstructured.prune_linear import Settings, prune_data_free
 
 
 @dataclass(frozen=True)
-class Texts:
+class SweepTexts(Texts):
     """The tokens of a sweep, read once: `calibration` is None where no point needs it.
 
     `sampled` has those of points with --self-calibration, by its number.
     """
 
-    calibration: TokenSet | None
     evaluation: TokenSet
     sampled: Mapping[int, TokenSet] = field(default_factory=dict)
 
@@ -54,16 +53,12 @@ class Measured:
     seconds: float
 
 
-def job_of(point: Point, base: PruningPlan, model: StreamedModel) -> PruningPlan:
+def plan_of(point: Point, base: PruningPlan, model: StreamedModel) -> PruningPlan:
     """What `prune` would have settled for this point. Raises RequestError where it cannot be pruned so."""
     pipeline = point.request.pipeline()
     pattern = pattern_of(point.request)
     decisions = plan_tensors(model, point.request, pipeline)
-    return replace(base, model=model, pipeline=pipeline, pattern=pattern, decisions=decisions)
-
-
-def batches_of(point: Point, job: PruningPlan, tokens: TokenSet) -> list[Batch]:
-    return tokens.windows.split(pick_batch_size(point.request.batch_size, job.device, tokens.ids.shape[1]))
+    return replace(base, request=point.request, model=model, pipeline=pipeline, pattern=pattern, decisions=decisions)
 
 
 class PointRun:
@@ -73,34 +68,35 @@ class PointRun:
     and `unload`; `finish` at the end. Weights are pruned in memory, as `prune` would have stored them.
     """
 
-    def __init__(self, point: Point, base: PruningPlan, model: StreamedModel, texts: Texts, folder: Path) -> None:
+    def __init__(self, point: Point, base: PruningPlan, model: StreamedModel, texts: SweepTexts, folder: Path) -> None:
         self.point = point
-        self.job = job_of(point, base, model)
+        self.plan = plan_of(point, base, model)
+        tokens = texts.of(point).windows.tokens if self.plan.pipeline.needs else 0
         self.settings = Settings(
-            self.job.pipeline, self._patterns(), point.request.seed, base.device, base.checkpoint.rounded
+            self.plan.pipeline, self._patterns(), point.request.seed, base.device, tokens, base.checkpoint.rounded
         )
         self.follows_dense = point.request.target == "dense"
         self.calibration: Stream | None = None
         self._texts = texts
         self._folder = folder
         self._progress: Progress = Silent()
-        self._batches = batches_of(point, self.job, texts.evaluation)
+        self._batches = self.plan.batches(texts.evaluation.windows)
         self._rest = ActivationOffload(folder)
         self._stack, self._early = ExitStack(), ExitStack()
         self._tensors: dict[str, torch.Tensor] = {}
         self._zeros = self._weights = 0
 
     def _patterns(self) -> dict[str, Pattern]:
-        names = self.job.pruned_names()
+        names = self.plan.pruned_names()
         if self.point.allocation is not None:
             return {name: Unstructured(self.point.allocation[name]) for name in names}
-        return dict.fromkeys(names, self.job.pattern)
+        return dict.fromkeys(names, self.plan.pattern)
 
     def __enter__(self) -> PointRun:
-        model = self.job.model
+        model = self.plan.model
         self.evaluation = self._stack.enter_context(Stream(model, self._batches))
-        if self.job.pipeline.needs:
-            batches = batches_of(self.point, self.job, self._texts.of(self.point))
+        if self.plan.pipeline.needs:
+            batches = self.plan.batches(self._texts.of(self.point).windows)
             # Left first, and before the end where no block is left to prune.
             self._stack.push(self._early)
             self.calibration = self._early.enter_context(Stream(model, batches, ActivationOffload(self._folder)))
@@ -109,40 +105,35 @@ class PointRun:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.__exit__(kind, value, trace)
 
-    def names(self, block: int) -> list[str]:
+    def infos(self, block: int) -> dict[str, TensorInfo]:
         """The tensors that this point prunes in a block."""
-        return self.job.pruned_names(block) if self.point.block in (None, block) else []
+        return self.plan.pruned_infos(block) if self.point.block in (None, block) else {}
 
     def load(self, block: int) -> None:
         self._tensors = self.evaluation.load(block)
 
     def pruner(self, block: int) -> BlockPruner:
-        tokens = self._texts.of(self.point).windows.tokens
-        return BlockPruner(self.job, self._tensors, self.names(block), self.settings, tokens, self._progress)
+        assert self.calibration is not None
+        return BlockPruner(self.calibration, self.infos(block), self._tensors, self.settings, self._progress)
 
     def prune(self, block: int) -> None:
         """Prune the loaded block by itself, without a dense stream beside it."""
-        names = self.names(block)
         if self.calibration is None:
-            self._prune_data_free(names)
-        elif not names:
+            self._prune_data_free(self.infos(block))
+        elif not self.infos(block):
             self.calibration.run_block(block)
         else:
             pruner = self.pruner(block)
-            if self.point.request.calibrate_by == "block":
-                pruner.run_twice(self.calibration, block)
-            else:
-                pruner.run(self.calibration, block)
+            prune_block([pruner], block, self.point.request.calibrate_by)
             self.count(pruner)
 
-    def _prune_data_free(self, names: list[str]) -> None:
-        for name in names:
-            place = self.job.decisions[name].info
-            stored = prune_linear(place, self._tensors[name], self.settings, {}, None).stored
-            if place.expert is not None and place.expert.index is not None:
-                self.job.model.set_expert(place, place.expert.index, stored)
+    def _prune_data_free(self, infos: Mapping[str, TensorInfo]) -> None:
+        for name, info in infos.items():
+            stored = prune_data_free(info, self._tensors[name], self.settings).stored
+            if info.expert is not None and info.expert.index is not None:
+                self.plan.model.set_expert(info, info.expert.index, stored)
             else:
-                self.job.model.set_weight(place, stored)
+                self.plan.model.set_weight(info, stored)
             self._count(stored)
 
     def count(self, pruner: BlockPruner) -> None:
@@ -172,5 +163,5 @@ class PointRun:
 
     def finish(self, seconds: float) -> Measured:
         losses = tuple(window_losses(self.evaluation, self._batches))
-        self.job.model.unload_embeddings()
+        self.plan.model.unload_embeddings()
         return Measured(self.point, losses, self._zeros / self._weights if self._weights else 0.0, seconds)

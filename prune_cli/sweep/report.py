@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -85,8 +85,8 @@ class SweepReport:
 
     def to_csv(self) -> str:
         """A line per point, the dense model first."""
-        lines = [_line("dense", None, 0.0, 0.0, self.dense, 0.0, 0.0, 0.0)]
-        lines += [_line(**{each.name: getattr(point, each.name) for each in fields(point)}) for point in self.points]
+        dense = PointReport("dense", None, 0.0, 0.0, self.dense, 0.0, 0.0, 0.0)
+        lines = [_line(point) for point in (dense, *self.points)]
         return _csv(list(lines[0]), [list(line.values()) for line in lines])
 
     def blocks_csv(self) -> str:
@@ -96,27 +96,18 @@ class SweepReport:
         return _csv(header, [tuple(asdict(block).values()) for block in found])
 
 
-def _line(
-    method: str,
-    pattern: str | None,
-    asked_sparsity: float,
-    sparsity: float,
-    evaluation: Evaluation,
-    loss_increase: float,
-    loss_increase_standard_error: float,
-    seconds: float,
-) -> dict[str, Any]:
+def _line(point: PointReport) -> dict[str, Any]:
     return {
-        "method": method,
-        "pattern": pattern or "",
-        "asked_sparsity": asked_sparsity,
-        "sparsity": sparsity,
-        "perplexity": evaluation.perplexity,
-        "loss": evaluation.loss,
-        "loss_standard_error": evaluation.loss_standard_error,
-        "loss_increase": loss_increase,
-        "loss_increase_standard_error": loss_increase_standard_error,
-        "seconds": seconds,
+        "method": point.method,
+        "pattern": point.pattern or "",
+        "asked_sparsity": point.asked_sparsity,
+        "sparsity": point.sparsity,
+        "perplexity": point.evaluation.perplexity,
+        "loss": point.evaluation.loss,
+        "loss_standard_error": point.evaluation.loss_standard_error,
+        "loss_increase": point.loss_increase,
+        "loss_increase_standard_error": point.loss_increase_standard_error,
+        "seconds": point.seconds,
     }
 
 

@@ -14,10 +14,9 @@ import torch
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
-from prune_cli.engine.open_model import pick_batch_size
-from prune_cli.engine.provenance import environment, text_report, versions
+from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report, versions
 from prune_cli.engine.self_calibration import self_calibrated
-from prune_cli.engine.texts import open_text, read_tokens
+from prune_cli.engine.texts import TextReader, open_text
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress, Silent
@@ -26,7 +25,7 @@ from prune_cli.sweep.curves import knees, point_reports, sensitivity
 from prune_cli.sweep.journal import Journal, check_folder
 from prune_cli.sweep.knee import DEFINITION
 from prune_cli.sweep.plot import pictures
-from prune_cli.sweep.point_run import Measured, Texts, job_of
+from prune_cli.sweep.point_run import Measured, SweepTexts, plan_of
 from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweep.request import Point, SweepRequest
 from prune_cli.sweep.workers import Load, load_of, measure_points
@@ -36,10 +35,10 @@ from prune_cli.version import __version__
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep: the same job on each device, the texts, and all points."""
+    """A checked sweep: the same plan on each device, the texts, and all points."""
 
-    jobs: Sequence[PruningPlan]
-    texts: Texts
+    plans: Sequence[PruningPlan]
+    texts: SweepTexts
     grid: Sequence[Point]
     alone: Sequence[Point]
 
@@ -48,15 +47,15 @@ class SweepPlan:
         return [*self.grid, *self.alone]
 
     @property
-    def job(self) -> PruningPlan:
-        return self.jobs[0]
+    def plan(self) -> PruningPlan:
+        return self.plans[0]
 
     def load(self, points: Sequence[Point]) -> Load:
         """What `points` weigh, and how many of them go side by side."""
         calibration = self.texts.calibration.ids.numel() if self.texts.calibration else 0
         copies = max((point.request.self_calibration for point in points), default=0)
         tokens = calibration * (1 + copies) + self.texts.evaluation.ids.numel()
-        return load_of(self.job, points, tokens, len(self.jobs))
+        return load_of(self.plan, points, tokens, len(self.plans))
 
 
 @torch.no_grad()
@@ -71,10 +70,10 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     prospect = with_sampled(plan_sweep(request, progress), progress)
     for warning in warnings_of(request, prospect.texts):
         progress.say(f"warning: {warning}")
-    files = hash_files(prospect.job.checkpoint.folder, prospect.job.checkpoint.files)
+    files = hash_files(prospect.plan.checkpoint.folder, prospect.plan.checkpoint.files)
     shared = fingerprint(request, prospect, files)
     with Journal(request.out, shared, resume=request.resume) as journal:
-        dense = evaluate_dense(request, prospect, journal, progress)
+        dense = evaluate_dense(prospect, journal, progress)
         measured = measure(prospect, prospect.points, journal, progress, "Measuring")
         report = _report(request, prospect, files, dense, measured, time.monotonic() - begun)
         contents = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv(), **pictures(report)}
@@ -91,13 +90,13 @@ def plan_sweep(request: SweepRequest, progress: Progress) -> SweepPlan:
     for device in request.devices:
         check_device(device)
     first = request.first()
-    jobs = [prepare(replace(first, device=device), writes=False) for device in _devices(request)]
-    job = jobs[0]
+    plans = [prepare(replace(first, device=device), writes=False) for device in _devices(request)]
+    plan = plans[0]
     grid = request.points()
-    alone = request.sensitivity_points(_blocks_to_prune(job))
+    alone = request.sensitivity_points(_blocks_to_prune(plan))
     for point in (*grid, *alone[:1]):
-        _check_inside_blocks(job_of(point, job, job.model))
-    return SweepPlan(jobs, read_texts(request, job, [*grid, *alone], progress), grid, alone)
+        _check_inside_blocks(plan_of(point, plan, plan.model))
+    return SweepPlan(plans, read_texts(request, plan, [*grid, *alone], progress), grid, alone)
 
 
 def _devices(request: SweepRequest) -> list[str]:
@@ -107,44 +106,41 @@ def _devices(request: SweepRequest) -> list[str]:
     return list(request.devices)
 
 
-def _blocks_to_prune(job: PruningPlan) -> list[int]:
-    return [block for block in range(len(job.model.blocks)) if job.pruned_names(block)]
+def _blocks_to_prune(plan: PruningPlan) -> list[int]:
+    return [block for block in range(len(plan.model.blocks)) if plan.pruned_names(block)]
 
 
-def _check_inside_blocks(job: PruningPlan) -> None:
-    outside = job.pruned_names(len(job.model.blocks))
+def _check_inside_blocks(plan: PruningPlan) -> None:
+    outside = plan.pruned_names(len(plan.model.blocks))
     if outside:
         raise RequestError(
             f"{outside[0]} lies outside the blocks, and a sweep measures what is inside: leave it out of --include."
         )
 
 
-def read_texts(request: SweepRequest, job: PruningPlan, points: Sequence[Point], progress: Progress) -> Texts:
+def read_texts(request: SweepRequest, plan: PruningPlan, points: Sequence[Point], progress: Progress) -> SweepTexts:
     """The evaluation windows, and the calibration windows where a point needs them; as `prune` would read them."""
     progress.stage("Reading text", 1)
-    tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
+    tokenizer = load_tokenizer(plan.source.folder, plan.trust_remote_code)
+    reader = TextReader(plan.model, tokenizer, request.seq_len, request.seed)
     calibration = None
     if any(point.request.pipeline().needs for point in points):
         source = open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration)
-        calibration = read_tokens(
-            source, job.model, tokenizer, "calibration", request.samples, request.seq_len, request.seed
-        )
-    evaluation = read_tokens(
-        open_text(request.data), job.model, tokenizer, "evaluation", request.windows, request.seq_len, request.seed
-    )
-    return Texts(calibration, evaluation)
+        calibration = reader.read(source, "calibration", request.samples)
+    evaluation = reader.read(open_text(request.data), "evaluation", request.windows)
+    return SweepTexts(calibration, evaluation)
 
 
 def with_sampled(prospect: SweepPlan, progress: Progress) -> SweepPlan:
     """The windows that the dense model samples for points with --self-calibration, as `prune` would sample them."""
-    calibration, job = prospect.texts.calibration, prospect.job
+    calibration, plan = prospect.texts.calibration, prospect.plan
     numbers = {point.request.self_calibration for point in prospect.points} - {0}
     if calibration is None or not numbers:
         return prospect
     request = prospect.points[0].request
-    batch_size = pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1])
+    batch_size = plan.batch_size(calibration.windows)
     sampled = {
-        copies: self_calibrated(calibration, copies, job.model, batch_size, request.seed, progress)
+        copies: self_calibrated(calibration, copies, plan.model, batch_size, request.seed, progress)
         for copies in sorted(numbers)
     }
     return replace(prospect, texts=replace(prospect.texts, sampled=sampled))
@@ -152,12 +148,9 @@ def with_sampled(prospect: SweepPlan, progress: Progress) -> SweepPlan:
 
 def fingerprint(request: SweepRequest, prospect: SweepPlan, files: dict[str, str]) -> dict[str, Any]:
     """What all points share; what is a point's own is in its line of the journal."""
-    texts, job = prospect.texts, prospect.job
-    sizes = [
-        tokens and pick_batch_size(request.batch_size, job.device, tokens.ids.shape[1])
-        for tokens in (texts.calibration, texts.evaluation)
-    ]
-    names = "\n".join(job.pruned_names())
+    texts, plan = prospect.texts, prospect.plan
+    sizes = [batch_size_of(plan, tokens) for tokens in (texts.calibration, texts.evaluation)]
+    names = "\n".join(plan.pruned_names())
     return {
         "model": files,
         "data": texts.evaluation.sha256,
@@ -166,22 +159,21 @@ def fingerprint(request: SweepRequest, prospect: SweepPlan, files: dict[str, str
         "seed": request.seed,
         "calibrate_by": request.calibrate_by,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
-        "device": job.device.type,
-        "dtype": str(job.dtype),
+        "device": plan.device.type,
+        "dtype": str(plan.dtype),
         "versions": versions(),
     }
 
 
-def evaluate_dense(request: SweepRequest, prospect: SweepPlan, journal: Journal, progress: Progress) -> list[float]:
+def evaluate_dense(prospect: SweepPlan, journal: Journal, progress: Progress) -> list[float]:
     """The dense model's loss on every window; measured once, also when the sweep is resumed.
 
     Raises PruneError where it is not finite.
     """
     if "dense" not in journal.notes:
-        job, windows = prospect.job, prospect.texts.evaluation.windows
-        progress.stage("Evaluating the dense model", len(job.model.blocks))
-        size = pick_batch_size(request.batch_size, job.device, windows.length)
-        journal.notes["dense"] = losses_of_windows(job.model, windows, size, progress)
+        plan, windows = prospect.plan, prospect.texts.evaluation.windows
+        progress.stage("Evaluating the dense model", len(plan.model.blocks))
+        journal.notes["dense"] = losses_of_windows(plan.model, windows, plan.batch_size(windows), progress)
         summary(journal.notes["dense"], windows)
         journal.note("dense", journal.notes["dense"])
     return journal.notes["dense"]
@@ -199,8 +191,8 @@ def measure(
     left = list({point.key: point for point in left}.values())
     together = prospect.load(left).together
     told = f"{title}: {len(left)} points, {together} side by side"
-    progress.stage(told, len(left) * len(prospect.job.model.blocks))
-    for group in measure_points(left, prospect.jobs, prospect.texts, together, journal.folder, progress):
+    progress.stage(told, len(left) * len(prospect.plan.model.blocks))
+    for group in measure_points(left, prospect.plans, prospect.texts, together, journal.folder, progress):
         for measured in group:
             summary(measured.losses, prospect.texts.evaluation.windows)
             journal.add(measured)
@@ -216,7 +208,7 @@ def _report(
     measured: dict[str, Measured],
     seconds: float,
 ) -> SweepReport:
-    job, texts = prospect.job, prospect.texts
+    plan, texts = prospect.plan, prospect.texts
     grid = [replace(measured[point.key], point=point) for point in prospect.grid]
     alone = [replace(measured[point.key], point=point) for point in prospect.alone]
     with_zero = request.methods if 0 in request.sparsities else ()
@@ -225,15 +217,8 @@ def _report(
         tool={"name": "prune-cli", "version": __version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         request=as_json(request),
-        environment=asdict(
-            environment(job, pick_batch_size(request.batch_size, job.device, texts.evaluation.ids.shape[1]))
-        ),
-        model={
-            "given": job.source.given,
-            "revision": job.source.revision,
-            "architecture": type(job.model.model).__name__,
-            "files": files,
-        },
+        environment=asdict(environment(plan, batch_size_of(plan, texts.evaluation))),
+        model=asdict(model_facts(plan, files)),
         protocol=PROTOCOL,
         text=text_report(texts.evaluation),
         calibration=text_report(texts.calibration) if texts.calibration else None,
@@ -253,7 +238,7 @@ def as_json(request: SweepRequest) -> dict[str, Any]:
     return {**asdict(request), "out": str(request.out), **lists}
 
 
-def warnings_of(request: SweepRequest, texts: Texts) -> list[str]:
+def warnings_of(request: SweepRequest, texts: SweepTexts) -> list[str]:
     """What a user should know of the request and the texts."""
     found: list[TokenSet] = [text for text in (texts.calibration, texts.evaluation) if text]
     return [*request.notes, *(warning for text in found for warning in text.warnings)]

@@ -13,9 +13,8 @@ import torch
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.output_folder import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, by_tokens, mean, standard_error, summary
-from prune_cli.engine.open_model import pick_batch_size
-from prune_cli.engine.provenance import environment, text_report
-from prune_cli.engine.texts import open_text, read_tokens
+from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report
+from prune_cli.engine.texts import TextReader, open_text
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress, Silent
@@ -23,7 +22,7 @@ from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sweep.curves import increases
 from prune_cli.sweep.journal import Journal
-from prune_cli.sweep.point_run import Measured, Texts
+from prune_cli.sweep.point_run import Measured, SweepTexts
 from prune_cli.sweep.request import Point
 from prune_cli.sweep.run import (
     SweepPlan,
@@ -70,7 +69,7 @@ class _Judge:
         return [mean(by_tokens(measured[point.key].losses, [windows])) for point in points]
 
     def point(self, table: Table, on: str = "held-out") -> Point:
-        by_tensor = for_tensors(self.prospect.job, table)
+        by_tensor = for_tensors(self.prospect.plan, table)
         return replace(self.request.point(), allocation=by_tensor, on=on)
 
 
@@ -88,15 +87,16 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     judging = with_sampled(replace(final, texts=_held_out(request, final)), progress)
     for warning in warnings_of(request.sweep, final.texts):
         progress.say(f"warning: {warning}")
-    files = hash_files(final.job.checkpoint.folder, final.job.checkpoint.files)
+    files = hash_files(final.plan.checkpoint.folder, final.plan.checkpoint.files)
     shared = {**fingerprint(request.sweep, final, files), "held out": judging.texts.evaluation.sha256}
     with Journal(request.sweep.out, shared, resume=request.sweep.resume) as journal:
-        dense = evaluate_dense(request.sweep, final, journal, progress)
+        dense = evaluate_dense(final, journal, progress)
         judge = _Judge(request, judging, journal, progress)
         judged = _candidates(request, judge)
         best = {_UNIFORM: judged[_RANDOM][0], **{name: min(tried, key=_loss) for name, tried in judged.items()}}
-        measured = _measure_best(judge, final, best, journal, progress)
-        report = _report(request, final, judging, files, dense, judged, best, measured, time.monotonic() - begun)
+        measured = _measure_best(judge, final, best)
+        found = _Found(files, dense, judged, best, measured)
+        report = _report(judge, final, found, time.monotonic() - begun)
         journal.commit({SEARCH_JSON: report.to_json(), ALLOCATION_JSON: json.dumps(report.allocation, indent=1) + "\n"})
     return report
 
@@ -105,21 +105,21 @@ def _loss(judged: tuple[float, Table]) -> float:
     return judged[0]
 
 
-def _held_out(request: SearchRequest, prospect: SweepPlan) -> Texts:
+def _held_out(request: SearchRequest, prospect: SweepPlan) -> SweepTexts:
     """The calibration windows for judging, and those held out: drawn together, so that they do not overlap."""
-    sweep, job = request.sweep, prospect.job
-    needs = bool(job.pipeline.needs)
+    sweep, plan = request.sweep, prospect.plan
+    needs = bool(plan.pipeline.needs)
     samples = request.held_out if not needs else sweep.samples and sweep.samples + request.held_out
     source = open_text(DEFAULT_SOURCE if sweep.calibration is None else sweep.calibration)
-    tokenizer = load_tokenizer(job.source.folder, job.trust_remote_code)
-    tokens = read_tokens(source, job.model, tokenizer, "calibration", samples, sweep.seq_len, sweep.seed)
+    tokenizer = load_tokenizer(plan.source.folder, plan.trust_remote_code)
+    tokens = TextReader(plan.model, tokenizer, sweep.seq_len, sweep.seed).read(source, "calibration", samples)
     if not needs:
-        return Texts(None, tokens)
+        return SweepTexts(None, tokens)
     count = len(tokens.ids)
     if count < 2:
         raise RequestError(f"{tokens.source} gives one window only: a search needs one to prune and one to judge.")
     held = request.held_out if sweep.samples else min(request.held_out, max(1, count // _SHARE_HELD_OUT))
-    return Texts(_part(tokens, slice(0, count - held)), _part(tokens, slice(count - held, count)))
+    return SweepTexts(_part(tokens, slice(0, count - held)), _part(tokens, slice(count - held, count)))
 
 
 def _part(tokens: TokenSet, rows: slice) -> TokenSet:
@@ -129,23 +129,23 @@ def _part(tokens: TokenSet, rows: slice) -> TokenSet:
     )
 
 
-def block_counts(job: PruningPlan) -> dict[str, int]:
+def block_counts(plan: PruningPlan) -> dict[str, int]:
     """Weights to prune per block that has any."""
     counts = {
-        str(block): sum(job.decisions[name].info.entry.count for name in job.pruned_names(block))
-        for block in range(len(job.model.blocks))
+        str(block): sum(plan.decisions[name].info.entry.count for name in plan.pruned_names(block))
+        for block in range(len(plan.model.blocks))
     }
     return {block: count for block, count in counts.items() if count}
 
 
-def for_tensors(job: PruningPlan, table: Mapping[str, float]) -> dict[str, float]:
+def for_tensors(plan: PruningPlan, table: Mapping[str, float]) -> dict[str, float]:
     """A table by block as one by tensor."""
-    return {name: value for block, value in table.items() for name in job.pruned_names(int(block))}
+    return {name: value for block, value in table.items() for name in plan.pruned_names(int(block))}
 
 
 def _candidates(request: SearchRequest, judge: _Judge) -> dict[str, list[tuple[float, Table]]]:
     """Per search the candidates with their losses, each `budget` many; the first of random search is uniform."""
-    counts, asked = block_counts(judge.prospect.job), request.sweep.sparsities[0]
+    counts, asked = block_counts(judge.prospect.plan), request.sweep.sparsities[0]
     seed, budget = request.sweep.seed, request.budget
     tables = random_tables(counts, asked, budget, seed)
     judged = {_RANDOM: list(zip(judge.losses(tables, "Random search"), tables, strict=True))}
@@ -160,30 +160,30 @@ def _candidates(request: SearchRequest, judge: _Judge) -> dict[str, list[tuple[f
     return judged
 
 
-def _measure_best(
-    judge: _Judge, final: SweepPlan, best: Mapping[str, tuple[float, Table]], journal: Journal, progress: Progress
-) -> dict[str, Measured]:
+def _measure_best(judge: _Judge, final: SweepPlan, best: Mapping[str, tuple[float, Table]]) -> dict[str, Measured]:
     """On --data, calibrated on the very windows that `prune` takes."""
     points = {name: judge.point(table, on="data") for name, (_, table) in best.items()}
-    measured = measure(final, list(points.values()), journal, progress, "Measuring the best")
+    measured = measure(final, list(points.values()), judge.journal, judge.progress, "Measuring the best")
     return {name: measured[point.key] for name, point in points.items()}
 
 
-def _report(
-    request: SearchRequest,
-    final: SweepPlan,
-    judging: SweepPlan,
-    files: dict[str, str],
-    dense: Sequence[float],
-    judged: Mapping[str, Sequence[tuple[float, Table]]],
-    best: Mapping[str, tuple[float, Table]],
-    measured: Mapping[str, Measured],
-    seconds: float,
-) -> SearchReport:
-    job, text = final.job, final.texts.evaluation
-    winner = min(judged, key=lambda name: best[name][0])
-    table = for_tensors(job, best[winner][1])
-    facts = {"by_block": best[winner][1], "held_out_loss": best[winner][0]}
+@dataclass(frozen=True)
+class _Found:
+    """What a search ends with: of each search all that it `judged` and its `best`, which were also `measured`."""
+
+    files: Mapping[str, str]
+    dense: Sequence[float]
+    judged: Mapping[str, Sequence[tuple[float, Table]]]
+    best: Mapping[str, tuple[float, Table]]
+    measured: Mapping[str, Measured]
+
+
+def _report(judge: _Judge, final: SweepPlan, found: _Found, seconds: float) -> SearchReport:
+    request, plan, text = judge.request, final.plan, final.texts.evaluation
+    winner = min(found.judged, key=lambda name: found.best[name][0])
+    loss, by_block = found.best[winner]
+    table = for_tensors(plan, by_block)
+    facts = {"by_block": by_block, "held_out_loss": loss}
     options = {"budget": request.budget, "held_out": request.held_out, "seed": request.sweep.seed}
     return SearchReport(
         schema_version=SCHEMA_VERSION,
@@ -195,24 +195,19 @@ def _report(
             "budget": request.budget,
             "held_out": request.held_out,
         },
-        environment=asdict(environment(job, pick_batch_size(request.sweep.batch_size, job.device, text.ids.shape[1]))),
-        model={
-            "given": job.source.given,
-            "revision": job.source.revision,
-            "architecture": type(job.model.model).__name__,
-            "files": files,
-        },
+        environment=asdict(environment(plan, batch_size_of(plan, text))),
+        model=asdict(model_facts(plan, found.files)),
         protocol=PROTOCOL,
         text=text_report(text),
         calibration=text_report(final.texts.calibration) if final.texts.calibration else None,
-        held_out_windows=len(judging.texts.evaluation.ids),
+        held_out_windows=len(judge.prospect.texts.evaluation.ids),
         method=request.point().method,
         asked_sparsity=request.sweep.sparsities[0],
-        dense=summary(dense, text.windows),
-        candidates=_told_candidates(judged),
-        results=[_result(name, best[name], measured, text) for name in best],
+        dense=summary(found.dense, text.windows),
+        candidates=_told_candidates(found.judged),
+        results=[_result(name, best, found.measured, text) for name, best in found.best.items()],
         winner=winner,
-        verdict=_verdict(measured, text),
+        verdict=_verdict(found.measured, text),
         allocation=Allocation(f"search: {winner}", options, table, facts).to_dict(),
         seconds=seconds,
         warnings=warnings_of(request.sweep, final.texts),

@@ -12,10 +12,9 @@ from queue import SimpleQueue
 import torch
 
 from prune_cli.engine.memory import LARGE_INPUTS
-from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
-from prune_cli.sweep.concurrent_points import measure_concurrently
-from prune_cli.sweep.point_run import Measured, Texts
+from prune_cli.sweep.concurrent_points import Worker, measure_concurrently
+from prune_cli.sweep.point_run import Measured, SweepTexts
 from prune_cli.sweep.request import Point
 from prune_cli.unstructured.prepare import PruningPlan
 
@@ -36,22 +35,22 @@ class Load:
     together: int
 
 
-def load_of(job: PruningPlan, points: Sequence[Point], tokens: int, workers: int) -> Load:
+def load_of(plan: PruningPlan, points: Sequence[Point], tokens: int, workers: int) -> Load:
     """`tokens` are those of calibration and evaluation; `workers` share the memory of a host."""
-    on_cpu = job.device.type == "cpu"
-    state = tokens * job.model.hidden_size * job.dtype.itemsize
+    on_cpu = plan.device.type == "cpu"
+    state = tokens * plan.model.hidden_size * plan.dtype.itemsize
     weight = min(state, LARGE_INPUTS) if on_cpu else _STATES_PER_TOKEN * state
     if any(point.request.target == "dense" for point in points):
         # These are in the block at the same time.
-        largest = max(_block_bytes(job, block) for block in range(len(job.model.blocks)))
+        largest = max(_block_bytes(plan, block) for block in range(len(plan.model.blocks)))
         weight = largest + LARGE_INPUTS + _STATES_PER_TOKEN * state
-    room = int(_free(job.device) * _SHARE_OF_FREE_MEMORY / (workers if on_cpu else 1))
+    room = int(_free(plan.device) * _SHARE_OF_FREE_MEMORY / (workers if on_cpu else 1))
     fair = -(-len(points) // workers)
     return Load(weight, max(1, min(_MOST_CONCURRENT, room // max(weight, 1), fair)))
 
 
-def _block_bytes(job: PruningPlan, block: int) -> int:
-    return sum(job.checkpoint.entries[name].count for name in job.model.block_names(block)) * job.dtype.itemsize
+def _block_bytes(plan: PruningPlan, block: int) -> int:
+    return sum(plan.checkpoint.entries[name].count for name in plan.model.block_names(block)) * plan.dtype.itemsize
 
 
 def _free(device: torch.device) -> int:
@@ -64,19 +63,15 @@ def _free(device: torch.device) -> int:
     return _FREE_WHERE_UNKNOWN
 
 
-class _Worker:
-    """A device with the models that points go through: made once, their weights come and go."""
-
-    def __init__(self, job: PruningPlan, models: int) -> None:
-        self.job = job
-        checkpoint = job.checkpoint.reopened()
-        self.models: list[StreamedModel] = [job.with_checkpoint(checkpoint) for _ in range(models)]
-
-
 def measure_points(
-    points: Sequence[Point], jobs: Sequence[PruningPlan], texts: Texts, together: int, folder: Path, progress: Progress
+    points: Sequence[Point],
+    plans: Sequence[PruningPlan],
+    texts: SweepTexts,
+    together: int,
+    folder: Path,
+    progress: Progress,
 ) -> Iterator[list[Measured]]:
-    """Yields the points of each group when it is done; `jobs` has one for each device. Their order changes no result.
+    """Yields the points of each group when it is done; `plans` has one for each device. Their order changes no result.
 
     A failure on one device ends the others at their next block and is raised here.
     """
@@ -87,10 +82,10 @@ def measure_points(
         kinds.append([point for point in follow if point.request.self_calibration == copies])
     groups = [kind[at : at + together] for kind in kinds for at in range(0, len(kind), together)]
     size = max((len(group) for group in groups), default=0)
-    workers = [_Worker(job, size + bool(follow)) for job in jobs[: len(groups)]]
+    workers = [Worker(plan, size + bool(follow)) for plan in plans[: len(groups)]]
     if len(workers) == 1:
         for group in groups:
-            yield measure_concurrently(group, workers[0].job, workers[0].models, texts, folder, progress)
+            yield measure_concurrently(group, workers[0], texts, folder, progress)
     elif workers:
         yield from _in_parallel(groups, workers, texts, folder, progress)
 
@@ -100,9 +95,9 @@ class _EndedError(Exception):
 
 
 def _in_parallel(
-    groups: Sequence[Sequence[Point]], workers: Sequence[_Worker], texts: Texts, folder: Path, progress: Progress
+    groups: Sequence[Sequence[Point]], workers: Sequence[Worker], texts: SweepTexts, folder: Path, progress: Progress
 ) -> Iterator[list[Measured]]:
-    idle: SimpleQueue[_Worker] = SimpleQueue()
+    idle: SimpleQueue[Worker] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
     ended = threading.Event()
@@ -114,7 +109,7 @@ def _in_parallel(
     def measure(group: Sequence[Point]) -> list[Measured]:
         worker = idle.get()
         try:
-            return measure_concurrently(group, worker.job, worker.models, texts, folder, progress, go_on)
+            return measure_concurrently(group, worker, texts, folder, progress, go_on)
         finally:
             idle.put(worker)
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from calibration.batch import Batch
-from calibration.tokens import TokenSet
 from methods._allocation import (
     ScoreHistogram,
     arithmetic,
@@ -23,122 +22,109 @@ from prune_cli.engine.evaluate import by_tokens, window_losses
 from prune_cli.engine.expert_inputs import at_experts, experts_by_module
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
-from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.model.orientation import as_matrix, matrix_shape
-from prune_cli.progress import Progress
+from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.pipeline import make_pipeline
-from prune_cli.request.request import PruneRequest
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
 from prune_cli.unstructured.prepare import PruningPlan
-from prune_cli.unstructured.prune_block import BlockPruner
+from prune_cli.unstructured.prune_block import BlockPruner, prune_block
 from prune_cli.unstructured.prune_experts import expert_scores
 from prune_cli.unstructured.prune_linear import Settings
 
 
-def allocate(request: PruneRequest, job: PruningPlan, calibration: TokenSet | None, progress: Progress) -> Allocation:
+def allocate(run: Run[PruningPlan]) -> Allocation:
     """The table for every tensor to prune: its parameter-weighted mean is the asked sparsity."""
-    asked = job.pattern.sparsity
-    flat = dict.fromkeys(job.pruned_names(), asked)
-    options = request.allocation_options()
-    inside = [name for name in flat if job.decisions[name].info.block is not None]
-    if job.allocation_file is not None:
-        table, facts = job.allocation_file, {}
-    elif request.allocate == "uniform" or not inside:
+    plan, strategy, options = run.plan, run.request.allocate, run.request.allocation_options()
+    asked = plan.pattern.sparsity
+    flat = dict.fromkeys(plan.pruned_names(), asked)
+    inside = {name: info for name, info in plan.pruned_infos().items() if info.block is not None}
+    if plan.allocation_file is not None:
+        table, facts = plan.allocation_file, {}
+    elif strategy == "uniform" or not inside:
         table, facts = {}, {}
-    elif request.allocate == "erk":
-        infos = {name: job.decisions[name].info for name in inside}
-        shapes = {name: matrix_shape(info) for name, info in infos.items()}
-        table, facts = erk(shapes, asked, {name: info.entry.count for name, info in infos.items()}), {}
-    elif request.allocate == "owl":
-        table, facts = _owl(job, _batches(request, job, calibration), asked, options, progress)
-    elif request.allocate == "atp":
-        assert calibration is not None
-        table, facts = _atp(request, job, calibration, asked, options, progress)
+    elif strategy == "erk":
+        shapes = {name: matrix_shape(info) for name, info in inside.items()}
+        table, facts = erk(shapes, asked, {name: info.entry.count for name, info in inside.items()}), {}
+    elif strategy == "owl":
+        table, facts = _owl(run, options)
+    elif strategy == "atp":
+        table, facts = _atp(run, options)
     else:
-        table, facts = _global(request, job, calibration, inside, asked, progress)
-    return Allocation(request.allocate, asdict(options), {**flat, **table}, facts)
+        table, facts = _global(run, list(inside))
+    return Allocation(strategy, asdict(options), {**flat, **table}, facts)
 
 
-def _owl(
-    job: PruningPlan, batches: Sequence[Batch], asked: float, options: Any, progress: Progress
-) -> tuple[dict[str, float], dict[str, Any]]:
+def _owl(run: Run[PruningPlan], options: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    plan = run.plan
     shares: dict[str, float] = {}
-    progress.stage("Measuring outliers", len(job.model.blocks))
-    for block, scores in _dense_scores(job, batches, progress):
+    run.progress.stage("Measuring outliers", len(plan.model.blocks))
+    for block, scores in _dense_scores(run):
         if scores:
             shares[str(block)] = outlier_share(list(scores.values()), options.outlier)
-    by_block = owl(shares, _block_counts(job), asked, options.spread)
-    return _for_tensors(job, by_block), {"outlier_shares": shares}
+    by_block = owl(shares, _block_counts(plan), plan.pattern.sparsity, options.spread)
+    return _for_tensors(plan, by_block), {"outlier_shares": shares}
 
 
-def _atp(
-    request: PruneRequest, job: PruningPlan, calibration: TokenSet, asked: float, options: Any, progress: Progress
-) -> tuple[dict[str, float], dict[str, Any]]:
-    counts = _block_counts(job)
+def _atp(run: Run[PruningPlan], options: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    plan, asked = run.plan, run.plan.pattern.sparsity
+    counts = _block_counts(plan)
     if options.slope is not None:
-        return _for_tensors(job, arithmetic(counts, asked, options.slope)), {}
+        return _for_tensors(plan, arithmetic(counts, asked, options.slope)), {}
     steepest = steepest_slope(len(counts), asked)
     slopes = [steepest * step / options.candidates for step in range(options.candidates)]
     losses = {}
     for at, slope in enumerate(slopes):
-        progress.stage(f"Trying slope {at + 1} of {len(slopes)}", len(job.pruned_names()))
-        table = _for_tensors(job, arithmetic(counts, asked, slope))
-        losses[slope] = _loss_after_wanda(request, job, calibration, table, progress)
+        run.progress.stage(f"Trying slope {at + 1} of {len(slopes)}", len(plan.pruned_names()))
+        losses[slope] = _loss_after_wanda(run, _for_tensors(plan, arithmetic(counts, asked, slope)))
     best = min(losses, key=losses.__getitem__)
     facts = {"slope": best, "tried": [{"slope": slope, "calibration_loss": loss} for slope, loss in losses.items()]}
-    return _for_tensors(job, arithmetic(counts, asked, best)), facts
+    return _for_tensors(plan, arithmetic(counts, asked, best)), facts
 
 
-def _global(
-    request: PruneRequest,
-    job: PruningPlan,
-    calibration: TokenSet | None,
-    inside: Sequence[str],
-    asked: float,
-    progress: Progress,
-) -> tuple[dict[str, float], dict[str, Any]]:
+def _global(run: Run[PruningPlan], inside: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
     """One threshold on |W|, or where the method reads inputs on Wanda scores over their root mean square per tensor."""
+    plan = run.plan
     histogram = ScoreHistogram()
-    progress.stage("Measuring scores", len(job.model.blocks))
-    if job.pipeline.needs:
-        for _, scores in _dense_scores(job, _batches(request, job, calibration), progress):
+    run.progress.stage("Measuring scores", len(plan.model.blocks))
+    if plan.pipeline.needs:
+        for _, scores in _dense_scores(run):
             for name, score in scores.items():
                 histogram.add(name, score / score.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny))
     else:
         for name in inside:
-            histogram.add(name, job.checkpoint.read(name).float().abs())
-    return histogram.sparsities(asked), {}
+            histogram.add(name, plan.checkpoint.read(name).float().abs())
+    return histogram.sparsities(plan.pattern.sparsity), {}
 
 
-def _dense_scores(
-    job: PruningPlan, batches: Sequence[Batch], progress: Progress
-) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+def _dense_scores(run: Run[PruningPlan]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Block by block the Wanda scores (out, in) of its maps to prune, on the dense model's own inputs."""
-    with Stream(job.model, batches) as stream:
-        for block in range(len(job.model.blocks)):
+    plan = run.plan
+    with Stream(plan.model, run.batches()) as stream:
+        for block in range(len(plan.model.blocks)):
             tensors = stream.load(block)
-            names = _with_inputs(job, block)
-            experts = experts_by_module({name: job.decisions[name].info for name in names})
+            infos = _with_inputs(plan, block)
+            experts = experts_by_module(infos)
             scores: dict[str, torch.Tensor] = {}
             same_inputs, norm = SameInputs(), torch.empty(0)
-            for name, inputs in stream.pause_at(block, names):
+            for name, inputs in stream.pause_at(block, list(infos)):
                 if name in experts:
-                    scores |= expert_scores(experts[name], tensors, at_experts(stream, name), job.device)
+                    scores |= expert_scores(experts[name], tensors, at_experts(stream, name), plan.device)
                     continue
-                info = job.decisions[name].info
+                info = infos[name]
                 if not same_inputs.repeated(inputs):
-                    norm = _norm(inputs, stream.here(), matrix_shape(info)[1], job.device)
-                scores[name] = as_matrix(info, tensors[name]).to(job.device, torch.float32).abs().mul_(norm)
+                    norm = _norm(inputs, stream.here(), matrix_shape(info)[1], plan.device)
+                scores[name] = as_matrix(info, tensors[name]).to(plan.device, torch.float32).abs().mul_(norm)
             stream.unload(block)
-            progress.advance()
+            run.progress.advance()
             yield block, scores
 
 
-def _with_inputs(job: PruningPlan, block: int) -> list[str]:
+def _with_inputs(plan: PruningPlan, block: int) -> dict[str, TensorInfo]:
     """The tensors to prune of a block whose inputs can be seen."""
-    return [name for name in job.pruned_names(block) if job.decisions[name].info.role in ROLES_WITH_INPUTS]
+    return {name: info for name, info in plan.pruned_infos(block).items() if info.role in ROLES_WITH_INPUTS}
 
 
 def _norm(inputs: Sequence[torch.Tensor], batches: Sequence[Batch], width: int, device: torch.device) -> torch.Tensor:
@@ -147,39 +133,32 @@ def _norm(inputs: Sequence[torch.Tensor], batches: Sequence[Batch], width: int, 
     return statistics.values()["sq_norm"].sqrt()
 
 
-def _loss_after_wanda(
-    request: PruneRequest, job: PruningPlan, calibration: TokenSet, table: Mapping[str, float], progress: Progress
-) -> float:
+def _loss_after_wanda(run: Run[PruningPlan], table: Mapping[str, float]) -> float:
     """The loss on the calibration text of the model pruned by Wanda as `table` says; nothing is written."""
-    asked = dict.fromkeys(job.pruned_names(), job.pattern.sparsity)
+    plan = run.plan
+    asked = dict.fromkeys(plan.pruned_names(), plan.pattern.sparsity)
     patterns = {name: Unstructured(value) for name, value in {**asked, **table}.items()}
     wanda = make_pipeline("wanda", None, reconstruct=False, options={})
-    settings = Settings(wanda, patterns, request.seed, job.device)
-    batches = _batches(request, job, calibration)
-    with Stream(job.model, batches) as stream:
-        for block in range(len(job.model.blocks)):
-            names = _with_inputs(job, block)
+    settings = Settings(wanda, patterns, run.request.seed, plan.device, run.calibration.windows.tokens)
+    batches = run.batches()
+    with Stream(plan.model, batches) as stream:
+        for block in range(len(plan.model.blocks)):
             tensors = stream.load(block)
-            BlockPruner(job, tensors, names, settings, calibration.windows.tokens, progress).run(stream, block)
+            prune_block([BlockPruner(stream, _with_inputs(plan, block), tensors, settings, run.progress)], block)
             stream.unload(block)
         losses = by_tokens(window_losses(stream, batches), batches)
     return sum(losses) / len(losses)
 
 
-def _batches(request: PruneRequest, job: PruningPlan, calibration: TokenSet | None) -> Sequence[Batch]:
-    assert calibration is not None
-    return calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
-
-
-def _block_counts(job: PruningPlan) -> dict[str, int]:
+def _block_counts(plan: PruningPlan) -> dict[str, int]:
     """Weights to prune per block that has any, in order."""
     counts = {}
-    for block in range(len(job.model.blocks)):
-        count = sum(job.decisions[name].info.entry.count for name in job.pruned_names(block))
+    for block in range(len(plan.model.blocks)):
+        count = sum(info.entry.count for info in plan.pruned_infos(block).values())
         if count:
             counts[str(block)] = count
     return counts
 
 
-def _for_tensors(job: PruningPlan, by_block: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for block, value in by_block.items() for name in job.pruned_names(int(block))}
+def _for_tensors(plan: PruningPlan, by_block: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for block, value in by_block.items() for name in plan.pruned_names(int(block))}

@@ -12,7 +12,7 @@ from prune_cli.engine.open_model import calibration_tokens
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.packed.output import describe, output_bytes
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
-from prune_cli.request.request import PruneRequest, Target
+from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import n_of_m, pruned_parameters
 from prune_cli.unstructured.prepare import PruningPlan, prepare
@@ -64,53 +64,53 @@ class DryRun:
 
 def dry_run(request: PruneRequest) -> DryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
-    job = prepare(request)
-    tokens = calibration_tokens(request, job)
-    work = _working_memory(job, tokens, request.target)
-    on_cpu = job.device.type == "cpu"
-    zeros = {name: pruned_parameters(job.decisions[name].info, job.pattern) for name in job.pruned_names()}
-    sparse = _sparse_bytes(request, job, zeros)
-    largest = max(_block_bytes(job, index, stored=True) for index in range(len(job.model.blocks)))
+    plan = prepare(request)
+    tokens = calibration_tokens(plan)
+    work = _working_memory(plan, tokens)
+    on_cpu = plan.device.type == "cpu"
+    zeros = {name: pruned_parameters(plan.decisions[name].info, plan.pattern) for name in plan.pruned_names()}
+    sparse = _sparse_bytes(plan, zeros)
+    largest = max(_block_bytes(plan, index, stored=True) for index in range(len(plan.model.blocks)))
     return DryRun(
         model=request.model,
-        revision=job.source.revision,
-        architecture=type(job.model.model).__name__,
-        method=str(job.pipeline),
-        pattern=str(job.pattern),
-        device=str(job.device),
-        compute_dtype=str(job.dtype).removeprefix("torch."),
-        classes=_classes(job),
-        parameters=sum(entry.count for entry in job.checkpoint.entries.values()),
-        pruned_parameters=sum(job.checkpoint.entries[name].count for name in job.pruned_names()),
+        revision=plan.source.revision,
+        architecture=type(plan.model.model).__name__,
+        method=str(plan.pipeline),
+        pattern=str(plan.pattern),
+        device=str(plan.device),
+        compute_dtype=str(plan.dtype).removeprefix("torch."),
+        classes=_classes(plan),
+        parameters=sum(entry.count for entry in plan.checkpoint.entries.values()),
+        pruned_parameters=sum(plan.checkpoint.entries[name].count for name in plan.pruned_names()),
         zeros=sum(zeros.values()),
-        bytes_read=job.checkpoint.nbytes * 2,
-        bytes_written=output_bytes(job.checkpoint)
-        + sum(job.checkpoint.entries[n].nbytes for n in job.pruned_names())
+        bytes_read=plan.checkpoint.nbytes * 2,
+        bytes_written=output_bytes(plan.checkpoint)
+        + sum(plan.checkpoint.entries[n].nbytes for n in plan.pruned_names())
         + (sparse or 0),
         calibration_tokens=tokens,
         peak_host_bytes=_LIBRARIES + largest + (work if on_cpu else 0),
         peak_device_bytes=None if on_cpu else work,
-        gain=gain_of_zeros(n_of_m(job.pattern))
+        gain=gain_of_zeros(n_of_m(plan.pattern))
         if sparse is None
-        else "Estimated: " + gain_of_sparse_files(n_of_m(job.pattern), output_bytes(job.checkpoint), sparse),
-        packed=describe(job.checkpoint),
+        else "Estimated: " + gain_of_sparse_files(n_of_m(plan.pattern), output_bytes(plan.checkpoint), sparse),
+        packed=describe(plan.checkpoint),
     )
 
 
-def _sparse_bytes(request: PruneRequest, job: PruningPlan, zeros: Mapping[str, int]) -> int | None:
+def _sparse_bytes(plan: PruningPlan, zeros: Mapping[str, int]) -> int | None:
     """About what the sparse files will take; None where dense ones are asked for."""
-    if request.format != "sparse":
+    if plan.request.format != "sparse":
         return None
-    pattern = n_of_m(job.pattern)
-    return output_bytes(job.checkpoint) - sum(
-        saved_bytes(job.checkpoint.entries[name], count, pattern) for name, count in zeros.items()
+    pattern = n_of_m(plan.pattern)
+    return output_bytes(plan.checkpoint) - sum(
+        saved_bytes(plan.checkpoint.entries[name], count, pattern) for name, count in zeros.items()
     )
 
 
-def _classes(job: PruningPlan) -> list[ClassOfTensors]:
+def _classes(plan: PruningPlan) -> list[ClassOfTensors]:
     tensors: Counter[tuple[str, str, str]] = Counter()
     parameters: Counter[tuple[str, str, str]] = Counter()
-    for decision in job.decisions.values():
+    for decision in plan.decisions.values():
         key = (decision.info.role, "prune" if decision.prune else "keep", decision.reason)
         tensors[key] += 1
         parameters[key] += decision.info.entry.count
@@ -121,37 +121,37 @@ def _classes(job: PruningPlan) -> list[ClassOfTensors]:
     ]
 
 
-def _working_memory(job: PruningPlan, tokens: int | None, target: Target) -> int:
+def _working_memory(plan: PruningPlan, tokens: int | None) -> int:
     """Weights of a block as computed with, its largest map a few times over, Gram matrices, paused hidden states."""
-    itemsize = job.dtype.itemsize
-    streams = 2 if target == "dense" else 1
-    infos = [job.decisions[name].info for name in job.pruned_names()]
+    itemsize = plan.dtype.itemsize
+    streams = 2 if plan.request.target == "dense" else 1
+    infos = [plan.decisions[name].info for name in plan.pruned_names()]
     largest_map = max((info.entry.count // info.slices for info in infos), default=0)
     if tokens is None:
         return 4 * 4 * largest_map
-    block = max(_block_bytes(job, index, stored=False) for index in range(len(job.model.blocks)))
-    outside = sum(_outside(job)) * itemsize
-    widest = max((matrix_shape(job.decisions[name].info)[1] for name in job.pruned_names()), default=0)
-    one, inputs = (tokens * width * itemsize for width in (job.model.hidden_size, widest))
-    limit = LARGE_INPUTS if job.device.type == "cpu" else inputs + one  # the others wait in files
+    block = max(_block_bytes(plan, index, stored=False) for index in range(len(plan.model.blocks)))
+    outside = sum(_outside(plan)) * itemsize
+    widest = max((matrix_shape(plan.decisions[name].info)[1] for name in plan.pruned_names()), default=0)
+    one, inputs = (tokens * width * itemsize for width in (plan.model.hidden_size, widest))
+    limit = LARGE_INPUTS if plan.device.type == "cpu" else inputs + one  # the others wait in files
     states = max(
         _STATES_BESIDE_WIDEST * one + min(inputs, limit),
         _STATES_IN_ATTENTION * one + 2 * min(one, limit),
     )
-    gram = gram_bytes(widest, streams) if "gram" in job.pipeline.needs else 0
+    gram = gram_bytes(widest, streams) if "gram" in plan.pipeline.needs else 0
     copies = (4 if gram == 0 else 8) * 4 * largest_map
-    drift = (streams - 1) * tokens * job.model.hidden_size * itemsize
+    drift = (streams - 1) * tokens * plan.model.hidden_size * itemsize
     return max(streams * outside, streams * block + copies + gram) + streams * states + drift
 
 
-def _outside(job: PruningPlan) -> list[int]:
+def _outside(plan: PruningPlan) -> list[int]:
     return [
         info.entry.count
-        for info in job.model.tensor_map.values()
+        for info in plan.model.tensor_map.values()
         if info.block is None and info.parameter and info.role != "output head"
     ]
 
 
-def _block_bytes(job: PruningPlan, index: int, *, stored: bool) -> int:
-    entries = [job.checkpoint.entries[name] for name in job.model.block_names(index)]
-    return sum(entry.nbytes if stored else entry.count * job.dtype.itemsize for entry in entries)
+def _block_bytes(plan: PruningPlan, index: int, *, stored: bool) -> int:
+    entries = [plan.checkpoint.entries[name] for name in plan.model.block_names(index)]
+    return sum(entry.nbytes if stored else entry.count * plan.dtype.itemsize for entry in entries)

@@ -10,6 +10,7 @@ from methods._pattern import Pattern, Unstructured
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.open_model import OpenModel, open_model
+from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.packed.output import config_of_output, output_bytes
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.request.pipeline import Pipeline
@@ -34,15 +35,18 @@ class PruningPlan(OpenModel):
     allocation_file: dict[str, float] | None
     config: str | None
 
-    def pruned_names(self, group: int | None = None) -> list[str]:
+    def pruned_infos(self, group: int | None = None) -> dict[str, TensorInfo]:
         """The tensors to prune: of one block, of what lies outside (group = number of blocks), or all of them."""
         blocks = len(self.model.blocks)
-        return [
-            name
+        return {
+            name: decision.info
             for name, decision in self.decisions.items()
             if decision.prune
             and (group is None or (blocks if decision.info.block is None else decision.info.block) == group)
-        ]
+        }
+
+    def pruned_names(self, group: int | None = None) -> list[str]:
+        return list(self.pruned_infos(group))
 
 
 def prepare(request: PruneRequest, *, writes: bool = True) -> PruningPlan:

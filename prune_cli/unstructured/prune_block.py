@@ -1,13 +1,12 @@
-"""Prunes the maps of one block while the batches pass through it."""
+"""Prunes the linear layers of one block while the batches pass through it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 
 import torch
 
-from calibration.batch import Batch
 from prune_cli.engine.expert_inputs import AtExperts, at_experts, experts_by_module
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
@@ -15,116 +14,143 @@ from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
 from prune_cli.model.orientation import matrix_shape
+from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.progress import Progress
+from prune_cli.request.request import CalibrateBy
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
-from prune_cli.unstructured.prepare import PruningPlan
-from prune_cli.unstructured.prune_experts import ExpertsPruner
-from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_linear
+from prune_cli.unstructured.prune_experts import Experts
+from prune_cli.unstructured.prune_linear import LinearInputs, PrunedLinear, Settings, join_slices, prune_linear
 
 
 class BlockPruner:
-    """The tensors of one block (or of what lies outside the blocks) that are to be pruned, and what became of them."""
+    """The tensors of one block (or of what lies outside the blocks) that are to be pruned, and what became of them.
+
+    `tensors` are those of the block as stored, by name; the model of `stream` computes with them.
+    """
 
     def __init__(
         self,
-        job: PruningPlan,
+        stream: Stream,
+        infos: Mapping[str, TensorInfo],
         tensors: Mapping[str, torch.Tensor],
-        names: Sequence[str],
         settings: Settings,
-        tokens: int,
         progress: Progress,
     ) -> None:
-        infos = {name: job.decisions[name].info for name in names}
-        self._model = job.model
-        self._experts = experts_by_module(infos)
-        self._maps = {name: info for name, info in infos.items() if info.role == "linear map"}
-        self._data_free = {name: info for name, info in infos.items() if info.role not in ROLES_WITH_INPUTS}
-        self._heads = {name: info for name, info in infos.items() if info.role == "output head"}
+        self.stream = stream
+        self.settings = settings
+        self.pruned: dict[str, PrunedLinear] = {}
         self._infos = infos
+        self._experts = experts_by_module(infos)
         self._tensors = tensors
-        self._settings = settings
-        self._tokens = tokens
         self._progress = progress
+        self._slices: dict[str, list[PrunedLinear]] = {}
         self._same_inputs = SameInputs()
         self._statistics: InputStatistics | None = None
         self._observed: dict[str, InputStatistics] = {}
         self._routed: dict[str, list[Routed]] = {name: [] for name in self._experts}
-        self.pruned: dict[str, PrunedLinear] = {}
 
     @property
     def unreached(self) -> list[str]:
-        """Maps that no batch called (some models multiply by a weight without calling its module): they stay dense."""
+        """What no batch called (some models multiply by a weight without calling its module): it stays dense."""
         return [name for name in self._infos if name not in self.pruned]
 
-    def run(self, stream: Stream, block: int) -> None:
-        """Single pass: a map is pruned when all batches wait at it, so its inputs come from maps already pruned."""
-        self._prune_data_free()
-        for name, inputs in stream.pause_at(block, self._stops):
-            if name in self._experts:
-                self._serve_experts(name, at_experts(stream, name))
-            else:
-                self._serve(name, stream, inputs)
-
-    def run_twice(self, stream: Stream, block: int) -> None:
-        """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
-        stream.observe_block(block, self._stops, lambda name, tensors: self._observe(name, tensors, stream.passing()))
-        for name, statistics in self._observed.items():
-            self._prune(name, statistics)
-        for name, routed in self._routed.items():
-            self._serve_experts(name, AtExperts(stream.model.model.get_submodule(name), routed), at_once=True)
-        self._prune_data_free()
-        stream.run_block(block)
-
-    def run_outside_blocks(self, stream: Stream) -> None:
-        """Prune what lies outside the blocks; the batches end at the output head if it is among them."""
-        self._prune_data_free()
-        for name in self._heads:
-            self._serve(name, stream, stream.stop_at_head(name))
-
     @property
-    def _stops(self) -> list[str]:
-        """Where batches wait: at every map, and once at the experts, for one of their tensors."""
-        return [*self._maps, *(next(iter(infos)) for infos in self._experts.values())]
+    def stops(self) -> list[str]:
+        """Where batches wait: at every linear layer, and once at the experts, for one of their tensors."""
+        linear = [name for name, info in self._infos.items() if info.role == "linear map"]
+        return [*linear, *(next(iter(infos)) for infos in self._experts.values())]
 
-    def _serve_experts(
-        self, module: str, here: AtExperts, dense: AtExperts | None = None, *, at_once: bool = False
-    ) -> None:
-        pruner = ExpertsPruner(self._model, self._experts[module], self._tensors, self._settings)
-        for name, result in pruner.prune(here, dense, at_once=at_once).items():
-            self.pruned[name] = result
-            self._progress.advance()
+    def stored(self, inputs: LinearInputs) -> torch.Tensor:
+        """The matrix as stored."""
+        tensor = self._tensors[inputs.info.entry.name]
+        return tensor[inputs.expert] if inputs.info.slices > 1 else tensor
 
-    def _prune_data_free(self) -> None:
+    def put(self, inputs: LinearInputs, result: PrunedLinear) -> None:
+        """Into the model, which computes with it from now on."""
+        info, name, model = inputs.info, inputs.info.entry.name, self.stream.model
+        if info.expert is None:
+            model.set_weight(info, result.stored)
+        else:
+            model.set_expert(info, inputs.expert, result.stored)
+        if info.slices > 1:
+            self._slices.setdefault(name, []).append(result)
+            if len(self._slices[name]) < info.slices:
+                return
+            result = join_slices(self._slices.pop(name))
+        self.pruned[name] = result
+        self._progress.advance()
+
+    def inputs_of_pruned(self, block: int) -> Iterator[LinearInputs]:
+        """Single pass: a layer is pruned when all batches wait at it, so its inputs come from layers already pruned."""
+        yield from self.without_inputs()
+        for name, inputs in self.stream.pause_at(block, self.stops):
+            yield from self.arrived(name, inputs)
+
+    def inputs_of_dense(self, block: int) -> Iterator[LinearInputs]:
+        """The authors' protocol: all statistics come from the dense block, then the pruned block makes the outputs."""
+        self.stream.observe_block(block, self.stops, self._observe)
+        for name, statistics in self._observed.items():
+            yield self._known(name, statistics)
+        for name, routed in self._routed.items():
+            here = AtExperts(self.stream.model.model.get_submodule(name), routed)
+            yield from self._of_experts(name, here).inputs(from_dense_block=True)
+        yield from self.without_inputs()
+        self.stream.run_block(block)
+
+    def inputs_outside_blocks(self) -> Iterator[LinearInputs]:
+        """The batches end at the output head if it is among what lies outside the blocks."""
+        yield from self.without_inputs()
+        for name, info in self._infos.items():
+            if info.role == "output head":
+                yield from self.arrived(name, self.stream.stop_at_head(name))
+
+    def without_inputs(self) -> Iterator[LinearInputs]:
         """Tensors that have no inputs (norms, biases, tables), for methods that need none."""
-        for name, info in self._data_free.items():
-            self._finish(name, prune_linear(info, self._tensors[name], self._settings, {}, None))
+        for info in self._infos.values():
+            if info.role not in ROLES_WITH_INPUTS:
+                yield LinearInputs(info)
 
-    def _new_statistics(self, name: str, *, with_dense: bool = False) -> InputStatistics:
-        inputs = matrix_shape(self._infos[name])[1]
-        settings = self._settings
-        return InputStatistics(
-            settings.pipeline.needs, inputs, settings.device, with_dense=with_dense, sketch_of=self._tokens
-        )
-
-    def _serve(
+    def arrived(
         self,
         name: str,
-        stream: Stream,
         inputs: Sequence[torch.Tensor],
-        dense: Sequence[torch.Tensor] | None = None,
-        error_sq: Sequence[torch.Tensor] | None = None,
-    ) -> None:
-        if not self._same_inputs.repeated(inputs) or self._statistics is None:
-            self._statistics = self._new_statistics(name, with_dense=dense is not None)
-            self._statistics.add_batches(inputs, dense, stream.here())
-        lost = {}
-        if error_sq is not None:
-            lost["drift"] = self._statistics.drift(error_sq, inputs, stream.here()).value()
-        self._prune(name, self._statistics, lost)
-
-    def _observe(self, name: str, arguments: list[torch.Tensor], batch: Batch) -> None:
+        dense: Stream | None = None,
+        dense_inputs: Sequence[torch.Tensor] | None = None,
+        drift: Sequence[torch.Tensor] | None = None,
+    ) -> Iterator[LinearInputs]:
+        """What all batches bring to a layer or to the experts; `drift` is what the residual stream has lost there."""
         if name in self._experts:
-            self._routed[name].append(Routed.of(self._model.model.get_submodule(name), arguments, batch.mask))
+            experts = self._of_experts(name, at_experts(self.stream, name), dense and at_experts(dense, name))
+            yield from experts.inputs(from_dense_block=False)
+            return
+        batches = self.stream.here()
+        if not self._same_inputs.repeated(inputs) or self._statistics is None:
+            self._statistics = self._new_statistics(name, with_dense=dense_inputs is not None)
+            self._statistics.add_batches(inputs, dense_inputs, batches)
+        own = {} if drift is None else {"drift": self._statistics.drift(drift, inputs, batches).value()}
+        yield self._known(name, self._statistics, own)
+
+    def _known(
+        self, name: str, statistics: InputStatistics, own: Mapping[str, torch.Tensor] | None = None
+    ) -> LinearInputs:
+        """`own` statistics are of this layer alone, the others of all that share its inputs."""
+        values = {**statistics.values(), **(own or {})}
+        return LinearInputs(self._infos[name], statistics=values, rows=statistics.rows())
+
+    def _of_experts(self, module: str, here: AtExperts, dense: AtExperts | None = None) -> Experts:
+        return Experts(self.stream.model, self._experts[module], self.settings, here, dense)
+
+    def _new_statistics(self, name: str, *, with_dense: bool = False) -> InputStatistics:
+        inputs, settings = matrix_shape(self._infos[name])[1], self.settings
+        return InputStatistics(
+            settings.pipeline.needs, inputs, settings.device, with_dense=with_dense, sketch_of=settings.tokens
+        )
+
+    def _observe(self, name: str, arguments: list[torch.Tensor]) -> None:
+        batch = self.stream.passing()
+        if name in self._experts:
+            module = self.stream.model.model.get_submodule(name)
+            self._routed[name].append(Routed.of(module, arguments, batch.mask))
             return
         tensor = arguments[0]
         shared = self._same_inputs.repeated([tensor])
@@ -134,34 +160,57 @@ class BlockPruner:
         if not shared:
             self._observed[name].add(tensor, None, batch)
 
-    def _prune(self, name: str, statistics: InputStatistics, own: Mapping[str, torch.Tensor] | None = None) -> None:
-        """`own` statistics are of this map alone, the others of all that share its inputs."""
-        values = {**statistics.values(), **(own or {})}
-        result = prune_linear(self._infos[name], self._tensors[name], self._settings, values, statistics.rows())
-        self._finish(name, result)
 
-    def _finish(self, name: str, result: PrunedLinear) -> None:
-        self._model.set_weight(self._infos[name], result.stored)
-        self.pruned[name] = result
-        self._progress.advance()
+def prune_block(
+    pruners: Sequence[BlockPruner], block: int, calibrate_by: CalibrateBy = "sublayer", dense: Stream | None = None
+) -> None:
+    """Take the batches of each pruner's stream through `block`, pruning it by the protocol asked for.
 
-
-def run_beside_dense(pruners: Sequence[BlockPruner], streams: Sequence[Stream], dense: Stream, block: int) -> None:
-    """Like `BlockPruner.run`, with the dense model's inputs of the same map at hand.
-
-    Several models, each with its pruner and stream, may go beside one dense stream: what they prune is called the same.
+    With `dense` all models go beside it, so what they prune is called the same; else each goes by itself.
     """
-    names = pruners[0]._stops
+    if dense is not None:
+        known = _beside_dense(pruners, dense, block)
+    elif calibrate_by == "block":
+        known = _one_by_one(pruners, [pruner.inputs_of_dense(block) for pruner in pruners])
+    else:
+        known = _one_by_one(pruners, [pruner.inputs_of_pruned(block) for pruner in pruners])
+    with closing(known):
+        for pruner, inputs in known:
+            pruner.put(inputs, prune_linear(inputs, pruner.stored(inputs), pruner.settings))
+            del inputs  # its Gram matrices go before the next are summed
+
+
+def prune_outside_blocks(pruner: BlockPruner) -> None:
+    """Prune what lies outside the blocks, once all batches have passed them."""
+    for inputs in pruner.inputs_outside_blocks():
+        pruner.put(inputs, prune_linear(inputs, pruner.stored(inputs), pruner.settings))
+
+
+# What is pruned next, with all that is known of its inputs; it must be in the model before the next is asked for.
+_Known = Generator[tuple[BlockPruner, LinearInputs]]
+
+
+def _of(pruner: BlockPruner, known: Iterator[LinearInputs]) -> _Known:
+    for inputs in known:
+        yield pruner, inputs
+        del inputs  # as above
+
+
+def _one_by_one(pruners: Sequence[BlockPruner], known: Sequence[Iterator[LinearInputs]]) -> _Known:
+    for pruner, inputs in zip(pruners, known, strict=True):
+        yield from _of(pruner, inputs)
+
+
+def _beside_dense(pruners: Sequence[BlockPruner], dense: Stream, block: int) -> _Known:
+    """Like `inputs_of_pruned`, with the dense model's inputs of the same layer at hand."""
     factors = residual_factors(dense, block, dense.model.linear_maps(block))
     with ExitStack() as stack:
-        drifts = [stack.enter_context(residual_drift(stream, dense, factors)) for stream in streams]
+        drifts = [stack.enter_context(residual_drift(pruner.stream, dense, factors)) for pruner in pruners]
         for pruner in pruners:
-            pruner._prune_data_free()
-        stops = [stream.pause_at(block, names) for stream in (*streams, dense)]
+            yield from _of(pruner, pruner.without_inputs())
+        names = pruners[0].stops
+        stops = [stream.pause_at(block, names) for stream in (*(pruner.stream for pruner in pruners), dense)]
         for *arrived, (same, others) in zip(*stops, strict=True):
-            for pruner, stream, drift, (name, inputs) in zip(pruners, streams, drifts, arrived, strict=True):
+            for pruner, drift, (name, inputs) in zip(pruners, drifts, arrived, strict=True):
                 assert name == same
-                if name in pruner._experts:
-                    pruner._serve_experts(name, at_experts(stream, name), at_experts(dense, name))
-                else:
-                    pruner._serve(name, stream, inputs, others, drift.at(name, len(inputs)))
+                yield from _of(pruner, pruner.arrived(name, inputs, dense, others, drift.at(name, len(inputs))))

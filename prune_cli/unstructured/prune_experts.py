@@ -1,9 +1,9 @@
-"""Prunes the experts of one block, each by its own tokens, while all batches wait there."""
+"""What is known of the inputs of the experts of one block, each by its own tokens, while all batches wait there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
 import torch
@@ -15,85 +15,77 @@ from prune_cli.model.moe import Routed, before_down
 from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_map import TensorInfo
-from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, join_slices, prune_matrix
+from prune_cli.unstructured.prune_linear import LinearInputs, Settings
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
 FEWEST_TOKENS = 32
 _OWN_TARGET = "follows its own dense outputs: the dense model's inputs of its tokens are not known in this architecture"
 
 
-class ExpertsPruner:
-    """The tensors of the experts of one block, as stored, by name; `model` computes with them."""
+@dataclass(frozen=True)
+class Experts:
+    """The experts of one block, where all batches wait; `infos` are their tensors, `model` computes with them.
 
-    def __init__(
-        self,
-        model: StreamedModel,
-        infos: Mapping[str, TensorInfo],
-        tensors: Mapping[str, torch.Tensor],
-        settings: Settings,
-    ) -> None:
-        self._model = model
-        self._infos = infos
-        self._tensors = tensors
-        self._settings = settings
-        self._pruned: dict[str, list[PrunedLinear]] = {name: [] for name in infos}
+    With `dense`, an expert follows what the dense one makes of the dense model's hidden states of the same tokens,
+    wherever the dense model sends them.
+    """
 
-    def prune(self, here: AtExperts, dense: AtExperts | None, *, at_once: bool) -> dict[str, PrunedLinear]:
-        """Prune expert by expert, the last map by what the pruned ones before it give, with `at_once` the dense ones.
+    model: StreamedModel
+    infos: Mapping[str, TensorInfo]
+    settings: Settings
+    here: AtExperts
+    dense: AtExperts | None = None
 
-        With `dense`, an expert follows what the dense one makes of the dense model's hidden states of the same tokens,
-        wherever the dense model sends them.
+    def inputs(self, *, from_dense_block: bool) -> Iterator[LinearInputs]:
+        """Expert by expert, each to be pruned before the next is asked for.
+
+        The inputs of its last map come from the pruned ones before it, or else `from_dense_block`.
         """
-        aligned = all(batch.every_token for batch in here.batches)
-        own = [_OWN_TARGET] if dense is not None and not aligned else []
-        dense = dense if aligned else None
-        for info in self._infos.values():
+        aligned = all(batch.every_token for batch in self.here.batches)
+        own = [_OWN_TARGET] if self.dense is not None and not aligned else []
+        dense = self.dense if aligned else None
+        for info in self.infos.values():
             if info.slices > 1:
-                self._model.make_own(info)
-        experts = next(info.expert.experts for info in self._infos.values() if info.expert is not None)
+                self.model.make_own(info)
+        experts = next(info.expert.experts for info in self.infos.values() if info.expert is not None)
         for expert in range(experts):
-            tokens, few = _tokens_of(expert, here.batches)
+            tokens, few = _tokens_of(expert, self.here.batches)
             notes = (*few, *own)
-            early = self._statistics(expert, here, dense, tokens, down=True) if at_once else None
-            self._prune(expert, self._statistics(expert, here, dense, tokens, down=False), notes, down=False)
-            self._prune(expert, early or self._statistics(expert, here, dense, tokens, down=True), notes, down=True)
-        return {
-            name: join_slices(maps) if self._infos[name].slices > 1 else maps[0] for name, maps in self._pruned.items()
-        }
+            early = self._statistics(expert, dense, tokens, down=True) if from_dense_block else None
+            yield from self._maps(expert, self._statistics(expert, dense, tokens, down=False), notes, down=False)
+            # Nothing here holds the statistics while the next are gathered.
+            yield from self._maps(expert, early or self._statistics(expert, dense, tokens, down=True), notes, down=True)
 
     def _names(self, expert: int, *, down: bool) -> list[str]:
         """The tensors with that map of the expert."""
         return [
             name
-            for name, info in self._infos.items()
+            for name, info in self.infos.items()
             if info.expert is not None and info.expert.down == down and info.expert.index in (None, expert)
         ]
 
     def _statistics(
-        self, expert: int, here: AtExperts, dense: AtExperts | None, tokens: Sequence[torch.Tensor], *, down: bool
+        self, expert: int, dense: AtExperts | None, tokens: Sequence[torch.Tensor], *, down: bool
     ) -> InputStatistics | None:
         names = self._names(expert, down=down)
         if not names:
             return None
-        needs, inputs = self._settings.pipeline.needs, matrix_shape(self._infos[names[0]])[1]
+        needs, inputs = self.settings.pipeline.needs, matrix_shape(self.infos[names[0]])[1]
         count = sum(len(each) for each in tokens)
-        found = InputStatistics(needs, inputs, self._settings.device, with_dense=dense is not None, sketch_of=count)
+        found = InputStatistics(needs, inputs, self.settings.device, with_dense=dense is not None, sketch_of=count)
         others = dense.batches if dense is not None else repeat(None)
-        for batch, other, numbers in zip(here.batches, others, tokens, strict=False):
+        for batch, other, numbers in zip(self.here.batches, others, tokens, strict=False):
             if len(numbers):
-                rows = _inputs(here.module, expert, batch, numbers, down=down)
+                rows = _inputs(self.here.module, expert, batch, numbers, down=down)
                 found.add_rows(rows, other and dense and _inputs(dense.module, expert, other, numbers, down=down))
         return found
 
-    def _prune(self, expert: int, statistics: InputStatistics | None, notes: Sequence[str], *, down: bool) -> None:
-        if statistics is None:
-            return
-        for name in self._names(expert, down=down):
-            info, stored = self._infos[name], self._tensors[name]
-            matrix = stored[expert] if info.slices > 1 else stored
-            result = prune_matrix(info, expert, matrix, self._settings, statistics.values(), statistics.rows())
-            self._model.set_expert(info, expert, result.stored)
-            self._pruned[name].append(replace(result, notes=(*result.notes, *notes)))
+    def _maps(
+        self, expert: int, statistics: InputStatistics | None, notes: tuple[str, ...], *, down: bool
+    ) -> Iterator[LinearInputs]:
+        if statistics is not None:
+            for name in self._names(expert, down=down):
+                yield LinearInputs(self.infos[name], expert, statistics.values(), statistics.rows(), notes)
 
 
 def _tokens_of(expert: int, batches: Sequence[Routed]) -> tuple[list[torch.Tensor], list[str]]:

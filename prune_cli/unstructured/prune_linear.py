@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,8 +30,30 @@ class Settings:
     patterns: Mapping[str, Pattern]
     seed: int
     device: torch.device
+    # Calibration tokens, by which errors are measured on all rows or on a sketch of them.
+    tokens: int = 0
     # Values of a tensor, or of one of its experts, as the output will give them back.
     rounded: Callable[[str, torch.Tensor, int | None], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class LinearInputs:
+    """What is known of the inputs of one linear layer, or of `expert` where the tensor holds those of all.
+
+    `rows` (rows, in) stand for the inputs in the error; None where no inputs are seen. `notes` go into the report.
+    """
+
+    info: TensorInfo
+    expert: int = 0
+    statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    rows: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the matrix is called in messages, and its random numbers are drawn by."""
+        tensor = self.info.entry.name
+        return tensor if self.info.slices == 1 else f"{tensor}[{self.expert}]"
 
 
 @dataclass(frozen=True)
@@ -51,25 +73,11 @@ class PrunedLinear:
         return self.error_sq / self.output_sq if self.output_sq > 0 else 0.0
 
 
-def prune_linear(
-    info: TensorInfo,
-    stored: torch.Tensor,
-    settings: Settings,
-    statistics: Mapping[str, torch.Tensor],
-    rows: torch.Tensor | None,
-) -> PrunedLinear:
-    """Prune one tensor, slice by slice if it holds all experts, by what is known of its inputs (nothing, of experts).
-
-    `rows` (rows, in) stand for the inputs in the error. Raises PruneError naming the tensor.
-    """
+def prune_data_free(info: TensorInfo, stored: torch.Tensor, settings: Settings) -> PrunedLinear:
+    """Prune one tensor by its weights alone, slice by slice if it holds all experts."""
     if info.slices == 1:
-        return prune_matrix(info, 0, stored, settings, statistics, rows)
-    return join_slices([prune_matrix(info, at, each, settings, {}, None) for at, each in enumerate(stored)])
-
-
-def slice_name(info: TensorInfo, expert: int) -> str:
-    """What the matrix of `expert` is called in messages, and its random numbers are drawn by."""
-    return info.entry.name if info.slices == 1 else f"{info.entry.name}[{expert}]"
+        return prune_linear(LinearInputs(info), stored, settings)
+    return join_slices([prune_linear(LinearInputs(info, at), each, settings) for at, each in enumerate(stored)])
 
 
 def join_slices(slices: Sequence[PrunedLinear]) -> PrunedLinear:
@@ -83,26 +91,10 @@ def join_slices(slices: Sequence[PrunedLinear]) -> PrunedLinear:
     )
 
 
-def prune_matrix(
-    info: TensorInfo,
-    expert: int,
-    stored: torch.Tensor,
-    settings: Settings,
-    statistics: Mapping[str, torch.Tensor],
-    rows: torch.Tensor | None,
-) -> PrunedLinear:
-    """Prune one matrix, `stored` like those of the tensor at `place`; the rest as for `prune_linear`."""
-    name = slice_name(info, expert)
-    for statistic, value in statistics.items():
-        if not bool(torch.isfinite(value).all()):
-            raise PruneError(
-                f"The inputs of {name} are not finite ({statistic}): the forward pass overflows; try --dtype float32."
-            )
-    device, on_host = settings.device, ()
-    if "gram" in statistics and statistics["gram"].device.type != device.type:
-        device, on_host = statistics["gram"].device, (_ON_HOST,)
-        statistics = {statistic: value.to(device) for statistic, value in statistics.items()}
-        rows = None if rows is None else rows.to(device)
+def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings) -> PrunedLinear:
+    """Prune one matrix, `stored` in the checkpoint's dtype and orientation. Raises PruneError naming the tensor."""
+    info, name = inputs.info, inputs.name
+    statistics, rows, device, on_host = _on_one_device(inputs, settings.device)
     weight = as_matrix(info, stored).to(device, torch.float32)
     scale = _power_to_ordinary(weight)
     if scale != 1:
@@ -118,17 +110,37 @@ def prune_matrix(
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     unscaled = result.weight if scale == 1 else result.weight / scale
     wanted = as_stored(info, name, unscaled, stored)
-    new = _rounded(info, expert, wanted, settings)
+    new = _rounded(inputs, wanted, settings)
     given = result.weight if new is wanted else as_matrix(info, new).to(device, torch.float32) * scale
     error_sq, output_sq = (None, None) if rows is None else _squares(rows, weight, given)
-    return PrunedLinear(new, error_sq, output_sq, (*result.notes, *on_host, *_requantised(wanted, new)))
+    notes = (*result.notes, *on_host, *_requantised(wanted, new), *inputs.notes)
+    return PrunedLinear(new, error_sq, output_sq, notes)
 
 
-def _rounded(info: TensorInfo, expert: int, wanted: torch.Tensor, settings: Settings) -> torch.Tensor:
+def _on_one_device(
+    inputs: LinearInputs, device: torch.device
+) -> tuple[Mapping[str, torch.Tensor], torch.Tensor | None, torch.device, tuple[str, ...]]:
+    """Statistics, rows, the device where their Gram matrices fit, and a note where that is the host."""
+    statistics, rows = inputs.statistics, inputs.rows
+    for statistic, value in statistics.items():
+        if not bool(torch.isfinite(value).all()):
+            raise PruneError(
+                f"The inputs of {inputs.name} are not finite ({statistic}): the forward pass overflows; try --dtype "
+                "float32."
+            )
+    if "gram" not in statistics or statistics["gram"].device.type == device.type:
+        return statistics, rows, device, ()
+    host = statistics["gram"].device
+    moved = {statistic: value.to(host) for statistic, value in statistics.items()}
+    return moved, None if rows is None else rows.to(host), host, (_ON_HOST,)
+
+
+def _rounded(inputs: LinearInputs, wanted: torch.Tensor, settings: Settings) -> torch.Tensor:
     """`wanted` as the output can hold it; the same object where that is just so."""
     if settings.rounded is None:
         return wanted
-    new = settings.rounded(info.entry.name, wanted, expert if info.slices > 1 else None)
+    info = inputs.info
+    new = settings.rounded(info.entry.name, wanted, inputs.expert if info.slices > 1 else None)
     return wanted if torch.equal(new, wanted) else new
 
 

@@ -9,20 +9,17 @@ from typing import Any
 
 import torch
 
-from calibration.batch import Batch
-from calibration.tokens import TokenSet
 from methods.structured.depth import FEW, Options, block_count, cheapest, cheapest_few, closest_run, lowest_influence
-from prune_cli.checkpoint.output_folder import OutputFolder
-from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.run_context import Run
 from prune_cli.errors import RequestError
 from prune_cli.packed.output import output_bytes
-from prune_cli.progress import Progress
 from prune_cli.report.types import BlockChange
-from prune_cli.request.request import DEFAULT_SAMPLES, PruneRequest
+from prune_cli.request.request import DEFAULT_SAMPLES
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from, config_without_blocks
+from prune_cli.structured.cost import Cost, how_chosen, how_known
 from prune_cli.structured.depth.greedy import Removals, refitted_loss
-from prune_cli.structured.depth.refit import fitted_tensors
+from prune_cli.structured.depth.refit import fitted_tensors, refit
 from prune_cli.structured.depth.renumber import without_blocks
 from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.plan import StructuredPlan
@@ -44,23 +41,80 @@ class Choice:
     scores: Mapping[int, Mapping[str, float]]
 
 
-def check(request: PruneRequest, job: PreparedStructure) -> None:
-    """Raise RequestError before any work for blocks that do not exist, or cannot be left out of this architecture."""
-    options: Options = job.options
-    check_statistics(request, "-o which=, which measures nothing" if options.which is not None else None)
-    if options.fits and not options.alpha:
-        raise RequestError("-o alpha=0 follows the dense model not at all, so nothing is fitted: use -o refit=none.")
-    removed = named_blocks(request, job)
-    change_without(job, removed if removed is not None else [len(job.model.blocks) - 1])
+@dataclass(frozen=True)
+class DepthRemoval:
+    """Whole blocks go. Raises RequestError for those that do not exist, or cannot be left out of this architecture."""
+
+    prepared: PreparedStructure
+
+    def __post_init__(self) -> None:
+        prepared, options = self.prepared, self.prepared.options
+        named = options.which is not None
+        check_statistics(prepared.request, "-o which=, which measures nothing" if named else None)
+        if options.fits and not options.alpha:
+            raise RequestError(
+                "-o alpha=0 follows the dense model not at all, so nothing is fitted: use -o refit=none."
+            )
+        removed = named_blocks(prepared)
+        change_without(prepared, removed if removed is not None else [len(prepared.model.blocks) - 1])
+
+    def asked(self) -> str:
+        prepared = self.prepared
+        options, blocks = prepared.options, len(prepared.model.blocks)
+        if options.which is not None:
+            return f"the blocks {options.which}"
+        count = asked_count(prepared)
+        if options.remove is not None:
+            return f"{count} of the {blocks} blocks"
+        share = 100 * asked_share(prepared.request, "block")
+        return f"{share:g} % of the {blocks} blocks, which is {count} after rounding"
+
+    def example(self) -> StructuredPlan:
+        """Where the blocks are still to be chosen, the last ones go."""
+        named, blocks = named_blocks(self.prepared), len(self.prepared.model.blocks)
+        return change_without(self.prepared, named or list(range(blocks - asked_count(self.prepared), blocks)))
+
+    def cost(self, text: str) -> Cost:
+        prepared, choice = self.prepared, _passes_of_choice(self.prepared)
+        how = how_chosen(prepared, choice, text)
+        if choice and _blocks_differ(prepared):
+            how += ("The sizes are those without the last blocks; others are of another size.",)
+        how += how_known(prepared) if choice else ()
+        if not prepared.options.fits:
+            return Cost(choice, 0.0, how)
+        # Both streams pass, in multiplications.
+        fit = 1 + len(self.example().blocks) / len(prepared.model.blocks)
+        refit = f"Refitting what is left costs about {fit:.1f} forward passes, and Gram matrices of the maps' inputs."
+        return Cost(choice, fit, (*how, refit))
+
+    def bytes_at_most(self) -> int:
+        """The smallest blocks may be those that go."""
+        checkpoint, model, named = self.prepared.checkpoint, self.prepared.model, named_blocks(self.prepared)
+        sizes = [sum(checkpoint.entries[n].nbytes for n in model.block_names(b)) for b in range(len(model.blocks))]
+        removed = sorted(sizes)[: asked_count(self.prepared)] if named is None else [sizes[block] for block in named]
+        return output_bytes(checkpoint) - sum(removed)
+
+    def decide(self, run: Run[PreparedStructure]) -> StructuredPlan:
+        named = named_blocks(run.plan)
+        if named is not None:
+            choice = Choice(tuple(named), dict.fromkeys(named, "named by -o which="), {})
+        else:
+            choice = _choose(run)
+        return change_without(run.plan, choice.removed, choice)
+
+    def write(self, run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
+        if run.plan.options.fits and run.texts.calibration is not None:
+            return refit(run, change)
+        return change
 
 
-def named_blocks(request: PruneRequest, job: PreparedStructure) -> list[int] | None:
+def named_blocks(prepared: PreparedStructure) -> list[int] | None:
     """The blocks of -o which=, None where they are to be chosen."""
-    options, blocks = job.options, len(job.model.blocks)
+    options, blocks = prepared.options, len(prepared.model.blocks)
     if options.which is None:
-        asked_count(request, job)
+        asked_count(prepared)
         return None
-    if options.remove is not None or request.sparsity is not None:
+    if options.remove is not None or prepared.request.sparsity is not None:
         other = "-o remove=" if options.remove is not None else "--sparsity"
         raise RequestError(f"-o which= names the blocks, so {other} has nothing to say: leave one of them out.")
     chosen: set[int] = set()
@@ -80,12 +134,12 @@ def named_blocks(request: PruneRequest, job: PreparedStructure) -> list[int] | N
     return sorted(chosen)
 
 
-def asked_count(request: PruneRequest, job: PreparedStructure) -> int:
+def asked_count(prepared: PreparedStructure) -> int:
     """How many blocks go. Raises RequestError where none would stay."""
-    options, blocks = job.options, len(job.model.blocks)
-    refuse_both(request, "remove", options.remove)
+    options, blocks = prepared.options, len(prepared.model.blocks)
+    refuse_both(prepared.request, "remove", options.remove)
     if options.remove is None:
-        share = asked_share(request, "block")
+        share = asked_share(prepared.request, "block")
         if blocks == 1:
             raise RequestError("The model has a single block, which must stay: use another method.")
         return block_count(share, blocks)
@@ -94,60 +148,38 @@ def asked_count(request: PruneRequest, job: PreparedStructure) -> int:
     return options.remove
 
 
-def example(request: PruneRequest, job: PreparedStructure) -> StructuredPlan:
-    """The change that was asked for or, where the blocks are still to be chosen, one that takes the last ones."""
-    named, blocks = named_blocks(request, job), len(job.model.blocks)
-    return change_without(job, named or list(range(blocks - asked_count(request, job), blocks)))
-
-
-def forward_passes(request: PruneRequest, job: PreparedStructure) -> float:
-    """How many passes of the calibration text the choice costs, in multiplications."""
-    options, blocks = job.options, len(job.model.blocks)
+def _passes_of_choice(prepared: PreparedStructure) -> float:
+    """Of the calibration text, in multiplications."""
+    options, blocks = prepared.options, len(prepared.model.blocks)
     if options.which is not None:
         return 0.0
     if options.score != "greedy":
         return 1.0
-    samples = request.samples or DEFAULT_SAMPLES
-    share, steps = min(options.windows, samples) / samples, range(asked_count(request, job))
+    samples = prepared.request.samples or DEFAULT_SAMPLES
+    share, steps = min(options.windows, samples) / samples, range(asked_count(prepared))
     # Step n tries blocks - n candidates; each runs what lies behind its own block, half of the rest on average.
     tried = share * sum((blocks - n) / 2 for n in steps)
     fitted_on = min(_FIT_ON * options.windows, samples) / samples
     return tried + options.fits * 2 * fitted_on * sum(min(FEW, blocks - n) for n in steps)
 
 
-def refit_passes(request: PruneRequest, job: PreparedStructure) -> float:
-    """The passes of both streams that the refit costs, in multiplications."""
-    if not job.options.fits:
-        return 0.0
-    return 1 + len(example(request, job).blocks) / len(job.model.blocks)
+def _blocks_differ(prepared: PreparedStructure) -> bool:
+    kinds = {
+        tuple(prepared.checkpoint.entries[name].nbytes for name in prepared.model.block_names(block))
+        for block in range(len(prepared.model.blocks))
+    }
+    return len(kinds) > 1
 
 
-def decide(
-    request: PruneRequest,
-    job: PreparedStructure,
-    calibration: TokenSet | None,
-    output: OutputFolder,
-    progress: Progress,
-) -> StructuredPlan:
-    """Choose the blocks (once, also when the run is resumed) and say what the output holds without them."""
-    named = named_blocks(request, job)
-    if named is not None:
-        choice = Choice(tuple(named), dict.fromkeys(named, "named by -o which="), {})
-    else:
-        assert calibration is not None
-        choice = _choose(request, job, calibration, output, progress)
-    return change_without(job, choice.removed, choice)
-
-
-def change_without(job: PreparedStructure, removed: Sequence[int], choice: Choice | None = None) -> StructuredPlan:
+def change_without(prepared: PreparedStructure, removed: Sequence[int], choice: Choice | None = None) -> StructuredPlan:
     """Raises RequestError where the architecture's config cannot describe the model without `removed`."""
-    blocks = len(job.model.blocks)
+    blocks = len(prepared.model.blocks)
     kept = [block for block in range(blocks) if block not in removed]
-    config = config_without_blocks(job.source, job.model, kept)
-    keep_module_lists(job, config, kept)
-    tensors, dropped = without_blocks(job.model, kept)
-    if job.options.fits:
-        tensors |= fitted_tensors(job, tensors, removed)
+    config = config_without_blocks(prepared.source, prepared.model, kept)
+    keep_module_lists(prepared, config, kept)
+    tensors, dropped = without_blocks(prepared.model, kept)
+    if prepared.options.fits:
+        tensors |= fitted_tensors(prepared, tensors, removed)
     new = {block: number for number, block in enumerate(kept)}
     choice = choice or Choice(tuple(removed), {}, {})
     told = [
@@ -161,53 +193,24 @@ def change_without(job: PreparedStructure, removed: Sequence[int], choice: Choic
         for block in range(blocks)
     ]
     change = StructuredPlan(config, tensors, dropped, kept, (blocks, len(kept)), told)
-    check_module_lists(job, change)
-    rebuild(job.model, config_from(config, job.model), change, trust_remote_code=job.trust_remote_code)
+    check_module_lists(prepared, change)
+    rebuild(prepared.model, config_from(config, prepared.model), change, trust_remote_code=prepared.trust_remote_code)
     return change
 
 
-def bytes_at_most(request: PruneRequest, job: PreparedStructure) -> int:
-    """Of the output's files: the smallest blocks may be those that go."""
-    named = named_blocks(request, job)
-    sizes = [
-        sum(job.checkpoint.entries[n].nbytes for n in job.model.block_names(b)) for b in range(len(job.model.blocks))
-    ]
-    gone = sorted(sizes)[: asked_count(request, job)] if named is None else [sizes[block] for block in named]
-    return output_bytes(job.checkpoint) - sum(gone)
-
-
-def asked(request: PruneRequest, job: PreparedStructure) -> str:
-    """What was asked for, in words."""
-    options = job.options
-    if options.which is not None:
-        return f"the blocks {options.which}"
-    count = asked_count(request, job)
-    if options.remove is not None:
-        return f"{count} of the {len(job.model.blocks)} blocks"
-    share = 100 * asked_share(request, "block")
-    return f"{share:g} % of the {len(job.model.blocks)} blocks, which is {count} after rounding"
-
-
-def _choose(
-    request: PruneRequest, job: PreparedStructure, calibration: TokenSet, output: OutputFolder, progress: Progress
-) -> Choice:
-    count, score = asked_count(request, job), job.options.score
+def _choose(run: Run[PreparedStructure]) -> Choice:
+    prepared = run.plan
+    count, score = asked_count(prepared), prepared.options.score
 
     def measure(known: Statistics) -> Statistics:
-        if score == "greedy":
-            return _greedy(request, job, calibration, count, known, output, progress)
-        return known_states(job, _batches(request, job, calibration.windows), known, output, progress)
+        return _greedy(run, count, known) if score == "greedy" else known_states(run, known)
 
-    statistics = measured(request, job, output, calibration, measure)
+    statistics = measured(run, measure)
     if score == "greedy":
-        return _by_loss(statistics.facts[_greedy_key(job)][:count])
+        return _by_loss(statistics.facts[_greedy_key(prepared)][:count])
     if score == "influence":
         return _by_influence(statistics.tensors["influence"], count)
     return _by_angle(statistics.tensors["distances"], count)
-
-
-def _batches(request: PruneRequest, job: PreparedStructure, windows: Batch) -> Sequence[Batch]:
-    return windows.split(pick_batch_size(request.batch_size, job.device, windows.length))
 
 
 def _by_influence(influence: torch.Tensor, count: int) -> Choice:
@@ -231,20 +234,13 @@ def _by_angle(distances: torch.Tensor, count: int) -> Choice:
     )
 
 
-def _greedy(
-    request: PruneRequest,
-    job: PreparedStructure,
-    calibration: TokenSet,
-    count: int,
-    known: Statistics,
-    output: OutputFolder,
-    progress: Progress,
-) -> Statistics:
+def _greedy(run: Run[PreparedStructure], count: int, known: Statistics) -> Statistics:
     """The first steps of a longer run are the steps of a shorter one, so known ones are taken over."""
-    blocks, windows = len(job.model.blocks), job.options.windows
-    steps: list[dict[str, Any]] = list(known.facts.get(_greedy_key(job), []))
+    prepared, output, progress = run.plan, run.output, run.progress
+    blocks, windows = len(prepared.model.blocks), prepared.options.windows
+    steps: list[dict[str, Any]] = list(known.facts.get(_greedy_key(prepared), []))
     steps = max(steps, output.notes.get("greedy", []), key=len)
-    removals = Removals(job, _batches(request, job, calibration.windows[:windows]), progress)
+    removals = Removals(prepared, run.batches(run.calibration.windows[:windows]), progress)
     while len(steps) < count:
         removed = [step["block"] for step in steps]
         # In the first step also the model as it is: the last block's own lane would compute most of it anyway.
@@ -254,37 +250,30 @@ def _greedy(
         )
         losses = removals.losses(removed, candidates)
         before = steps[-1]["loss"] if steps else losses.pop(blocks)
-        refitted = _refitted(request, job, calibration, removed, losses, progress)
+        refitted = _refitted(run, removed, losses)
         best = cheapest(refitted or losses)
         step = {"block": best, "loss": losses[best], "loss_before": before, "losses": list(losses.items())}
         steps = [*steps, {**step, "refitted": list(refitted.items())}]
         output.note("greedy", steps)
-    return Statistics({}, {_greedy_key(job): steps})
+    return Statistics({}, {_greedy_key(prepared): steps})
 
 
-def _greedy_key(job: PreparedStructure) -> str:
+def _greedy_key(prepared: PreparedStructure) -> str:
     """Of the steps among the facts of a file of statistics."""
-    options: Options = job.options
+    options: Options = prepared.options
     fits = f", refitted with alpha {options.alpha:g} and damping {options.damping:g}" if options.fits else ""
     return f"greedy on {options.windows} windows{fits}"
 
 
-def _refitted(
-    request: PruneRequest,
-    job: PreparedStructure,
-    calibration: TokenSet,
-    removed: Sequence[int],
-    losses: Mapping[int, float],
-    progress: Progress,
-) -> dict[int, float]:
+def _refitted(run: Run[PreparedStructure], removed: Sequence[int], losses: Mapping[int, float]) -> dict[int, float]:
     """The losses after the refit without `removed` and each of the few that are cheapest without it."""
-    options: Options = job.options
+    options: Options = run.plan.options
     tried = cheapest_few(losses)
     if not options.fits or len(tried) == 1:
         return {}
-    batches = _batches(request, job, calibration.windows[: _FIT_ON * options.windows])
-    progress.stage(f"Refitting without each of {len(tried)} blocks", len(job.model.blocks) * len(tried))
-    return {block: refitted_loss(job, {*removed, block}, batches, progress) for block in tried}
+    batches = run.batches(run.calibration.windows[: _FIT_ON * options.windows])
+    run.progress.stage(f"Refitting without each of {len(tried)} blocks", len(run.model.blocks) * len(tried))
+    return {block: refitted_loss(run.plan, {*removed, block}, batches, run.progress) for block in tried}
 
 
 def _least(step: Mapping[str, Any]) -> str:

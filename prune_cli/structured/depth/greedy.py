@@ -26,8 +26,8 @@ _STATES_PER_TOKEN = 3
 class Removals:
     """Losses in nats of the model without some of its blocks, on `batches`."""
 
-    def __init__(self, job: OpenModel, batches: Sequence[Batch], progress: Progress) -> None:
-        self._job = job
+    def __init__(self, prepared: OpenModel, batches: Sequence[Batch], progress: Progress) -> None:
+        self._job = prepared
         self._batches = batches
         self._progress = progress
         self._skipping = Skipping()
@@ -103,20 +103,20 @@ class Removals:
 
 
 def refitted_loss(
-    job: PreparedStructure, removed: Collection[int], batches: Sequence[Batch], progress: Progress
+    prepared: PreparedStructure, removed: Collection[int], batches: Sequence[Batch], progress: Progress
 ) -> float:
     """In nats on `batches`, which is also what is fitted to; infinite where it is not a number."""
 
     def keep(block: int, stream: Stream, dense: Stream) -> None:
         tensors = stream.load(block)
         if block > min(removed):
-            fit_block(job, block, tensors, stream, dense)
+            fit_block(prepared, block, tensors, stream, dense)
         else:
             dense.run_block(block)
             stream.run_block(block)
 
-    with two_streams(job, batches) as (stream, dense):
-        for _ in pass_both(stream, dense, len(job.model.blocks), removed, keep):
+    with two_streams(prepared, batches) as (stream, dense):
+        for _ in pass_both(stream, dense, len(prepared.model.blocks), removed, keep):
             progress.advance()
         loss = mean(by_tokens(window_losses(stream, batches), batches))
     return math.inf if math.isnan(loss) else loss

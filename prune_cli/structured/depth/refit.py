@@ -11,17 +11,13 @@ from typing import Any
 import torch
 
 from calibration.batch import Batch
-from calibration.tokens import TokenSet
 from methods.structured import width
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
-from prune_cli.engine.memory import PeakMemory
-from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
-from prune_cli.progress import Progress
-from prune_cli.request.request import PruneRequest
 from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
 from prune_cli.structured.plan import StructuredPlan
@@ -29,60 +25,52 @@ from prune_cli.structured.prepare import PreparedStructure
 
 
 def fitted_tensors(
-    job: PreparedStructure, tensors: Mapping[str, OutputTensor], removed: Collection[int]
+    prepared: PreparedStructure, tensors: Mapping[str, OutputTensor], removed: Collection[int]
 ) -> dict[str, OutputTensor]:
     """Those of the output's `tensors` that get new values: linear maps behind the first removed block, and biases."""
     wanted = {
         name
-        for block in range(min(removed), len(job.model.blocks))
+        for block in range(min(removed), len(prepared.model.blocks))
         if block not in removed
-        for name in maps_and_biases(job.model, block, job.model.linear_maps(block))
+        for name in maps_and_biases(prepared.model, block, prepared.model.linear_maps(block))
     }
     return {
-        new: OutputTensor(old.source, job.model.tensor_map[old.source].entry.shape)
+        new: OutputTensor(old.source, prepared.model.tensor_map[old.source].entry.shape)
         for new, old in tensors.items()
         if old.source in wanted
     }
 
 
-def refit(
-    request: PruneRequest,
-    job: PreparedStructure,
-    change: StructuredPlan,
-    calibration: TokenSet,
-    output: OutputFolder,
-    progress: Progress,
-    memory: PeakMemory,
-) -> StructuredPlan:
+def refit(run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
     """Write every block that `change` says is fitted, in order; returns the change with its notes.
 
     At each linear map the least squares also make up for what the pruned stream has lost so far, where the map adds to
     it: that is where the work of removed blocks is taken over. Raises PruneError naming a tensor that cannot be fitted.
     """
+    prepared, output = run.plan, run.output
     names: dict[int, dict[str, str]] = {}
     for new, planned in change.tensors.items():
-        block = job.model.tensor_map[planned.source].block
+        block = prepared.model.tensor_map[planned.source].block
         if planned.shape is not None and block is not None:
             names.setdefault(block, {})[planned.source] = new
-    refitter = _Refitter(job, change, names, output)
+    refitter = _Refitter(prepared, change, names, output)
     if any(refitter.number[block] not in output.done for block in names):
-        batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
-        progress.stage(f"Refitting {len(names)} blocks", max(names) + 1)
-        for _ in refitter.pass_blocks(batches):
-            memory.look()
-            progress.advance()
+        run.progress.stage(f"Refitting {len(names)} blocks", max(names) + 1)
+        for _ in refitter.pass_blocks(run.batches()):
+            run.memory.look()
+            run.progress.advance()
     output.wait()
     return replace(change, notes=(*change.notes, *_notes(refitter, output)))
 
 
 @contextmanager
 def two_streams(
-    job: PreparedStructure, batches: Sequence[Batch], parking: ActivationOffload | None = None
+    prepared: PreparedStructure, batches: Sequence[Batch], parking: ActivationOffload | None = None
 ) -> Iterator[tuple[Stream, Stream]]:
     """The pruned model's and the dense one's, before the first block."""
     with (
-        Stream(job.model, batches, parking) as stream,
-        Stream(job.with_checkpoint(job.checkpoint), batches, parking) as dense,
+        Stream(prepared.model, batches, parking) as stream,
+        Stream(prepared.with_checkpoint(prepared.checkpoint), batches, parking) as dense,
     ):
         yield stream, dense
 
@@ -107,18 +95,18 @@ def pass_both(
 
 
 def fit_block(
-    job: PreparedStructure, block: int, tensors: Mapping[str, torch.Tensor], stream: Stream, dense: Stream
+    prepared: PreparedStructure, block: int, tensors: Mapping[str, torch.Tensor], stream: Stream, dense: Stream
 ) -> NarrowedBlock:
     """Fit all linear maps of `block`, loaded as `tensors`, while both streams pass it."""
-    fits = width.Options(refit="all", alpha=job.options.alpha, damping=job.options.damping)
-    return BlockNarrower(job.model, block, tensors, (), fits).run(stream, dense)
+    fits = width.Options(refit="all", alpha=prepared.options.alpha, damping=prepared.options.damping)
+    return BlockNarrower(prepared.model, block, tensors, (), fits).run(stream, dense)
 
 
 @dataclass
 class _Refitter:
     """`names`: of every block to fit, the tensors that change, by their old names -> their new ones."""
 
-    job: PreparedStructure
+    prepared: PreparedStructure
     change: StructuredPlan
     names: Mapping[int, Mapping[str, str]]
     output: OutputFolder
@@ -130,9 +118,9 @@ class _Refitter:
 
     def pass_blocks(self, batches: Sequence[Batch]) -> Iterator[None]:
         """Up to the last block to fit; a pair of blocks is in memory at a time."""
-        removed = set(range(len(self.job.model.blocks))) - set(self.change.blocks)
+        removed = set(range(len(self.prepared.model.blocks))) - set(self.change.blocks)
         parking = ActivationOffload(self.output.partial)
-        with two_streams(self.job, batches, parking) as (stream, dense):
+        with two_streams(self.prepared, batches, parking) as (stream, dense):
             yield from pass_both(stream, dense, max(self.names) + 1, removed, self._keep)
 
     def _keep(self, block: int, stream: Stream, dense: Stream) -> None:
@@ -143,7 +131,7 @@ class _Refitter:
             stream.run_block(block)
             return
         tensors = stream.load(block)
-        result = fit_block(self.job, block, tensors, stream, dense)
+        result = fit_block(self.prepared, block, tensors, stream, dense)
         names = self.names[block]
         record: dict[str, Any] = {
             "seconds": time.monotonic() - begun,
@@ -157,7 +145,7 @@ class _Refitter:
 
     def _as_left(self, block: int) -> Checkpoint:
         old = {planned.source: name for name, planned in self.change.tensors.items()}
-        return RenamedCheckpoint(self.job.checkpoint, self.output.checkpoint(), old)
+        return RenamedCheckpoint(self.prepared.checkpoint, self.output.checkpoint(), old)
 
 
 class RenamedCheckpoint(Checkpoint):

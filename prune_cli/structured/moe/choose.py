@@ -8,19 +8,16 @@ from typing import Any
 
 import torch
 
-from calibration.tokens import TokenSet
 from methods.structured.experts import Options, choose, keep_count, scores
-from prune_cli.checkpoint.output_folder import OutputFolder
-from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.run_context import Run
 from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
-from prune_cli.packed.output import output_config
-from prune_cli.progress import Progress
+from prune_cli.packed.output import output_bytes, output_config
 from prune_cli.report.types import BlockChange
-from prune_cli.request.request import PruneRequest
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
+from prune_cli.structured.cost import Cost, how_chosen, how_known
 from prune_cli.structured.moe.expert_statistics import measure_experts
 from prune_cli.structured.moe.mixtures import (
     Mixture,
@@ -46,32 +43,64 @@ class Choice:
     scores: Mapping[int, Sequence[float]]
 
 
-def check(request: PruneRequest, job: PreparedStructure) -> None:
-    """Raise RequestError before any work for a number of experts that cannot stay, or an architecture unknown here."""
-    drawn = job.options.score == "random"
-    check_statistics(request, "-o score=random, which measures nothing" if drawn else None)
-    example(request, job)
+@dataclass(frozen=True)
+class ExpertRemoval:
+    """Whole experts go. Raises RequestError for a number that cannot stay, or an architecture unknown here."""
+
+    prepared: PreparedStructure
+
+    def __post_init__(self) -> None:
+        drawn = self.prepared.options.score == "random"
+        check_statistics(self.prepared.request, "-o score=random, which measures nothing" if drawn else None)
+        self.example()
+
+    def asked(self) -> str:
+        mixtures = find_mixtures(self.prepared.model)
+        keep, experts = asked_count(self.prepared, mixtures), mixtures[0].experts
+        if self.prepared.options.keep is not None:
+            return f"{keep} of the {experts} experts of every mixture stay"
+        share = 100 * asked_share(self.prepared.request, "expert")
+        return f"{share:g} % of the {experts} experts of every mixture, which leaves {keep} after rounding"
+
+    def example(self) -> StructuredPlan:
+        """The first experts stay; all are of one size."""
+        mixtures = find_mixtures(self.prepared.model)
+        values = torch.arange(mixtures[0].experts, 0, -1)
+        keep = asked_count(self.prepared, mixtures)
+        kept = {each.block: choose(values, keep, each.groups) for each in mixtures}
+        return _change(self.prepared, mixtures, Choice(kept, {}))
+
+    def cost(self, text: str) -> Cost:
+        choice = 0.0 if self.prepared.options.score == "random" else 1.0
+        known = how_known(self.prepared) if choice else ()
+        return Cost(choice, 0.0, how_chosen(self.prepared, choice, text) + known)
+
+    def bytes_at_most(self) -> int:
+        return output_bytes(self.prepared.checkpoint)
+
+    def decide(self, run: Run[PreparedStructure]) -> StructuredPlan:
+        prepared, mixtures = run.plan, find_mixtures(run.model)
+        keep, score = asked_count(prepared, mixtures), prepared.options.score
+        sums = _sums(run, mixtures)
+        values: dict[int, torch.Tensor] = {}
+        for mixture in mixtures:
+            found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums[mixture.block].items()}
+            generator = torch.Generator().manual_seed(seed_of(mixture.module, run.request.seed))
+            values[mixture.block] = scores(found, score, generator)
+        kept = {mixture.block: choose(values[mixture.block], keep, mixture.groups) for mixture in mixtures}
+        return _change(prepared, mixtures, Choice(kept, {block: each.tolist() for block, each in values.items()}))
+
+    def write(self, run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
+        """What stays is as it was."""
+        return change
 
 
-def example(request: PruneRequest, job: PreparedStructure) -> StructuredPlan:
-    """A change of the size that was asked for, which keeps the first experts; all are of one size."""
-    mixtures = find_mixtures(job.model)
-    values = torch.arange(mixtures[0].experts, 0, -1)
-    keep = asked_count(request, job, mixtures)
-    return _change(job, mixtures, Choice({each.block: choose(values, keep, each.groups) for each in mixtures}, {}))
-
-
-def forward_passes(request: PruneRequest, job: PreparedStructure) -> float:
-    """How many passes of the calibration text the choice costs."""
-    return 0.0 if job.options.score == "random" else 1.0
-
-
-def asked_count(request: PruneRequest, job: PreparedStructure, mixtures: Sequence[Mixture]) -> int:
+def asked_count(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> int:
     """How many experts each mixture keeps; raises RequestError where that is impossible."""
-    options: Options = job.options
+    options: Options = prepared.options
     mixture = max(mixtures, key=Mixture.fewest)
     experts, groups = mixture.experts, mixture.groups
-    refuse_both(request, "keep", options.keep)
+    refuse_both(prepared.request, "keep", options.keep)
     if options.keep is not None:
         keep, said = options.keep, f"-o keep={options.keep}"
         if keep >= experts:
@@ -82,7 +111,7 @@ def asked_count(request: PruneRequest, job: PreparedStructure, mixtures: Sequenc
                 "stay of one size."
             )
     else:
-        share = asked_share(request, "expert")
+        share = asked_share(prepared.request, "expert")
         keep, said = keep_count(share, experts, groups) if experts > groups else 0, f"--sparsity {share:g}"
     if keep < mixture.fewest():
         where = f" in {groups} groups" if groups > 1 else ""
@@ -93,95 +122,56 @@ def asked_count(request: PruneRequest, job: PreparedStructure, mixtures: Sequenc
     return keep
 
 
-def decide(
-    request: PruneRequest,
-    job: PreparedStructure,
-    calibration: TokenSet | None,
-    output: OutputFolder,
-    progress: Progress,
-) -> StructuredPlan:
-    """Choose the experts, by what was measured (once, also when the run is resumed)."""
-    mixtures = find_mixtures(job.model)
-    keep, score = asked_count(request, job, mixtures), job.options.score
-    sums = _sums(request, job, mixtures, calibration, output, progress)
-    values: dict[int, torch.Tensor] = {}
-    for mixture in mixtures:
-        found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums[mixture.block].items()}
-        generator = torch.Generator().manual_seed(seed_of(mixture.module, request.seed))
-        values[mixture.block] = scores(found, score, generator)
-    kept = {mixture.block: choose(values[mixture.block], keep, mixture.groups) for mixture in mixtures}
-    return _change(job, mixtures, Choice(kept, {block: each.tolist() for block, each in values.items()}))
-
-
-def asked(request: PruneRequest, job: PreparedStructure) -> str:
-    """What was asked for, in words."""
-    mixtures = find_mixtures(job.model)
-    keep, experts = asked_count(request, job, mixtures), mixtures[0].experts
-    if job.options.keep is not None:
-        return f"{keep} of the {experts} experts of every mixture stay"
-    share = 100 * asked_share(request, "expert")
-    return f"{share:g} % of the {experts} experts of every mixture, which leaves {keep} after rounding"
-
-
-def _sums(
-    request: PruneRequest,
-    job: PreparedStructure,
-    mixtures: Sequence[Mixture],
-    calibration: TokenSet | None,
-    output: OutputFolder,
-    progress: Progress,
-) -> dict[int, dict[str, list[float]]]:
-    if job.options.score == "random":
+def _sums(run: Run[PreparedStructure], mixtures: Sequence[Mixture]) -> dict[int, dict[str, list[float]]]:
+    if run.plan.options.score == "random":
         return {mixture.block: {"tokens": [0.0] * mixture.experts} for mixture in mixtures}
 
     def measure(known: Statistics) -> Statistics:
         if "experts" in known.facts:
             return known
-        if "experts" in output.notes:
-            return Statistics(facts={"experts": output.notes["experts"]})
-        assert calibration is not None
-        batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
-        sums = measure_experts(job, mixtures, batches, progress)
-        output.note("experts", sums)
+        if "experts" in run.output.notes:
+            return Statistics(facts={"experts": run.output.notes["experts"]})
+        sums = measure_experts(run.plan, mixtures, run.batches(), run.progress)
+        run.output.note("experts", sums)
         return Statistics(facts={"experts": sums})
 
-    sums = measured(request, job, output, calibration, measure).facts["experts"]
+    sums = measured(run, measure).facts["experts"]
     return {int(block): each for block, each in sums.items()}  # JSON has no numbers for keys
 
 
-def _change(job: PreparedStructure, mixtures: Sequence[Mixture], choice: Choice) -> StructuredPlan:
+def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Choice) -> StructuredPlan:
     """Raises RequestError where the architecture's config cannot describe the model without the experts."""
     experts, keep = mixtures[0].experts, len(next(iter(choice.kept.values())))
-    config = output_config(job.checkpoint, read_config(job.source.folder))
-    config_with_experts(config, job.model.config, experts, keep)
-    keep_module_lists(job, config, range(len(job.model.blocks)), choice.kept)
-    new = config_from(config, job.model)
-    smaller = model_on_meta(new, job.model.dtype, job.trust_remote_code)
-    axes = changed_shapes(job.model, smaller, experts, keep)
-    tensors, dropped, slices = without_experts(job.model, axes, choice.kept)
-    blocks = range(len(job.model.blocks))
+    config = output_config(prepared.checkpoint, read_config(prepared.source.folder))
+    config_with_experts(config, prepared.model.config, experts, keep)
+    keep_module_lists(prepared, config, range(len(prepared.model.blocks)), choice.kept)
+    new = config_from(config, prepared.model)
+    smaller = model_on_meta(new, prepared.model.dtype, prepared.trust_remote_code)
+    axes = changed_shapes(prepared.model, smaller, experts, keep)
+    tensors, dropped, slices = without_experts(prepared.model, axes, choice.kept)
+    blocks = range(len(prepared.model.blocks))
     change = StructuredPlan(
         config=config,
         tensors=tensors,
         dropped=dropped,
         blocks=blocks,
         units=(experts * len(mixtures), keep * len(mixtures)),
-        told=[_told(job, block, experts, choice) for block in blocks],
+        told=[_told(prepared, block, experts, choice) for block in blocks],
         shapes={name: tuple(smaller.state_dict()[name].shape) for name in axes},
         narrowed=_COUNTS,
         slices=slices,
     )
-    check_module_lists(job, change)
-    rebuild(job.model, new, change, trust_remote_code=job.trust_remote_code)
+    check_module_lists(prepared, change)
+    rebuild(prepared.model, new, change, trust_remote_code=prepared.trust_remote_code)
     return change
 
 
-def _told(job: PreparedStructure, block: int, experts: int, choice: Choice) -> BlockChange:
+def _told(prepared: PreparedStructure, block: int, experts: int, choice: Choice) -> BlockChange:
     kept = choice.kept.get(block)
     if kept is None:
         return BlockChange(block, block, "", "it has no experts", {})
     gone = [str(expert) for expert in range(experts) if expert not in kept]
     values: dict[str, Any] = {f"expert {at}": value for at, value in enumerate(choice.scores.get(block, ()))}
-    score = job.options.score
+    score = prepared.options.score
     why = "drawn by lot" if score == "random" else f"the lowest {score} of its {experts} experts"
     return BlockChange(block, block, f"experts {', '.join(gone)}", why, values)

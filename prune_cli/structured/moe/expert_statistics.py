@@ -44,13 +44,13 @@ class ExpertSums:
 
 
 def measure_experts(
-    job: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
+    opened: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
 ) -> dict[int, dict[str, list[float]]]:
     """For every block with experts the sums of `methods.structured.experts.SUMS`, one entry an expert.
 
     Raises PruneError where outputs are not finite.
     """
-    sums = gather_experts(job, mixtures, batches, progress)
+    sums = gather_experts(opened, mixtures, batches, progress)
     for block, found in sums.items():
         if not torch.isfinite(torch.stack(list(found.by_name.values())).float()).all():
             raise PruneError(
@@ -61,14 +61,14 @@ def measure_experts(
 
 
 def gather_experts(
-    job: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
+    opened: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
 ) -> dict[int, ExpertSums]:
     """The sums behind `measure_experts` over `batches`, which may be a part of them; one entry a block with experts."""
     by_block = {mixture.block: mixture for mixture in mixtures}
     sums: dict[int, ExpertSums] = {}
-    progress.stage("Measuring the experts", len(job.model.blocks))
-    with Stream(job.model, batches) as stream:
-        for block in range(len(job.model.blocks)):
+    progress.stage("Measuring the experts", len(opened.model.blocks))
+    with Stream(opened.model, batches) as stream:
+        for block in range(len(opened.model.blocks)):
             stream.load(block)
             names = [by_block[block].tensor] if block in by_block else []
             for module, _ in stream.pause_at(block, names):

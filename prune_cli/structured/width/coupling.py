@@ -22,30 +22,30 @@ _WIDTH_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 _MOST_LAYOUTS = 64
 
 
-def unit_count(job: OpenModel, group: GroupName) -> int:
+def unit_count(opened: OpenModel, group: GroupName) -> int:
     """Channels a block, or heads (whole key-value groups); raises RequestError where the config names none."""
-    config = job.model.config.get_text_config()
+    config = opened.model.config.get_text_config()
     if group == "mlp":
-        return _width(job, config)[1]
-    heads, groups = _head_counts(job, config)
+        return _width(opened, config)[1]
+    heads, groups = _head_counts(opened, config)
     return groups if groups > 1 else heads
 
 
-def find_group(job: OpenModel, group: GroupName, keep: int) -> Iterator[CoupledGroup]:
+def find_group(opened: OpenModel, group: GroupName, keep: int) -> Iterator[CoupledGroup]:
     """All ways in which the tensors may hold the units, the likeliest first; raises RequestError, with the reason."""
-    config = job.model.config.get_text_config()
-    changes = _mlp_changes(job, config, keep) if group == "mlp" else _head_changes(job, config, keep)
-    units = unit_count(job, group)
-    shapes = _shapes_with(job, changes)
+    config = opened.model.config.get_text_config()
+    changes = _mlp_changes(opened, config, keep) if group == "mlp" else _head_changes(opened, config, keep)
+    units = unit_count(opened, group)
+    shapes = _shapes_with(opened, changes)
     smaller: dict[str, tuple[int, int, int]] = {}
-    named = {info.parameter: name for name, info in job.model.tensor_map.items()}
-    for parameter, tensor in job.model.model.state_dict().items():
+    named = {info.parameter: name for name, info in opened.model.tensor_map.items()}
+    for parameter, tensor in opened.model.model.state_dict().items():
         if shapes[parameter] == tuple(tensor.shape):
             continue
-        _check_place(job, named.get(parameter), parameter, group)
+        _check_place(opened, named.get(parameter), parameter, group)
         smaller[named[parameter]] = _shrinks(parameter, tuple(tensor.shape), shapes[parameter], units, keep, group)
-    consumers = _consumers(job, smaller, group)
-    blocks = {name: job.model.tensor_map[name].block or 0 for name in smaller}
+    consumers = _consumers(opened, smaller, group)
+    blocks = {name: opened.model.tensor_map[name].block or 0 for name in smaller}
     width = _one_width(smaller, consumers, group)
     choices = [_layouts(cut, width, group) for cut in smaller.values()]
     # Tensors of one kind hold their units alike: a layout is chosen for all of them at once.
@@ -63,26 +63,26 @@ def _key(config: Any, standard: str) -> str:
     return (getattr(config, "attribute_map", None) or {}).get(standard, standard)
 
 
-def _width(job: OpenModel, config: Any) -> tuple[str, int]:
+def _width(opened: OpenModel, config: Any) -> tuple[str, int]:
     for key in _WIDTH_KEYS:
         if hasattr(config, key):
             value = getattr(config, key)
-            return key, value if isinstance(value, int) else 4 * job.model.hidden_size
+            return key, value if isinstance(value, int) else 4 * opened.model.hidden_size
     raise RequestError(
-        f"The config of {type(job.model.model).__name__} has no key for the MLP's width, which cannot change then: "
+        f"The config of {type(opened.model.model).__name__} has no key for the MLP's width, which cannot change then: "
         "use -o parts=heads or --method depth."
     )
 
 
-def _mlp_changes(job: OpenModel, config: Any, keep: int) -> dict[str, Any]:
-    return {_width(job, config)[0]: keep}
+def _mlp_changes(opened: OpenModel, config: Any, keep: int) -> dict[str, Any]:
+    return {_width(opened, config)[0]: keep}
 
 
-def _head_counts(job: OpenModel, config: Any) -> tuple[int, int]:
+def _head_counts(opened: OpenModel, config: Any) -> tuple[int, int]:
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):
         raise RequestError(
-            f"The config of {type(job.model.model).__name__} has no number of attention heads: use -o parts=mlp."
+            f"The config of {type(opened.model.model).__name__} has no number of attention heads: use -o parts=mlp."
         )
     for key in ("num_key_value_heads", "num_kv_heads"):
         if isinstance(getattr(config, key, None), int):
@@ -90,9 +90,9 @@ def _head_counts(job: OpenModel, config: Any) -> tuple[int, int]:
     return heads, heads
 
 
-def _head_changes(job: OpenModel, config: Any, keep: int) -> dict[str, Any]:
-    heads, groups = _head_counts(job, config)
-    head_dim = getattr(config, "head_dim", None) or job.model.hidden_size // heads
+def _head_changes(opened: OpenModel, config: Any, keep: int) -> dict[str, Any]:
+    heads, groups = _head_counts(opened, config)
+    head_dim = getattr(config, "head_dim", None) or opened.model.hidden_size // heads
     changes = {_key(config, "num_attention_heads"): keep * (heads // groups if groups > 1 else 1)}
     if groups > 1:
         changes |= {
@@ -103,39 +103,39 @@ def _head_changes(job: OpenModel, config: Any, keep: int) -> dict[str, Any]:
     return changes if computed else {**changes, "head_dim": head_dim}
 
 
-def config_with(job: OpenModel, changes: Mapping[str, Any]) -> Any:
+def config_with(opened: OpenModel, changes: Mapping[str, Any]) -> Any:
     """The model's config with other values of its text part, as transformers reads it back."""
-    raw = job.model.config.to_dict()
+    raw = opened.model.config.to_dict()
     text = raw
-    if job.model.config.get_text_config() is not job.model.config:
+    if opened.model.config.get_text_config() is not opened.model.config:
         text = raw["text_config"]
     text.update(changes)
-    return type(job.model.config).from_dict(raw)
+    return type(opened.model.config).from_dict(raw)
 
 
-def overridden_config(job: OpenModel, groups: Sequence[CoupledGroup]) -> Any:
+def overridden_config(opened: OpenModel, groups: Sequence[CoupledGroup]) -> Any:
     """The model's config with the new shapes of `parts` listed one by one."""
-    return type(job.model.config).from_dict(
-        {**job.model.config.to_dict(), "quantization_config": override_entry(job, groups)}
+    return type(opened.model.config).from_dict(
+        {**opened.model.config.to_dict(), "quantization_config": override_entry(opened, groups)}
     )
 
 
-def override_entry(job: OpenModel, groups: Sequence[CoupledGroup]) -> dict[str, Any]:
+def override_entry(opened: OpenModel, groups: Sequence[CoupledGroup]) -> dict[str, Any]:
     """The list of shapes for config.json, by the model's names of parameters."""
-    infos = job.model.tensor_map
+    infos = opened.model.tensor_map
     return sizes_entry(
         {infos[n].parameter or "": shape for group in groups for n, shape in group.shapes(infos).items()}
     )
 
 
-def _shapes_with(job: OpenModel, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    model = model_on_meta(config_with(job, changes), job.dtype, job.trust_remote_code)
+def _shapes_with(opened: OpenModel, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    model = model_on_meta(config_with(opened, changes), opened.dtype, opened.trust_remote_code)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _check_place(job: OpenModel, name: str | None, parameter: str, group: GroupName) -> None:
-    info = job.model.tensor_map.get(name or "")
-    if info is None or info.entry.shape != tuple(job.model.model.state_dict()[parameter].shape):
+def _check_place(opened: OpenModel, name: str | None, parameter: str, group: GroupName) -> None:
+    info = opened.model.tensor_map.get(name or "")
+    if info is None or info.entry.shape != tuple(opened.model.model.state_dict()[parameter].shape):
         raise RequestError(
             f"{parameter} would shrink with the {WORDS[group]}, but the checkpoint holds it in another layout than the "
             "model computes with: only maps stored one to one can be narrowed (experts: --method experts)."
@@ -164,18 +164,18 @@ def _shrinks(
     return axes[0], rows, tail
 
 
-def _consumers(job: OpenModel, smaller: Mapping[str, tuple[int, int, int]], group: GroupName) -> dict[int, str]:
+def _consumers(opened: OpenModel, smaller: Mapping[str, tuple[int, int, int]], group: GroupName) -> dict[int, str]:
     """Of every block the one map that loses inputs."""
     found: dict[int, list[str]] = {}
     for name, (axis, _, _) in smaller.items():
-        info = job.model.tensor_map[name]
+        info = opened.model.tensor_map[name]
         assert info.block is not None
         found.setdefault(info.block, [])
         if info.role == "linear map" and axis == (0 if info.transposed else 1):
             found[info.block].append(name)
     if not found:
         raise RequestError(
-            f"Fewer {WORDS[group]} in the config of {type(job.model.model).__name__} change no tensor: "
+            f"Fewer {WORDS[group]} in the config of {type(opened.model.model).__name__} change no tensor: "
             + (
                 "the heads have no head_dim of their own, and would be wider instead"
                 if group == "heads"

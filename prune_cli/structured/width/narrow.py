@@ -9,23 +9,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from calibration.tokens import TokenSet
 from methods.structured.width import Options, default_multiple, kept_units
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
-from prune_cli.engine.memory import PeakMemory
-from prune_cli.engine.open_model import pick_batch_size
+from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
-from prune_cli.packed.output import output_config
-from prune_cli.progress import Progress
+from prune_cli.packed.output import output_bytes, output_config
 from prune_cli.report.types import BlockChange
-from prune_cli.request.request import PruneRequest
 from prune_cli.structured.check_rebuilt import compare_shapes
 from prune_cli.structured.config import config_from, text_config
+from prune_cli.structured.cost import Cost, how_known
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
 from prune_cli.structured.plan import UNUSED, StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share
@@ -38,128 +35,165 @@ from prune_cli.structured.width.verify_coupling import verified_group
 
 
 @dataclass(frozen=True)
-class WidthPlan:
-    """What becomes narrower, and by how much; settled before any weight changes."""
+class WidthPlan(StructuredPlan):
+    """What becomes narrower, and by how much."""
 
-    groups: Sequence[CoupledGroup]
+    groups: Sequence[CoupledGroup] = ()
 
 
-def check(request: PruneRequest, job: PreparedStructure) -> WidthPlan:
-    """Find what carries the units and prove it. Raises RequestError where this architecture cannot be narrowed."""
-    options: Options = job.options
+class WidthRemoval:
+    """Channels and heads go. Raises RequestError where what carries them is not found and proven in this architecture.
+
+    With -o uniform=false each block gets a size of its own: CFSP's coarse stage, by how far it turns the states.
+    """
+
+    def __init__(self, prepared: PreparedStructure) -> None:
+        self.prepared = prepared
+        self.groups = _groups(prepared)
+
+    def asked(self) -> str:
+        groups = {"mlp": "MLP channels", "heads": "attention heads", "both": "MLP channels and attention heads"}
+        share = 100 * asked_share(self.prepared.request, "unit")
+        return f"{share:g} % of the {groups[self.prepared.options.parts]} of every block"
+
+    def example(self) -> StructuredPlan:
+        """With -o uniform=false of the same size, spread evenly."""
+        if self.prepared.options.uniform:
+            return _plan(self.prepared, self.groups)
+        return self._sized([1.0] * len(self.prepared.model.blocks))
+
+    def cost(self, text: str) -> Cost:
+        """The sizes are chosen in a pass of their own, all else as the blocks are narrowed."""
+        prepared, options = self.prepared, self.prepared.options
+        sizes, fit = (
+            float(not options.uniform),
+            float(prepared.method.needs_text(options)) * (1 + options.follows_dense),
+        )
+        how: list[str] = []
+        if sizes:
+            how.append(
+                f"How many {prepared.method.unit} each block keeps costs one forward pass{text}; their sum is known "
+                "before, so that the sizes told here change by no more than a few bytes of file headers."
+            )
+            how += how_known(prepared)
+        if fit:
+            how.append(
+                f"Choosing those that go and fitting what is left costs about {fit:.1f} forward passes{text}, and "
+                "statistics of the maps' inputs."
+            )
+        else:
+            how.append("Those that go are chosen by the weights alone.")
+        return Cost(sizes, fit, tuple(how))
+
+    def bytes_at_most(self) -> int:
+        return output_bytes(self.prepared.checkpoint)
+
+    def decide(self, run: Run[PreparedStructure]) -> StructuredPlan:
+        if self.prepared.options.uniform:
+            return _plan(self.prepared, self.groups)
+        return self._sized(angles_of_blocks(run))
+
+    def write(self, run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
+        """Pass the blocks in order, each narrowed as the batches pass it, and written."""
+        assert isinstance(change, WidthPlan)
+        groups, output, blocks = change.groups, run.output, range(len(run.model.blocks))
+        run.progress.stage(f"Narrowing {len(blocks)} blocks", len(blocks))
+        if run.texts.calibration is None:
+            for block in blocks:
+                if block not in output.done:
+                    _narrow_data_free(run, groups, block)
+                run.progress.advance()
+        else:
+            _narrow_with_text(run, groups)
+        output.wait()
+        return replace(change, told=[_told(run.plan, groups, block, output.done[block]) for block in blocks])
+
+    def _sized(self, angles: Sequence[float]) -> WidthPlan:
+        return _plan(self.prepared, [with_sizes(self.prepared, group, angles) for group in self.groups])
+
+
+def _groups(prepared: PreparedStructure) -> list[CoupledGroup]:
+    """Find what carries the units and prove it."""
+    options: Options = prepared.options
     names: tuple[GroupName, ...] = ("mlp", "heads") if options.parts == "both" else (options.parts,)
-    sizes: dict[GroupName, tuple[int, int]] = {name: _keep(job, request, name) for name in names}
+    sizes: dict[GroupName, tuple[int, int]] = {name: _keep(prepared, name) for name in names}
     with_overrides = not options.uniform
     every_block = "-o uniform=true, where no block has to wait for the others (only the sizes of -o uniform=false do)"
-    check_statistics(request, None if with_overrides else every_block)
+    check_statistics(prepared.request, None if with_overrides else every_block)
     found = [
-        verified_group(job, name, keep, with_overrides=with_overrides)
+        verified_group(prepared, name, keep, with_overrides=with_overrides)
         for name, (units, keep) in sizes.items()
         if keep < units
     ]
     if not found:
         told = " and ".join(f"{units} {WORDS[name]}" for name, (units, _) in sizes.items())
         raise RequestError(
-            f"--sparsity {asked_share(request, 'unit'):g} of {told} a block rounds to none: ask for more"
+            f"--sparsity {asked_share(prepared.request, 'unit'):g} of {told} a block rounds to none: ask for more"
             + (", or give a smaller -o multiple=." if "mlp" in sizes else ".")
         )
-    _check_biases(job, found)
-    return WidthPlan(found)
+    _check_biases(prepared, found)
+    return found
 
 
-def _check_biases(job: PreparedStructure, groups: Sequence[CoupledGroup]) -> None:
-    modules = {job.model.tensor_map[name].module_name for group in groups for name in group.consumers.values()}
-    biases = {f"{module}.bias" for module in modules} & {info.parameter for info in job.model.tensor_map.values()}
-    if job.options.refit == "bias" and not biases:
+def _check_biases(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> None:
+    modules = {prepared.model.tensor_map[name].module_name for group in groups for name in group.consumers.values()}
+    biases = {f"{module}.bias" for module in modules} & {info.parameter for info in prepared.model.tensor_map.values()}
+    if prepared.options.refit == "bias" and not biases:
         raise RequestError(
-            f"-o refit=bias puts what is lost into biases, but the maps of {type(job.model.model).__name__} that read "
-            f"the {' and '.join(WORDS[group.name] for group in groups)} have none: use -o refit=all."
+            f"-o refit=bias puts what is lost into biases, but the maps of {type(prepared.model.model).__name__} that "
+            f"read the {' and '.join(WORDS[group.name] for group in groups)} have none: use -o refit=all."
         )
 
 
-def _keep(job: PreparedStructure, request: PruneRequest, group: GroupName) -> tuple[int, int]:
+def _keep(prepared: PreparedStructure, group: GroupName) -> tuple[int, int]:
     """How many units a block has, and how many it keeps."""
-    units = unit_count(job, group)
-    multiple = (job.options.multiple or default_multiple(units)) if group == "mlp" else 1
+    units = unit_count(prepared, group)
+    multiple = (prepared.options.multiple or default_multiple(units)) if group == "mlp" else 1
     if multiple > units:
         raise RequestError(
             f"-o multiple={multiple} is more than the {units} {WORDS[group]} of a block: give a smaller."
         )
-    return units, kept_units(units, asked_share(request, "unit"), multiple)
+    return units, kept_units(units, asked_share(prepared.request, "unit"), multiple)
 
 
-def asked(request: PruneRequest, job: PreparedStructure) -> str:
-    """What the request says, for the report."""
-    groups = {"mlp": "MLP channels", "heads": "attention heads", "both": "MLP channels and attention heads"}
-    return f"{100 * asked_share(request, 'unit'):g} % of the {groups[job.options.parts]} of every block"
-
-
-def spread(
-    request: PruneRequest,
-    job: PreparedStructure,
-    plan: WidthPlan,
-    calibration: TokenSet | None,
-    output: OutputFolder,
-    progress: Progress,
-) -> WidthPlan:
-    """With -o uniform=false, each block gets a size of its own: CFSP's coarse stage, by how far it turns the states."""
-    if job.options.uniform:
-        return plan
-    assert calibration is not None
-    angles = angles_of_blocks(request, job, calibration, output, progress)
-    return WidthPlan([with_sizes(request, job, group, angles) for group in plan.groups])
-
-
-def example(request: PruneRequest, job: PreparedStructure) -> StructuredPlan:
-    """The change that was asked for; with -o uniform=false one of the same size, spread evenly."""
-    plan = check(request, job)
-    if not job.options.uniform:
-        even = [1.0] * len(job.model.blocks)
-        plan = WidthPlan([with_sizes(request, job, group, even) for group in plan.groups])
-    return decide(job, plan)
-
-
-def passes(job: PreparedStructure) -> tuple[float, float]:
-    """Passes of the calibration text that the sizes cost, and the narrowing with its second stream."""
-    options: Options = job.options
-    return float(not options.uniform), float(job.method.needs_text(options)) * (1 + options.follows_dense)
-
-
-def decide(job: PreparedStructure, plan: WidthPlan) -> StructuredPlan:
+def _plan(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> WidthPlan:
     """Names, shapes and config of the output; which units go is told block by block."""
-    tensors = {name: OutputTensor(name) for name, info in job.model.tensor_map.items() if info.role != "unused"}
-    dropped = {name: UNUSED for name, info in job.model.tensor_map.items() if info.role == "unused"}
-    raw = output_config(job.checkpoint, read_config(job.source.folder))
-    _, text = text_config(raw, job.model.config)
+    tensors = {name: OutputTensor(name) for name, info in prepared.model.tensor_map.items() if info.role != "unused"}
+    dropped = {name: UNUSED for name, info in prepared.model.tensor_map.items() if info.role == "unused"}
+    raw = output_config(prepared.checkpoint, read_config(prepared.source.folder))
+    _, text = text_config(raw, prepared.model.config)
     shapes: dict[str, tuple[int, ...]] = {}
-    for group in plan.groups:
-        if job.options.uniform:
+    for group in groups:
+        if prepared.options.uniform:
             text.update(group.changes)
-        for name, shape in group.shapes(job.model.tensor_map).items():
+        for name, shape in group.shapes(prepared.model.tensor_map).items():
             tensors[name] = OutputTensor(name, shape)
-            shapes[job.model.tensor_map[name].parameter or ""] = shape
-    if not job.options.uniform:
-        raw["quantization_config"] = override_entry(job, plan.groups)
-    for name in _refitted(job, plan):
-        tensors[name] = OutputTensor(name, tensors[name].shape or job.model.tensor_map[name].entry.shape)
-    change = StructuredPlan(
+            shapes[prepared.model.tensor_map[name].parameter or ""] = shape
+    if not prepared.options.uniform:
+        raw["quantization_config"] = override_entry(prepared, groups)
+    for name in _refitted(prepared, groups):
+        tensors[name] = OutputTensor(name, tensors[name].shape or prepared.model.tensor_map[name].entry.shape)
+    change = WidthPlan(
         config=raw,
         tensors=tensors,
         dropped=dropped,
-        blocks=range(len(job.model.blocks)),
-        units=_units(plan),
+        blocks=range(len(prepared.model.blocks)),
+        units=_units(groups),
         told=(),
         shapes=shapes,
-        shares={WORDS[group.name]: 1 - after / before for group in plan.groups for before, after in [_counts(group)]},
+        groups=groups,
+        shares={WORDS[group.name]: 1 - after / before for group in groups for before, after in [_counts(group)]},
     )
-    if job.options.uniform:
-        config = config_from(raw, job.model)
-        compare_shapes(job.model, model_on_meta(config, job.dtype, job.trust_remote_code), change, config)
+    if prepared.options.uniform:
+        config = config_from(raw, prepared.model)
+        compare_shapes(
+            prepared.model, model_on_meta(config, prepared.dtype, prepared.trust_remote_code), change, config
+        )
     return change
 
 
-def _units(plan: WidthPlan) -> tuple[int, int]:
-    counts = [_counts(group) for group in plan.groups]
+def _units(groups: Sequence[CoupledGroup]) -> tuple[int, int]:
+    counts = [_counts(group) for group in groups]
     return sum(before for before, _ in counts), sum(after for _, after in counts)
 
 
@@ -168,104 +202,71 @@ def _counts(group: CoupledGroup) -> tuple[int, int]:
     return group.units * len(group.consumers), sum(group.kept_in(block) for block in group.consumers)
 
 
-def _refitted(job: PreparedStructure, plan: WidthPlan) -> list[str]:
+def _refitted(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> list[str]:
     """Tensors that keep their shape and get new values: other maps of the blocks, biases of fitted maps."""
-    options: Options = job.options
+    options: Options = prepared.options
     if options.refit == "none":
         return []
     names: list[str] = []
-    for block in {block for group in plan.groups for block in group.consumers}:
-        maps = [group.consumers[block] for group in plan.groups if block in group.consumers]
+    for block in {block for group in groups for block in group.consumers}:
+        maps = [group.consumers[block] for group in groups if block in group.consumers]
         if options.refit == "all" and options.follows_dense:
-            maps = job.model.linear_maps(block)
-        names += maps_and_biases(job.model, block, maps)
+            maps = prepared.model.linear_maps(block)
+        names += maps_and_biases(prepared.model, block, maps)
     return names
 
 
-def write(
-    request: PruneRequest,
-    job: PreparedStructure,
-    plan: WidthPlan,
-    change: StructuredPlan,
-    calibration: TokenSet | None,
-    output: OutputFolder,
-    progress: Progress,
-    memory: PeakMemory,
-) -> StructuredPlan:
-    """Pass the blocks in order, each narrowed as the batches pass it and written; returns the change with its story."""
-    blocks = range(len(job.model.blocks))
-    progress.stage(f"Narrowing {len(blocks)} blocks", len(blocks))
-    if calibration is None:
-        for block in blocks:
-            if block not in output.done:
-                _narrow_data_free(job, plan, block, output)
-            progress.advance()
-    else:
-        _narrow_with_text(request, job, plan, calibration, output, progress, memory)
-    output.wait()
-    return replace(change, told=[_told(job, plan, block, output.done[block]) for block in blocks])
-
-
-def _narrow_with_text(
-    request: PruneRequest,
-    job: PreparedStructure,
-    plan: WidthPlan,
-    calibration: TokenSet,
-    output: OutputFolder,
-    progress: Progress,
-    memory: PeakMemory,
-) -> None:
-    options: Options = job.options
-    batches = calibration.windows.split(pick_batch_size(request.batch_size, job.device, calibration.ids.shape[1]))
+def _narrow_with_text(run: Run[PreparedStructure], groups: Sequence[CoupledGroup]) -> None:
+    prepared, output, batches = run.plan, run.output, run.batches()
+    options: Options = prepared.options
     with ExitStack() as stack:
-        stream = stack.enter_context(Stream(job.model, batches, ActivationOffload(output.partial)))
+        stream = stack.enter_context(Stream(prepared.model, batches, ActivationOffload(output.partial)))
         dense = None
         if options.follows_dense:
-            beside = job.with_checkpoint(job.checkpoint)
+            beside = prepared.with_checkpoint(prepared.checkpoint)
             dense = stack.enter_context(Stream(beside, batches, ActivationOffload(output.partial)))
-        for block in range(len(job.model.blocks)):
+        for block in range(len(prepared.model.blocks)):
             begun = time.monotonic()
-            done = output.done.get(block)
-            tensors = stream.load(
-                block, None if done is None else _as_left(job, plan, block, done, output.checkpoint())
-            )
+            done = block in output.done
+            tensors = stream.load(block, _as_left(run, groups, block) if done else None)
             if dense is not None:
                 dense.load(block)
-            if done is None and any(block in group.consumers for group in plan.groups):
-                result = BlockNarrower(job.model, block, tensors, plan.groups, options).run(stream, dense)
+            if not done and any(block in group.consumers for group in groups):
+                result = BlockNarrower(prepared.model, block, tensors, groups, options).run(stream, dense)
                 _hand_over(output, block, result, begun)
             else:
                 for each in (stream, dense):
                     if each is not None:
                         each.run_block(block)
-                if done is None:
+                if not done:
                     _hand_over(output, block, NarrowedBlock(), begun)
-            memory.look()
+            run.memory.look()
             for each in (stream, dense):
                 if each is not None:
                     each.unload(block)
-            progress.advance()
+            run.progress.advance()
 
 
-def _as_left(
-    job: PreparedStructure, plan: WidthPlan, block: int, done: Mapping[str, object], written: Checkpoint
-) -> Checkpoint:
-    kept = done["kept"]
-    assert isinstance(kept, dict)
+def _as_left(run: Run[PreparedStructure], groups: Sequence[CoupledGroup], block: int) -> Checkpoint:
+    """A block that an earlier run has narrowed."""
+    kept = run.output.done[block]["kept"]
     return ScatteredCheckpoint(
-        job.checkpoint, written, plan.groups, {group: torch.tensor(units) for group, units in kept.items()}
+        run.plan.checkpoint,
+        run.output.checkpoint(),
+        groups,
+        {group: torch.tensor(units) for group, units in kept.items()},
     )
 
 
-def _narrow_data_free(job: PreparedStructure, plan: WidthPlan, block: int, output: OutputFolder) -> None:
+def _narrow_data_free(run: Run[PreparedStructure], groups: Sequence[CoupledGroup], block: int) -> None:
     """Scores of weights alone, and nothing fitted: no forward pass."""
-    begun = time.monotonic()
+    prepared, begun = run.plan, time.monotonic()
     result = NarrowedBlock()
-    if any(block in group.consumers for group in plan.groups):
-        tensors = {name: job.checkpoint.read(name) for name in job.model.block_names(block)}
-        result = BlockNarrower(job.model, block, tensors, plan.groups, job.options).run_data_free()
-        job.model.unload_block(block)
-    _hand_over(output, block, result, begun)
+    if any(block in group.consumers for group in groups):
+        tensors = {name: prepared.checkpoint.read(name) for name in prepared.model.block_names(block)}
+        result = BlockNarrower(prepared.model, block, tensors, groups, prepared.options).run_data_free()
+        prepared.model.unload_block(block)
+    _hand_over(run.output, block, result, begun)
 
 
 def _hand_over(output: OutputFolder, block: int, result: NarrowedBlock, begun: float) -> None:
@@ -278,9 +279,11 @@ def _hand_over(output: OutputFolder, block: int, result: NarrowedBlock, begun: f
     output.write_block(block, result.tensors, record)
 
 
-def _told(job: PreparedStructure, plan: WidthPlan, block: int, done: Mapping[str, object]) -> BlockChange:
-    options: Options = job.options
-    groups = [group for group in plan.groups if block in group.consumers]
+def _told(
+    prepared: PreparedStructure, groups: Sequence[CoupledGroup], block: int, done: Mapping[str, object]
+) -> BlockChange:
+    options: Options = prepared.options
+    groups = [group for group in groups if block in group.consumers]
     errors = done["output_errors"]
     assert isinstance(errors, dict)
     scores = {f"output_error_{group.name}": float(errors[group.consumers[block]]) for group in groups if errors}

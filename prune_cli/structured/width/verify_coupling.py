@@ -19,40 +19,40 @@ _TOLERANCE = 1e-3
 _SAMPLES, _LENGTH = 2, 16
 
 
-def verified_group(job: OpenModel, name: GroupName, keep: int, *, with_overrides: bool = False) -> CoupledGroup:
+def verified_group(opened: OpenModel, name: GroupName, keep: int, *, with_overrides: bool = False) -> CoupledGroup:
     """The part whose removal was tried on a batch and made no difference beyond that of zeroing its units.
 
     Blocks of every kind are tried; with `sized`, in a model whose shapes are listed one by one. Raises RequestError
     where no reading of the tensors passes.
     """
     misses: list[float] = []
-    for group in find_group(job, name, keep):
-        misses.append(_difference(job, group, with_overrides=with_overrides))
+    for group in find_group(opened, name, keep):
+        misses.append(_difference(opened, group, with_overrides=with_overrides))
         if misses[-1] <= _TOLERANCE:
             return group
     raise RequestError(
-        f"Removing {WORDS[name]} from {type(job.model.model).__name__} changes what the others compute (by "
+        f"Removing {WORDS[name]} from {type(opened.model.model).__name__} changes what the others compute (by "
         f"{min(misses):.2g} of what the block adds, beyond zeroing them), as with norms over all heads or ALiBi: "
         + ("use -o parts=mlp." if name == "heads" else "this architecture cannot be narrowed so.")
     )
 
 
 @torch.no_grad()
-def _difference(job: OpenModel, group: CoupledGroup, *, with_overrides: bool) -> float:
+def _difference(opened: OpenModel, group: CoupledGroup, *, with_overrides: bool) -> float:
     """The largest relative difference over the blocks of every kind, with units taken out here and there."""
     random = torch.Generator().manual_seed(0)
     kept = {
         block: torch.randperm(group.units, generator=random)[: group.keep].sort().values for block in group.consumers
     }
-    batch = Batch(torch.randint(job.model.vocab_size, (_SAMPLES, _LENGTH), generator=random))
-    output_sq = job.with_checkpoint(job.checkpoint, dtype=torch.float32)
-    config = overridden_config(job, [group]) if with_overrides else config_with(job, group.changes)
-    narrow = job.with_checkpoint(
-        SlicedCheckpoint(job.checkpoint, group, job.model.tensor_map, kept), config, dtype=torch.float32
+    batch = Batch(torch.randint(opened.model.vocab_size, (_SAMPLES, _LENGTH), generator=random))
+    output_sq = opened.with_checkpoint(opened.checkpoint, dtype=torch.float32)
+    config = overridden_config(opened, [group]) if with_overrides else config_with(opened, group.changes)
+    narrow = opened.with_checkpoint(
+        SlicedCheckpoint(opened.checkpoint, group, opened.model.tensor_map, kept), config, dtype=torch.float32
     )
     worst = 0.0
     with Stream(output_sq, [batch]) as zeroed, Stream(narrow, [batch]) as without:
-        for block in range(_last_new_kind(job) + 1):
+        for block in range(_last_new_kind(opened) + 1):
             tensors = zeroed.load(block)
             without.load(block)
             if block in group.consumers:
@@ -77,11 +77,11 @@ def _relative(before: torch.Tensor | None, zeroed: Any, without: Any) -> float:
     return float((zeroed - without).norm() / added.norm().clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _last_new_kind(job: OpenModel) -> int:
+def _last_new_kind(opened: OpenModel) -> int:
     """The last block that differs in its tensors' names or shapes from all before it."""
     seen: set[frozenset[tuple[str, tuple[int, ...]]]] = set()
     last = 0
-    for index, block in enumerate(job.model.blocks):
+    for index, block in enumerate(opened.model.blocks):
         kind = frozenset((name, tuple(tensor.shape)) for name, tensor in block.state_dict().items())
         last = index if kind not in seen else last
         seen.add(kind)
