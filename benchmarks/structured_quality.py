@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from width_papers import loss_of, pruned_by_paper
 
 from prune_cli.engine.open_model import open_model
-from prune_cli.engine.texts import open_text, read_tokens
+from prune_cli.engine.texts import TextReader, open_text
 from prune_cli.model.architecture import calm_libraries, load_tokenizer
 from prune_cli.report.format import table
 from prune_cli.request.request import PruneRequest
@@ -43,10 +43,11 @@ OURS = {
 
 
 def windows(model: Path, source: str, role: str) -> torch.Tensor:
-    job = open_model(
+    opened = open_model(
         PruneRequest(model=str(model), out=model.parent / "unused", calibration=source), needs_text=True, writes=False
     )
-    return read_tokens(open_text(source), job.model, load_tokenizer(model, False), role, None, None, 0).ids  # pyright: ignore[reportArgumentType]
+    reader = TextReader(opened.model, load_tokenizer(model, False), seq_len=None, seed=0)
+    return reader.read(open_text(source), role, None).ids  # pyright: ignore[reportArgumentType]
 
 
 def ours(

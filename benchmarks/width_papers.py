@@ -45,15 +45,15 @@ class Known:
 @torch.no_grad()
 def pruned_by_paper(folder: Path, ids: torch.Tensor, rule: str, part_name: GroupName, share: float) -> nn.Module:
     """The dense model of `folder` with units at zero, chosen on `ids` by `rule`: cfsp or flap."""
-    job = open_model(
+    opened = open_model(
         PruneRequest(model=str(folder), out=folder.parent / "unused", method="wanda"), needs_text=False, writes=False
     )
-    units = unit_count(job, part_name)
-    part = verified_group(job, part_name, max(1, round((1 - share) * units)))
+    units = unit_count(opened, part_name)
+    part = verified_group(opened, part_name, max(1, round((1 - share) * units)))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    known = [_look(job, model, part, block) for block in sorted(part.consumers)]
+    known = [_look(opened, model, part, block) for block in sorted(part.consumers)]
     hooks = [each.reader.register_forward_pre_hook(_statistics(each)) for each in known]
-    blocks = cast("nn.ModuleList", model.get_submodule(job.model.blocks_name))
+    blocks = cast("nn.ModuleList", model.get_submodule(opened.model.blocks_name))
     hooks += [
         blocks[block].register_forward_hook(_angle(each))
         for block, each in zip(sorted(part.consumers), known, strict=True)
@@ -68,8 +68,8 @@ def pruned_by_paper(folder: Path, ids: torch.Tensor, rule: str, part_name: Group
     return model
 
 
-def _look(job, model, part: CoupledGroup, block: int) -> Known:
-    infos = job.model.tensor_map
+def _look(opened, model, part: CoupledGroup, block: int) -> Known:
+    infos = opened.model.tensor_map
     reader = model.get_submodule(infos[part.consumers[block]].module_name)
     producers = []
     for name in part.producers(block, infos):

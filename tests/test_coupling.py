@@ -54,26 +54,26 @@ def opened(folder: Path) -> OpenModel:
 
 @pytest.mark.parametrize("kind", sorted({*MLP, *HEADS, *(kind for kind, _ in REFUSED)}))
 def test_the_tensors_that_carry_units_are_found_and_proven(kind: str, tmp_path: Path) -> None:
-    job = opened(save_tiny(tmp_path / "model", kind, shards=False, tokenizer=False))
+    model = opened(save_tiny(tmp_path / "model", kind, shards=False, tokenizer=False))
     parts: tuple[tuple[GroupName, dict[str, set[str]]], ...] = (("mlp", MLP), ("heads", HEADS))
     for part, expected in parts:
         if kind in expected:
-            found = verified_group(job, part, unit_count(job, part) // 2)
+            found = verified_group(model, part, unit_count(model, part) // 2)
             block = min(found.consumers)
             names = {name for name in found.slices if found.blocks[name] == block}
             assert {".".join(name.split(".")[-2:]) for name in names} == expected[kind]
             assert found.consumers[block] in found.slices
         else:
             with pytest.raises(RequestError, match=REFUSED.get((kind, part), "no head_dim of their own")):
-                verified_group(job, part, unit_count(job, part) // 2)
+                verified_group(model, part, unit_count(model, part) // 2)
 
 
 def test_a_fused_map_is_cut_in_the_layout_that_the_proof_passes(tmp_path: Path) -> None:
-    job = opened(save_tiny(tmp_path / "model", "phi3", shards=False, tokenizer=False))
-    heads = verified_group(job, "heads", 1)
+    model = opened(save_tiny(tmp_path / "model", "phi3", shards=False, tokenizer=False))
+    heads = verified_group(model, "heads", 1)
     fused = next(name for name in heads.slices if "qkv_proj" in name)
     assert heads.slices[fused].sections == (16, 8, 8)
-    others = [part.slices[fused].sections for part in find_group(job, "heads", 1)]
+    others = [part.slices[fused].sections for part in find_group(model, "heads", 1)]
     assert others == [(16, 8, 8), (32,)]
 
 
