@@ -20,7 +20,7 @@ _ORDER = [
     {"model", "hub"},
     {"engine", "loading", "soup"},
     {"unstructured", "structured", "evaluation", "bench"},
-    {"run", "sweep", "checks"},
+    {"run", "sweeps", "checks"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},

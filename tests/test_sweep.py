@@ -14,10 +14,10 @@ import pytest
 from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.engine import activation_offload as parking
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.sweep import workers
-from prune_cli.sweep.grid import parse_method, parse_sparsities
-from prune_cli.sweep.journal import POINTS
-from prune_cli.sweep.report import sweep_schema
+from prune_cli.sweeps import workers
+from prune_cli.sweeps.grid import parse_method, parse_sparsities
+from prune_cli.sweeps.journal import POINTS
+from prune_cli.sweeps.report import sweep_schema
 from tests.conftest import RunCommand
 from tests.tiny import save_tiny
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune_cli.sweep.knee import LEAST_POINTS, find_knee
+from prune_cli.sweeps.knee import LEAST_POINTS, find_knee
 
 GRID = [step / 10 for step in range(10)]
 KNEES, FLAT, STEEP = st.floats(0.15, 0.75), st.floats(0, 0.5), st.floats(2, 12)

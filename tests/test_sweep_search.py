@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from methods._allocation import mean_sparsity
 from prune_cli.errors import PruneError
-from prune_cli.sweep import workers
-from prune_cli.sweep.search import CHILDREN, children, random_tables, start_of_evolution
-from prune_cli.sweep.search_report import search_schema, verdict
+from prune_cli.sweeps import workers
+from prune_cli.sweeps.search import CHILDREN, children, random_tables, start_of_evolution
+from prune_cli.sweeps.search_report import search_schema, verdict
 from tests.conftest import RunCommand, token_ids
 
 COUNTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=10)

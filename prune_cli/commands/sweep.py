@@ -13,8 +13,8 @@ from prune_cli.commands import sweep_options as grid
 from prune_cli.commands.error_handling import told_failures
 
 if TYPE_CHECKING:
-    from prune_cli.sweep.request import SweepRequest
-    from prune_cli.sweep.search_request import SearchRequest
+    from prune_cli.sweeps.request import SweepRequest
+    from prune_cli.sweeps.search_request import SearchRequest
 
 
 def sweep(
@@ -65,7 +65,7 @@ def sweep(
     --data with the uniform allocation and with random search.
     """
     with told_failures(as_json=as_json, verbose=verbose, out=out):
-        from prune_cli.sweep.request import SweepRequest
+        from prune_cli.sweeps.request import SweepRequest
 
         request = SweepRequest(
             model=model,
@@ -106,7 +106,7 @@ def _search_request(
     request: SweepRequest, search: str | None, budget: int | None, held_out: int | None, *, dry_run: bool
 ) -> SearchRequest | None:
     from prune_cli.errors import RequestError
-    from prune_cli.sweep.search_request import DEFAULT_BUDGET, DEFAULT_HELD_OUT, SearchRequest
+    from prune_cli.sweeps.search_request import DEFAULT_BUDGET, DEFAULT_HELD_OUT, SearchRequest
 
     if search is None:
         if budget is not None or held_out is not None:
@@ -126,8 +126,8 @@ def _search_request(
 
 def _search(request: SearchRequest, *, as_json: bool, quiet: bool) -> None:
     from prune_cli.progress import progress_on
-    from prune_cli.sweep.render import show_search
-    from prune_cli.sweep.search_run import search
+    from prune_cli.sweeps.render import show_search
+    from prune_cli.sweeps.search_run import search
 
     with progress_on(Console(stderr=True), quiet=quiet) as progress:
         report = search(request, progress)
@@ -137,9 +137,9 @@ def _search(request: SearchRequest, *, as_json: bool, quiet: bool) -> None:
 
 def _run(request: SweepRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
     from prune_cli.progress import progress_on
-    from prune_cli.sweep.estimate import estimate
-    from prune_cli.sweep.render import show_estimate, show_sweep
-    from prune_cli.sweep.run import sweep
+    from prune_cli.sweeps.estimate import estimate
+    from prune_cli.sweeps.render import show_estimate, show_sweep
+    from prune_cli.sweeps.run import sweep
 
     with progress_on(Console(stderr=True), quiet=quiet) as progress:
         if dry_run:

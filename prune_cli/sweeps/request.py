@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from prune_cli.errors import RequestError
 from prune_cli.request.request import CalibrateBy, Dtype, PruneRequest
-from prune_cli.sweep.grid import options_of, parse_list, parse_method, parse_sparsities
+from prune_cli.sweeps.grid import options_of, parse_list, parse_method, parse_sparsities
 
 DEFAULT_SPARSITIES = "0:0.9:0.1"
 

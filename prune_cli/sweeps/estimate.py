@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from prune_cli.progress import Progress
-from prune_cli.sweep.request import SweepRequest
-from prune_cli.sweep.run import plan_sweep
+from prune_cli.sweeps.request import SweepRequest
+from prune_cli.sweeps.run import plan_sweep
 
 
 @dataclass(frozen=True)

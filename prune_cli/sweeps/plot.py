@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from prune_cli.sweep.report import SweepReport
+from prune_cli.sweeps.report import SweepReport
 
 SWEEP_SVG, SWEEP_PNG = "sweep.svg", "sweep.png"
 _VEGA_LITE = "5.20"

@@ -17,8 +17,8 @@ from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.stream import Stream
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
-from prune_cli.sweep.point_run import Measured, PointRun, SweepTexts
-from prune_cli.sweep.request import Point
+from prune_cli.sweeps.point_run import Measured, PointRun, SweepTexts
+from prune_cli.sweeps.request import Point
 from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import prune_block
 

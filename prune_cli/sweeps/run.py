@@ -21,14 +21,14 @@ from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.request import DEFAULT_SOURCE, check_device
-from prune_cli.sweep.curves import knees, point_reports, sensitivity
-from prune_cli.sweep.journal import Journal, check_folder
-from prune_cli.sweep.knee import DEFINITION
-from prune_cli.sweep.plot import pictures
-from prune_cli.sweep.point_run import Measured, SweepTexts, plan_of
-from prune_cli.sweep.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
-from prune_cli.sweep.request import Point, SweepRequest
-from prune_cli.sweep.workers import Load, load_of, measure_points
+from prune_cli.sweeps.curves import knees, point_reports, sensitivity
+from prune_cli.sweeps.journal import Journal, check_folder
+from prune_cli.sweeps.knee import DEFINITION
+from prune_cli.sweeps.plot import pictures
+from prune_cli.sweeps.point_run import Measured, SweepTexts, plan_of
+from prune_cli.sweeps.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
+from prune_cli.sweeps.request import Point, SweepRequest
+from prune_cli.sweeps.workers import Load, load_of, measure_points
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.version import __version__
 

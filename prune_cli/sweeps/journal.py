@@ -15,8 +15,8 @@ from typing import Any
 from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.checkpoint.journaled_folder import JournaledFolder, changed_keys, whole_lines
 from prune_cli.errors import RequestError
-from prune_cli.sweep.point_run import Measured
-from prune_cli.sweep.request import Point
+from prune_cli.sweeps.point_run import Measured
+from prune_cli.sweeps.request import Point
 
 POINTS = "points.jsonl"
 

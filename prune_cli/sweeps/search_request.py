@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prune_cli.errors import RequestError
-from prune_cli.sweep.request import Point, SweepRequest
+from prune_cli.sweeps.request import Point, SweepRequest
 
 Strategy = Literal["random", "evolution"]
 DEFAULT_BUDGET, DEFAULT_HELD_OUT = 32, 16

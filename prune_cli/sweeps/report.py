@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from prune_cli.report.types import Evaluation, TextReport
-from prune_cli.sweep.knee import Knee
+from prune_cli.sweeps.knee import Knee
 
 SCHEMA_VERSION = 1
 SWEEP_JSON, SWEEP_CSV, BLOCKS_CSV = "sweep.json", "sweep.csv", "blocks.csv"
@@ -122,4 +122,4 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 @cache
 def sweep_schema() -> dict[str, Any]:
     """The JSON Schema that every sweep.json satisfies."""
-    return json.loads(resources.files("prune_cli.sweep").joinpath("sweep.schema.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files("prune_cli.sweeps").joinpath("sweep.schema.json").read_text(encoding="utf-8"))

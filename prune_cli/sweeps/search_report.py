@@ -83,4 +83,4 @@ def verdict(name: str, losses: Sequence[float], baseline: str, others: Sequence[
 @cache
 def search_schema() -> dict[str, Any]:
     """The JSON Schema that every search.json satisfies."""
-    return json.loads(resources.files("prune_cli.sweep").joinpath("search.schema.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files("prune_cli.sweeps").joinpath("search.schema.json").read_text(encoding="utf-8"))

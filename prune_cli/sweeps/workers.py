@@ -13,9 +13,9 @@ import torch
 
 from prune_cli.engine.memory import LARGE_INPUTS
 from prune_cli.progress import Progress
-from prune_cli.sweep.concurrent_points import Worker, measure_concurrently
-from prune_cli.sweep.point_run import Measured, SweepTexts
-from prune_cli.sweep.request import Point
+from prune_cli.sweeps.concurrent_points import Worker, measure_concurrently
+from prune_cli.sweeps.point_run import Measured, SweepTexts
+from prune_cli.sweeps.request import Point
 from prune_cli.unstructured.prepare import PruningPlan
 
 # More would only delay the journal: what points share is read once for this many.

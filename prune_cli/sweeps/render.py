@@ -10,9 +10,9 @@ from rich.table import Table
 from prune_cli.report.format import percent, size
 
 if TYPE_CHECKING:
-    from prune_cli.sweep.estimate import Estimate
-    from prune_cli.sweep.report import SweepReport
-    from prune_cli.sweep.search_report import SearchReport
+    from prune_cli.sweeps.estimate import Estimate
+    from prune_cli.sweeps.report import SweepReport
+    from prune_cli.sweeps.search_report import SearchReport
 
 
 def show_sweep(console: Console, report: SweepReport) -> None:

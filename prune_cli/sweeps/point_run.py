@@ -19,7 +19,7 @@ from prune_cli.engine.texts import Texts
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_map import TensorInfo
 from prune_cli.progress import Progress, Silent
-from prune_cli.sweep.request import Point
+from prune_cli.sweeps.request import Point
 from prune_cli.unstructured.plan import pattern_of, plan_tensors
 from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import BlockPruner, prune_block

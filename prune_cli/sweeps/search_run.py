@@ -20,11 +20,11 @@ from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import DEFAULT_SOURCE
-from prune_cli.sweep.curves import increases
-from prune_cli.sweep.journal import Journal
-from prune_cli.sweep.point_run import Measured, SweepTexts
-from prune_cli.sweep.request import Point
-from prune_cli.sweep.run import (
+from prune_cli.sweeps.curves import increases
+from prune_cli.sweeps.journal import Journal
+from prune_cli.sweeps.point_run import Measured, SweepTexts
+from prune_cli.sweeps.request import Point
+from prune_cli.sweeps.run import (
     SweepPlan,
     as_json,
     evaluate_dense,
@@ -34,8 +34,8 @@ from prune_cli.sweep.run import (
     warnings_of,
     with_sampled,
 )
-from prune_cli.sweep.search import CHILDREN, Table, children, random_tables, start_of_evolution
-from prune_cli.sweep.search_report import (
+from prune_cli.sweeps.search import CHILDREN, Table, children, random_tables, start_of_evolution
+from prune_cli.sweeps.search_report import (
     ALLOCATION_JSON,
     SCHEMA_VERSION,
     SEARCH_JSON,
@@ -44,7 +44,7 @@ from prune_cli.sweep.search_report import (
     SearchReport,
     verdict,
 )
-from prune_cli.sweep.search_request import SearchRequest
+from prune_cli.sweeps.search_request import SearchRequest
 from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.version import __version__
 

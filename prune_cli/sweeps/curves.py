@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from calibration.tokens import TokenSet
 from prune_cli.engine.evaluate import by_tokens, mean, standard_error, summary
-from prune_cli.sweep.knee import find_knee
-from prune_cli.sweep.point_run import Measured
-from prune_cli.sweep.report import BlockSensitivity, KneeReport, PointReport, Sensitivity
+from prune_cli.sweeps.knee import find_knee
+from prune_cli.sweeps.point_run import Measured
+from prune_cli.sweeps.report import BlockSensitivity, KneeReport, PointReport, Sensitivity
 from prune_cli.unstructured.plan import pattern_of
 
 
