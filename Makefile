@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := examples/demo-model
 
-.PHONY: demo test check format clean
+.PHONY: demo test check wheel-test format clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ check: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+# Builds the sdist and the wheel and prunes with each, installed outside of this checkout.
+wheel-test: .venv/ready
+	$(BIN)/python .ci/wheel_test.py
 
 format: .venv/ready
 	$(BIN)/ruff check --fix

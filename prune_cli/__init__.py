@@ -1,10 +1,12 @@
-"""Prune a Hugging Face language model in one shot: `prune("model", "out", method="wanda", sparsity=0.5)`."""
+"""The commands of prune-cli from Python: `prune("model", "out", method="wanda", sparsity=0.5)`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from prune_cli.checks.own_packages import check_own_packages
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.loading.register import register_with_transformers
 from prune_cli.version import __version__
@@ -12,27 +14,187 @@ from prune_cli.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
+    from prune_cli.checks.inspection import Inspection
+    from prune_cli.checks.verify import Verification
+    from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.loading.semi_structured import SemiStructured
     from prune_cli.report.types import Report
+    from prune_cli.request.request import CalibrateBy, Dtype, Format, Packed, Target
+    from prune_cli.sparse.convert import Conversion
+    from prune_cli.sweeps.report import SweepReport
 
-__all__ = ["PruneError", "RequestError", "__version__", "prune", "to_semi_structured"]
+__all__ = [
+    "PruneError",
+    "RequestError",
+    "__version__",
+    "convert",
+    "evaluate",
+    "inspect",
+    "prune",
+    "sweep",
+    "to_semi_structured",
+    "verify",
+]
 
-
+check_own_packages()
 # With this, from_pretrained of transformers loads sparse checkpoints.
 register_with_transformers()
 
 
-def prune(model: str | Path, out: str | Path, **options: Any) -> Report:
-    """Prune `model` (a folder or a hub id) into the new folder `out`; returns the report.
+def prune(
+    model: str | Path,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    method: str | None = None,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    allocate: str = "uniform",
+    refine: str | None = None,
+    reconstruct: bool = False,
+    options: Mapping[str, Any] | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    allow_unsupported: bool = False,
+    calibration: str | Path | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    calibrate_by: CalibrateBy = "sublayer",
+    target: Target | None = None,
+    self_calibration: int | None = None,
+    eval: str | Path | None = None,
+    statistics: str | Path | None = None,
+    save_statistics: str | Path | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    format: Format = "dense",
+    self_contained: bool = False,
+    packed: Packed | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Prune `model` (a folder or a hub id) into the new folder `out`; returns the report that is written there too.
 
-    `options` are the fields of `PruneRequest`, named like the options of `prune-cli prune`. Raises RequestError where
-    the request cannot be met and PruneError where the run fails.
+    Parameters are the options of `prune-cli prune`, which `prune-cli prune --help` explains; None stands for what was
+    not said. `options` are those of `-o`, as {"swaps.rounds": 8}. Raises RequestError before any work where the request
+    cannot be met and PruneError where the run fails.
     """
+    given = _fields(locals())
     from prune_cli.request.presets import with_preset
     from prune_cli.request.request import PruneRequest
     from prune_cli.run import prune as run
 
-    return run(PruneRequest(model=str(model), out=Path(out), **with_preset(options)))
+    return run(PruneRequest(**with_preset(given)))
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    against: str | Path | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> EvaluationResult:
+    """Perplexity of `model` on the text `data`; with a dense model `against`, also the distances to it.
+
+    Loss and KL divergence are in nats per token. The options are those of `prune-cli eval --data`. Raises RequestError
+    where the request cannot be met and PruneError where the run fails.
+    """
+    given = _fields(locals())
+    from prune_cli.evaluation.perplexity import EvaluationRequest, measure
+
+    return measure(EvaluationRequest(**given))
+
+
+def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
+    """What is in a checkpoint: shape, dtype, zeros and N:M pattern of each tensor, and totals; sizes in bytes.
+
+    Raises RequestError for a checkpoint that cannot be opened and PruneError for damaged data.
+    """
+    from prune_cli.checks.inspection import inspect_model
+
+    return inspect_model(str(model), revision)
+
+
+def verify(model: str | Path, *, against: str | Path | None = None, revision: str | None = None) -> Verification:
+    """Whether `model` is sound, is what its report says and, with a dense model `against`, keeps that one's weights.
+
+    What is wrong is in `problems` of the result. Raises RequestError for a folder that cannot be opened at all.
+    """
+    from prune_cli.checks.verify import verify as run
+
+    return run(str(model), None if against is None else str(against), revision)
+
+
+def sweep(
+    model: str | Path,
+    out: str | Path,
+    data: str | Path,
+    *,
+    windows: int | None = None,
+    method: str | Sequence[str] = "wanda",
+    sparsity: str | float | Sequence[float] = "0:0.9:0.1",
+    pattern: str | Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    sensitivity: float = 0.5,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    allow_unsupported: bool = False,
+    calibration: str | Path | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    calibrate_by: CalibrateBy = "sublayer",
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> SweepReport:
+    """The loss on the text `data` over a grid of methods and sparsities; writes curves and tables to the folder `out`.
+
+    The options are those of `prune-cli sweep`; lists may be given as such or as the command line has them. Raises
+    RequestError before any work where the request cannot be met and PruneError where the run fails.
+    """
+    given = _fields(locals())
+    given |= {name: _with_commas(given[name]) for name in ("method", "sparsity", "pattern") if name in given}
+    from prune_cli.sweeps.request import SweepRequest
+    from prune_cli.sweeps.run import sweep as run
+
+    return run(SweepRequest(**given))
+
+
+def convert(
+    model: str | Path,
+    out: str | Path,
+    *,
+    format: Format = "sparse",
+    self_contained: bool = False,
+    compress: bool = False,
+    revision: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    """Store `model` as sparse safetensors in the new folder `out`, or a sparse one as dense again; no bit is lost.
+
+    Raises RequestError before any work where it cannot be done and PruneError, naming the tensor, for damaged data.
+    """
+    given = _fields(locals())
+    from prune_cli.sparse.convert import ConvertRequest
+    from prune_cli.sparse.convert import convert as run
+
+    return run(ConvertRequest(**given))
 
 
 def to_semi_structured(model: nn.Module) -> SemiStructured:
@@ -44,3 +206,17 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
     from prune_cli.loading.semi_structured import to_semi_structured as convert
 
     return convert(model)
+
+
+def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as fields of a request: None is left out, for the request's default; one glob is a tuple of one."""
+    said = {
+        name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None
+    }
+    for name in {"include", "exclude"} & said.keys():
+        said[name] = (said[name],) if isinstance(said[name], str) else tuple(said[name])
+    return said | ({"out": Path(said["out"])} if "out" in said else {})
+
+
+def _with_commas(value: str | float | Iterable[object]) -> str:
+    return str(value) if isinstance(value, str | int | float) else ",".join(map(str, value))

@@ -32,7 +32,7 @@ class ConvertRequest:
 
     model: str
     out: Path
-    format: Format
+    format: Format = "sparse"
     resume: bool = False
     overwrite: bool = False
     revision: str | None = None

@@ -86,7 +86,7 @@ def parse_method(text: str) -> dict[str, Any]:
     return said
 
 
-def options_of(method: str, said: Mapping[str, Any], given: Mapping[str, str], alone: bool) -> dict[str, str]:
+def options_of(method: str, said: Mapping[str, Any], given: Mapping[str, Any], alone: bool) -> dict[str, Any]:
     """Those of `given` (-o KEY=VALUE) that are for this entry of --method: METHOD.KEY, STEP.KEY, or KEY if `alone`."""
     steps = [said.get("refine"), _RECONSTRUCT if said.get("reconstruct") else None]
     owners = {said["method"], method.partition("+")[0]}

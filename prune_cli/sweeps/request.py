@@ -61,7 +61,7 @@ class SweepRequest:
     method: str = "wanda"
     sparsity: str = DEFAULT_SPARSITIES
     pattern: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     sensitivity: float = 0.5
     calibration: str | None = None
     samples: int | None = None
@@ -143,7 +143,7 @@ class SweepRequest:
             found.append((name, self._pruning(said, own), keys))
         return found
 
-    def _pruning(self, said: Mapping[str, Any], options: Mapping[str, str]) -> PruneRequest:
+    def _pruning(self, said: Mapping[str, Any], options: Mapping[str, Any]) -> PruneRequest:
         return PruneRequest(
             model=self.model,
             out=self.out,
