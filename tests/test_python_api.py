@@ -114,7 +114,7 @@ def test_functions_give_what_the_commands_give(
     report = prune_cli.prune(
         llama, out, preset="fast", pattern="2:4", calibration=tokens_file, exclude="*.down_proj.*", seed=3
     )
-    assert (report.method["name"], report.request["exclude"], report.request["seed"]) == ("wanda", ["*.down_proj.*"], 3)
+    assert (report.method.name, report.request.exclude, report.request.seed) == ("wanda", ("*.down_proj.*",), 3)
     assert report.totals.sparsity_of_pruned == 0.5
 
     assert prune_cli.inspect(out).to_json() == command("inspect", out, "--json").stdout
