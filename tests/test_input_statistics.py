@@ -92,6 +92,7 @@ def naive(everything: Sequence[Passing], *, constant: bool) -> dict[str, torch.T
         "cross": wide[1].T @ wide[0],
         "sample_sum": torch.stack([sample.sum(0) for sample in samples]).mean(0),
         "within_variance": sum(len(s) * s.var(0, unbiased=False) for s in samples) / torch.tensor(len(x)),
+        "tokens": torch.tensor(float(len(x))),
     }
 
 
