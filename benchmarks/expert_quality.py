@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from prune_cli import prune
 from prune_cli.evaluation.perplexity import EvaluationRequest, measure
@@ -26,7 +27,7 @@ ZEROS = {
 EXPERTS = ("*.experts.*",)
 
 
-def perplexity(model: Path, arguments: argparse.Namespace, **request: object) -> float:
+def perplexity(model: Path, arguments: argparse.Namespace, **request: Any) -> float:
     """Of `model` on the evaluation text after what `request` says."""
     with tempfile.TemporaryDirectory() as folder:
         text = {} if request.get("options") == {"score": "random"} else {"calibration": arguments.data}

@@ -146,11 +146,11 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 
 
 def test_functions_take_six_parameters_at_most() -> None:
-    """Commands have one for every option that a user can give."""
+    """Commands, and the functions of the Python API, have one for every option that a user can give."""
     too_many = {
         f"{path.relative_to(ROOT)}: {function.name}": parameters(function)
         for path, function in functions("prune_cli")
-        if "commands" not in path.parts and len(parameters(function)) > 6
+        if "commands" not in path.parts and room(path) != "__init__" and len(parameters(function)) > 6
     }
     assert too_many == {}
 
