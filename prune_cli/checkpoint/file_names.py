@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prune_cli.checkpoint.reader import PICKLE_SUFFIXES
+from prune_cli.checkpoint.reader import ADAPTER_CONFIG, PICKLE_SUFFIXES
 
 OTHER_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".tflite")
 CONFIG_FILE = "config.json"
@@ -21,3 +21,13 @@ def partial_folder(out: Path) -> Path:
 
 
 REPORT_JSON = "prune_report.json"
+
+
+def why_not_copied(file: str) -> str:
+    """What a run tells of a side file that it left behind."""
+    if Path(file).name == ADAPTER_CONFIG:
+        return (
+            f"{file} was not copied: the adapter that lies beside the model took no part in this run; if the model is "
+            "meant to be used with it, merge it into the model first (merge_and_unload)."
+        )
+    return f"{file} was not copied: it holds weights that this run did not look at."

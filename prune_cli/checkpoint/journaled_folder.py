@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prune_cli.checkpoint.file_names import OTHER_WEIGHTS, partial_folder
-from prune_cli.checkpoint.reader import INDEX_FILE
+from prune_cli.checkpoint.reader import ADAPTER_CONFIG, INDEX_FILE
 from prune_cli.errors import RequestError
 
 _OTHER_INDICES = tuple(f"{suffix}.index.json" for suffix in OTHER_WEIGHTS)
@@ -69,7 +69,8 @@ class JournaledFolder:
     ) -> tuple[str, ...]:
         """Copy tokenizer, templates and so on from `source`, but for what `skip` names; `names` renames some.
 
-        Weights in other formats stay behind: returns their names.
+        Weights in other formats stay behind, and an adapter's config, which says that its weights are beside it:
+        returns their names.
         """
         left = []
         for path in sorted(source.rglob("*")):
@@ -77,7 +78,8 @@ class JournaledFolder:
             hidden = any(part.startswith(".") for part in relative.parts)
             if not path.is_file() or hidden or str(relative) in skip:
                 continue
-            if str(relative) != INDEX_FILE and path.name.endswith((*OTHER_WEIGHTS, *_OTHER_INDICES)):
+            weights = str(relative) != INDEX_FILE and path.name.endswith((*OTHER_WEIGHTS, *_OTHER_INDICES))
+            if weights or path.name == ADAPTER_CONFIG:
                 left.append(str(relative))
                 continue
             target = self.partial / (names or {}).get(str(relative), relative)

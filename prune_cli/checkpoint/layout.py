@@ -84,8 +84,14 @@ class Layout:
 
 def same_layout(source: Checkpoint) -> Layout:
     """An output of the input's own names and shapes."""
-    index = (source.folder / source.index).read_text(encoding="utf-8") if source.index else None
-    return Layout(source.entries, source.files, index, {}, {})
+    return Layout(source.entries, source.files, index_of(source) if source.index else None, {}, {})
+
+
+def index_of(source: Checkpoint) -> str:
+    """The input's index as it stands, mended where transformers would not load it or it names what no file holds."""
+    text = (source.folder / INDEX_FILE).read_text(encoding="utf-8")
+    sound = isinstance(json.loads(text).get("metadata"), dict) and not source.absent
+    return text if sound else _index(source, source.entries)
 
 
 def changed_layout(source: Checkpoint, tensors: Mapping[str, OutputTensor]) -> Layout:
@@ -131,7 +137,8 @@ def _header(source: Checkpoint, file: str, tensors: Mapping[str, OutputTensor]) 
 def _index(source: Checkpoint, entries: Mapping[str, TensorEntry]) -> str:
     """The input's index with the output's names and totals."""
     index = json.loads((source.folder / INDEX_FILE).read_text(encoding="utf-8"))
-    metadata = dict(index.get("metadata") or {})
+    given = index.get("metadata")
+    metadata = dict(given) if isinstance(given, dict) else {}
     metadata["total_size"] = sum(entry.nbytes for entry in entries.values())
     if "total_parameters" in metadata:
         metadata["total_parameters"] = sum(entry.count for entry in entries.values())

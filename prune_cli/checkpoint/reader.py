@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 METADATA = "__metadata__"
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_FILE_NAME = 255
@@ -49,12 +50,16 @@ class TensorEntry:
 
 @dataclass
 class Checkpoint:
-    """An opened folder; `entries` in file order. Reading maps the files, so a tensor costs memory only when touched."""
+    """An opened folder; `entries` in file order. Reading maps the files, so a tensor costs memory only when touched.
+
+    `absent` are tensors that the index names and no file holds, with the file that it says; a model may need none.
+    """
 
     folder: Path
     entries: dict[str, TensorEntry]
     files: tuple[str, ...]
     index: str | None
+    absent: Mapping[str, str] = field(default_factory=dict)
     _handles: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -71,11 +76,10 @@ class Checkpoint:
                     )
                 entries[entry.name] = entry
         for name, file in (weight_map or {}).items():
-            if name not in entries or entries[name].file != file:
-                raise RequestError(
-                    f"{INDEX_FILE} says that {name} is in {file}, but it is not there: download the checkpoint again."
-                )
-        return cls(folder, entries, files, INDEX_FILE if weight_map is not None else None)
+            if name in entries and entries[name].file != file:
+                raise RequestError(f"{not_there(name, file)}: download the checkpoint again.")
+        absent = {name: file for name, file in (weight_map or {}).items() if name not in entries}
+        return cls(folder, entries, files, INDEX_FILE if weight_map is not None else None, absent)
 
     @property
     def nbytes(self) -> int:
@@ -128,6 +132,10 @@ class Checkpoint:
                 os.close(descriptor)
 
 
+def not_there(name: str, file: str) -> str:
+    return f"{INDEX_FILE} says that {name} is in {file}, but it is not there"
+
+
 def _weight_map(folder: Path) -> dict[str, str] | None:
     """The index's map from tensor to shard, or None for a checkpoint in one file."""
     if (folder / SINGLE_FILE).is_file():
@@ -160,7 +168,7 @@ def _why_no_safetensors(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     gguf = [name for name in names if name.endswith(".gguf")]
-    if "adapter_config.json" in names:
+    if ADAPTER_CONFIG in names:
         return f"{folder} holds a PEFT adapter, not a model: merge it into its base model first (merge_and_unload)."
     if gguf:
         return f"{folder} holds GGUF ({gguf[0]}): give the safetensors checkpoint that it was converted from."

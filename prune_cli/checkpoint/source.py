@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from prune_cli.checkpoint.reader import INDEX_FILE, SINGLE_FILE
+from prune_cli.checkpoint.reader import ADAPTER_CONFIG, INDEX_FILE, SINGLE_FILE
 from prune_cli.errors import PruneError, RequestError, one_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -80,7 +80,7 @@ def _fetch(given: str, revision: str | None) -> Source:
         raise PruneError(
             f"Fetching {given} from {constants.ENDPOINT} failed ({one_line(error)}): try again."
         ) from error
-    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE, "adapter_config.json")):
+    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE, ADAPTER_CONFIG)):
         raise RequestError(
             f"{given} has neither {SINGLE_FILE} nor {INDEX_FILE} on the hub, and weights in other formats (pickle, "
             "GGUF) are not fetched: look for a revision or a copy with safetensors."

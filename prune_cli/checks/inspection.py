@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -74,12 +74,15 @@ class FormatTotal:
 
 @dataclass(frozen=True)
 class Inspection:
+    """`absent` are tensors that the index names and no file holds, with the file that it says."""
+
     model: str
     revision: str | None
     files: Sequence[str]
     totals: Sequence[Total]
     formats: Sequence[FormatTotal]
     tensors: Sequence[InspectedTensor]
+    absent: Mapping[str, str]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -99,6 +102,7 @@ def inspect_model(given: str, revision: str | None = None) -> Inspection:
         totals=[total for total in totals if total.tensors] + [_total("all", tensors)],
         formats=_formats(tensors),
         tensors=tensors,
+        absent=checkpoint.absent,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from prune_cli.checkpoint.file_names import why_not_copied
 from prune_cli.report.format import percent, size
 from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
@@ -37,6 +38,8 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     else:
         _show_structure(console, report, report.structure, verbose=verbose)
     console.print(report.gain, highlight=False)
+    for text in [*report.warnings, *(report.structure.notes if report.structure else ())]:
+        console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
     written = f"Written to {report.output.folder}; prune_report.html there shows it."
     console.print(written, highlight=False, soft_wrap=True)
 
@@ -163,6 +166,8 @@ def show_inspection(console: Console, inspection: Inspection) -> None:
         row = (str(total.tensors), f"{total.parameters:,}", size(total.bytes), percent(total.sparsity))
         table.add_row(total.part, *row)
     console.print(table)
+    for name, file in inspection.absent.items():
+        console.print(f"The index says that {name} is in {file}, but it is not there.", highlight=False, soft_wrap=True)
     if inspection.formats:
         table = _table("Stored as", "form", "tensors", "parameters", "size", "bits a weight", "zeros")
         for form in inspection.formats:
@@ -228,7 +233,7 @@ def show_conversion(console: Console, done: Conversion) -> None:
         soft_wrap=True,
     )
     for name in done.not_copied:
-        console.print(f"{name} was not copied: it holds weights in another form.", highlight=False, soft_wrap=True)
+        console.print(why_not_copied(name), highlight=False, soft_wrap=True)
     console.print(f"Written to {done.out}", highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.dtypes import FLOATS
-from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.checkpoint.file_names import why_not_copied
+from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint
 from prune_cli.engine.evaluate import PROTOCOL
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.run_context import Run
@@ -49,8 +50,17 @@ def measured(texts: Texts, before: Evaluation | None, after: Evaluation | None) 
 def warnings_of(run: Run[OpenModel], *own: str) -> list[str]:
     """Those of the texts, the run's `own`, and those of files that are not in the output."""
     warnings = [w for tokens in (run.texts.calibration, run.texts.evaluation) if tokens for w in tokens.warnings]
-    left = [f"{file} was not copied: it holds weights that this run did not prune." for file in run.output.not_copied]
-    return [*warnings, *own, *left]
+    left = [why_not_copied(file) for file in run.output.not_copied]
+    return [*warnings, *own, *_named_in_vain(run.plan.checkpoint), *left]
+
+
+def _named_in_vain(checkpoint: Checkpoint) -> list[str]:
+    if not checkpoint.absent:
+        return []
+    return [
+        f"{INDEX_FILE} names {len(checkpoint.absent)} tensor(s) that no file holds and the model does not need, the "
+        f"first is {next(iter(checkpoint.absent))}: the output's index leaves them out."
+    ]
 
 
 def environment(opened: OpenModel, batch_size: int | None) -> Environment:

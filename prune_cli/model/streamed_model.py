@@ -65,7 +65,7 @@ class StreamedModel:
         finder = TensorMapper(self.model, self.blocks_name, self._expected, self._tied)
         self.tensor_map = finder.find(checkpoint, mapping)
         self._untie_what_differs()
-        finder.check_nothing_missing(self.tensor_map)
+        finder.check_nothing_missing(self.tensor_map, checkpoint.absent)
         self._fill_buffers()
         self._on_demand = self._prepare_on_demand()
 

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
 from prune_cli.errors import RequestError
+from prune_cli.model.missing import check_merged, why_missing
 from prune_cli.model.moe import ExpertPart, expert_part
 from prune_cli.model.roles import Role, role_of
 
@@ -109,8 +110,12 @@ class TensorMapper:
         partners |= {self._tied[parameter]} if parameter in self._tied else set()
         return any(self._block_of(partner) != self._block_of(parameter) for partner in partners)
 
-    def check_nothing_missing(self, infos: Mapping[str, TensorInfo]) -> None:
-        """Raises RequestError where a parameter has no tensor and is tied to none."""
+    def check_nothing_missing(self, infos: Mapping[str, TensorInfo], absent: Mapping[str, str]) -> None:
+        """Raises RequestError where a parameter has no tensor and is tied to none; `absent` as in Checkpoint.
+
+        So do LoRA layers: without them the model is another one.
+        """
+        check_merged(name for name, info in infos.items() if info.parameter is None)
         found = {info.parameter for info in infos.values() if info.parameter}
         converted = {
             info.block
@@ -123,10 +128,7 @@ class TensorMapper:
         for parameter in self._expected:
             skip = self._block_of(parameter) in converted or (ignored and re.search(ignored, parameter))
             if parameter not in found and not skip:
-                raise RequestError(
-                    f"{parameter} is not in the checkpoint though config.json describes it: "
-                    "the weights and the config do not belong together, or a shard was lost."
-                )
+                raise RequestError(why_missing(parameter, self._model.base_model_prefix, infos, absent))
 
 
 def _ignored_by_architecture(model: PreTrainedModel) -> re.Pattern[str] | None:

@@ -33,7 +33,7 @@ class Dequantised(Checkpoint):
                 entries[plain.name] = plain
             elif name not in hidden:
                 entries[name] = entry
-        super().__init__(stored.folder, entries, stored.files, stored.index)
+        super().__init__(stored.folder, entries, stored.files, stored.index, stored.absent)
 
     def _plain_entry(self, weight: PackedWeight, codes: TensorEntry) -> TensorEntry:
         dtype = "BF16" if self.half and weight.dtype == "F32" else weight.dtype

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from prune_cli.checkpoint.dtypes import FLOATS
+from prune_cli.checkpoint.file_names import why_not_copied
 from prune_cli.checkpoint.layout import same_layout
 from prune_cli.checkpoint.output_folder import OutputFolder, hash_files
 from prune_cli.checkpoint.preflight import check_output, check_space
@@ -90,8 +91,7 @@ def soup(request: SoupRequest, progress: Progress | None = None) -> SoupReport:
             progress.advance(len(group))
         output.wait()
         output.copy_side_files()
-        if output.not_copied:
-            warnings += (f"Weights in other formats were not copied: {', '.join(output.not_copied)}.",)
+        warnings += tuple(why_not_copied(file) for file in output.not_copied)
         written = _Written(output.checkpoint(), output.hashes(), hashes)
         report = _report(request, ingredients, found, written, warnings, begun)
         output.commit({SOUP_REPORT: report.to_json()})

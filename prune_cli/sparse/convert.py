@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prune_cli.checkpoint.file_names import CARD, CONFIG_FILE
 from prune_cli.checkpoint.journaled_folder import JournaledFolder
+from prune_cli.checkpoint.layout import index_of
 from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
@@ -196,7 +197,10 @@ def _copy_side_files(checkpoint: Checkpoint, folder: JournaledFolder) -> tuple[s
     """Everything but weights; the index too, as masks lie beside their values. Returns the weights left behind."""
     config = checkpoint.folder / CONFIG_FILE
     ours = (LOADER,) if config.is_file() and is_self_contained(json.loads(config.read_text(encoding="utf-8"))) else ()
-    return folder.copy_side_files(checkpoint.folder, {*checkpoint.files, CONFIG_FILE, *ours})
+    left = folder.copy_side_files(checkpoint.folder, {*checkpoint.files, CONFIG_FILE, *ours})
+    if checkpoint.index:
+        (folder.partial / checkpoint.index).write_text(index_of(checkpoint), encoding="utf-8")
+    return left
 
 
 def _tell_in_card(card: Path, form: Form) -> None:

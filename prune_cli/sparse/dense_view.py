@@ -23,7 +23,7 @@ class Decoded(Checkpoint):
         entries: dict[str, TensorEntry] = {e.name: e for e in stored.entries.values() if e.file not in shards}
         for shard in shards.values():
             entries |= shard.dense_entries
-        super().__init__(stored.folder, entries, stored.files, stored.index)
+        super().__init__(stored.folder, entries, stored.files, stored.index, stored.absent)
         self.sparse: dict[str, SparseTensor] = {
             name: t for shard in shards.values() for name, t in shard.tensors.items()
         }
