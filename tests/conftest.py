@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -24,6 +26,10 @@ SAMPLES, LENGTH = 6, 24
 # pytest-xdist runs a worker per core: more threads in each would only wait for each other.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Building the tree of commands takes a tenth of a second; every test calls some.
+typer.testing._get_command = cache(typer.testing._get_command)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)

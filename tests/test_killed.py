@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,8 +13,8 @@ import pytest
 from safetensors.torch import save_file
 
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
-from prune_cli.cli import app
 from tests.conftest import RunCommand, folder_bytes, token_ids
+from tests.forked import ForkedRun
 from tests.tiny import save_tiny
 
 RUNS: dict[str, list[str]] = {
@@ -39,10 +38,6 @@ def wait_until_done(out: Path, blocks: int, runs: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def _prune(arguments: list[str]) -> None:
-    app(arguments)
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.safetensors"
@@ -56,20 +51,16 @@ def test_killed_runs_resume_to_the_same_bytes(name: str, tmp_path: Path, text: P
     model = save_tiny(tmp_path / "model", kind, num_hidden_layers=6)
     arguments = [*RUNS[name], "--calibration", str(text), "--batch-size", "1", "-q"]
     assert command("prune", model, tmp_path / "expected", *arguments).code == 0
-    # A fork of a process that has imported everything: a run starts at once.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "prune_cli.run"])
     seed = os.environ.get("PRUNE_CLI_KILL_SEED") or str(time.time_ns())
     print(f"The moments are those of PRUNE_CLI_KILL_SEED={seed}")
     out, moments, killed = tmp_path / "out", random.Random(seed), 0
     for blocks in KILLS:
-        run = processes.Process(target=_prune, args=(["prune", str(model), str(out), *arguments, "--resume"],))
-        run.start()
-        wait_until_done(out, blocks, lambda run=run: run.exitcode is None)
+        run = ForkedRun("prune", model, out, *arguments, "--resume")
+        wait_until_done(out, blocks, lambda run=run: run.poll() is None)
         time.sleep(moments.uniform(0, 0.02))
-        run.kill()
-        run.join()
-        killed += run.exitcode == -signal.SIGKILL
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        killed += run.returncode == -signal.SIGKILL
     assert killed
     again = command("prune", model, out, *arguments, "--resume", *(["--overwrite"] if out.exists() else []))
     assert again.code == 0, again.stderr

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from tests.conftest import in_new_process, token_ids
+from tests.conftest import token_ids
+from tests.forked import ForkedRun
 from tests.tiny import save_tiny
 
 WIDE: dict[str, Any] = {
     "hidden_size": 384,
-    "intermediate_size": 2048,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
@@ -23,7 +23,7 @@ WIDE: dict[str, Any] = {
 
 def peak_of(*arguments: object) -> int:
     """The highest anonymous memory of a `prune-cli` process, watched from outside."""
-    process = in_new_process(*arguments)
+    process = ForkedRun(*arguments)
     status = Path(f"/proc/{process.pid}/status")
     peak = 0
     while process.poll() is None:
@@ -37,14 +37,12 @@ def peak_of(*arguments: object) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(
-    "arguments", [["--calibrate-by", "sublayer"], ["--calibrate-by", "block"], ["--preset", "best"]], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [["--calibrate-by", "sublayer"], ["--preset", "best"]], ids=" ".join)
 def test_more_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.safetensors"
-    save_file({"input_ids": token_ids(samples=8, length=64)}, tokens)
+    save_file({"input_ids": token_ids(samples=4, length=32)}, tokens)
     # Small Gram matrices for the solver: large ones come and go, and would hide a block's few MiB.
-    intermediate = 640 if "best" in arguments else 2048
+    intermediate = 384 if "best" in arguments else 1536
     block_bytes = 4 * (384 * 384 * 3 + 384 * intermediate * 3)
     shape = {**WIDE, "intermediate_size": intermediate}
     peaks = []

@@ -20,7 +20,8 @@ from prune_cli.recipes.reading import read_recipe
 from prune_cli.recipes.writing import recipe_text
 from prune_cli.request.request import PruneRequest
 from prune_cli.request.schema import request_schema
-from tests.conftest import RunCommand, folder_bytes, in_new_process
+from tests.conftest import RunCommand, folder_bytes
+from tests.forked import ForkedRun
 
 _WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     [
@@ -189,7 +190,7 @@ def test_the_same_recipe_in_two_processes(llama: Path, tokens_file: Path, tmp_pa
     recipe |= {"eval": str(tokens_file), "refine": None, "exclude": ["*.0.*"], "options": {"block_size": 16}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     outs = [tmp_path / name for name in ("a", "b")]
-    processes = [in_new_process("prune", "--recipe", tmp_path / "recipe.yaml", out, "--json") for out in outs]
+    processes = [ForkedRun("prune", "--recipe", tmp_path / "recipe.yaml", out, "--json") for out in outs]
     reports = []
     for process in processes:
         stdout, stderr = process.communicate(timeout=240)

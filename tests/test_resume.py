@@ -14,7 +14,8 @@ from prune_cli.checkpoint import output_folder as output_module
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import PruneError
-from tests.conftest import RunCommand, folder_bytes, in_new_process
+from tests.conftest import RunCommand, folder_bytes
+from tests.forked import ForkedRun
 from tests.tiny import save_tiny
 
 
@@ -129,9 +130,7 @@ def test_an_interrupt_says_how_to_continue(
     signal_number: signal.Signals, llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
 ) -> None:
     out = tmp_path / "out"
-    process = in_new_process(
-        "prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file
-    )
+    process = ForkedRun("prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file)
     journal = partial_folder(out) / JOURNAL
     deadline = time.monotonic() + 60
     while not (journal.exists() and "fingerprint" in journal.read_text()) and time.monotonic() < deadline:

@@ -27,7 +27,8 @@ from prune_cli.sparse.encode_shard import Written, make_dense
 from prune_cli.sparse.format import open_shard
 from prune_cli.sparse.parallel_files import each_file
 from tests.broken import INDEX, change_config
-from tests.conftest import RunCommand, folder_bytes, in_new_process
+from tests.conftest import RunCommand, folder_bytes
+from tests.forked import ForkedRun
 from tests.sparse_files import sparse_file, zeroed
 from tests.tiny import save_tiny
 
@@ -138,7 +139,7 @@ def test_killed_then_resumed_gives_the_same_bytes(tmp_path: Path, command: RunCo
     model = zeroed(save_tiny(tmp_path / "model", "llama-untied", hidden_size=256, intermediate_size=1024))
     assert command("convert", model, tmp_path / "expected", "-q").code == 0
     out = tmp_path / "out"
-    process = in_new_process("convert", model, out, "-q")
+    process = ForkedRun("convert", model, out, "-q")
     journal = partial_folder(out) / JOURNAL
     while process.poll() is None and not (journal.exists() and '"file":' in journal.read_text()):
         time.sleep(0.0005)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prune_cli.checkpoint.file_names import why_not_copied
+from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import percent, size
 from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
 
@@ -33,10 +34,14 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def show_report(console: Console, report: Report, *, verbose: bool) -> None:
-    if report.structure is None:
-        _show_zeros(console, report, verbose=verbose)
-    else:
-        _show_structure(console, report, report.structure, verbose=verbose)
+    table = _table(f"{report.request.model} pruned with {report.method.name}", *FIGURES)
+    for figure in figures_of(report):
+        table.add_row(*figure.cells())
+    console.print(table)
+    structure = report.structure
+    if verbose:
+        console.print(_pruned_tensors(report) if structure is None else _blocks(structure))
+    console.print(_what_was_done(report), highlight=False)
     console.print(report.gain, highlight=False)
     for text in [*report.warnings, *(report.structure.notes if report.structure else ())]:
         console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
@@ -44,54 +49,29 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     console.print(written, highlight=False, soft_wrap=True)
 
 
-def _show_structure(console: Console, report: Report, structure: StructureReport, *, verbose: bool) -> None:
-    table = _table(f"{report.request.model} pruned with {report.method.name}", *SIZES)
-    for row in size_rows(structure.before, structure.after):
-        table.add_row(*row)
-    if report.evaluation is not None:
-        before, after = report.evaluation.before, report.evaluation.after
-        ratio = f"{after.perplexity / before.perplexity:.3f}"
-        table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", ratio)
-    console.print(table)
-    if verbose:
-        blocks = _table("Blocks", *BLOCKS)
-        for row in block_rows(structure.blocks):
-            blocks.add_row(*row)
-        console.print(blocks)
-    console.print(
-        f"Asked to remove {structure.asked}; removed {share_text(structure)} (each block and why in "
-        f"prune_report.md); {report.seconds:.1f} s, peak memory {size(report.peak_host_bytes)}.",
-        highlight=False,
-    )
+def _blocks(structure: StructureReport) -> Table:
+    blocks = _table("Blocks", *BLOCKS)
+    for row in block_rows(structure.blocks):
+        blocks.add_row(*row)
+    return blocks
 
 
-def _show_zeros(console: Console, report: Report, *, verbose: bool) -> None:
-    totals = report.totals
-    table = _table(f"{report.request.model} pruned with {report.method.name}", "", "before", "after")
-    table.add_row("zeros in the pruned tensors", "", percent(totals.sparsity_of_pruned))
-    table.add_row("zeros in the whole model", "", percent(totals.sparsity_of_model))
-    table.add_row("weights on disk", size(totals.bytes_before), size(totals.bytes_after))
-    if totals.bytes_as_sparse is not None:
-        table.add_row("with --format sparse, about", "", size(totals.bytes_as_sparse))
-    if report.evaluation is not None:
-        before, after = report.evaluation.before, report.evaluation.after
-        table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}")
-        table.add_row("loss (nats per token)", f"{before.loss:.4f}", f"{after.loss:.4f}")
-    console.print(table)
-    if verbose:
-        tensors = _table("Pruned tensors", "tensor", "sparsity", "output error")
-        for tensor in report.tensors:
-            if tensor.action == "pruned":
-                error = "–" if tensor.output_error is None else f"{tensor.output_error:.4f}"
-                tensors.add_row(tensor.name, percent(tensor.sparsity), error)
-        console.print(tensors)
+def _pruned_tensors(report: Report) -> Table:
+    tensors = _table("Pruned tensors", "tensor", "sparsity", "output error")
+    for tensor in report.tensors:
+        if tensor.action == "pruned":
+            error = "–" if tensor.output_error is None else f"{tensor.output_error:.4f}"
+            tensors.add_row(tensor.name, percent(tensor.sparsity), error)
+    return tensors
+
+
+def _what_was_done(report: Report) -> str:
+    structure = report.structure
+    if structure is not None:
+        asked = f"Asked to remove {structure.asked}; removed {share_text(structure)}"
+        return f"{asked} (each block and why in prune_report.md)."
     kept = sum(tensor.action == "kept" for tensor in report.tensors)
-    peak = size(report.peak_host_bytes)
-    console.print(
-        f"{len(report.tensors) - kept} tensors pruned, {kept} kept (reasons in prune_report.md); "
-        f"{report.seconds:.1f} s, peak memory {peak}.",
-        highlight=False,
-    )
+    return f"{len(report.tensors) - kept} tensors pruned, {kept} kept (reasons in prune_report.md)."
 
 
 def show_dry_run(console: Console, plan: DryRun) -> None:

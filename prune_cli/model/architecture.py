@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from prune_cli.errors import RequestError, one_line
@@ -138,8 +139,9 @@ def check_block_count(config: Any, tensors: int) -> None:
 
 def model_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():  # drawing nothing on meta takes long, block by block
             model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.tie_weights()
     except ImportError as error:
         raise RequestError(f"This model needs a package that is not installed ({one_line(error)}).") from error
     except Exception as error:  # whatever transformers or the checkpoint's own code raise

@@ -98,9 +98,14 @@ class StreamedModel:
     # --- weights in and out -------------------------------------------------------------------------------------
 
     def _fill_buffers(self) -> None:
-        """Buffers that no checkpoint holds (rotary tables, ...) get their values before any weight is there."""
+        """Buffers that no checkpoint holds (rotary tables, ...) get their values before any weight is there.
+
+        Parameters are marked as done: drawing values on meta would take as long as all the rest.
+        """
         # Version 5 of transformers fills them so in from_pretrained; found right in 82 of 82 architectures.
         self.model._move_missing_keys_from_meta_to_device(set(), None, None, None)  # pyright: ignore[reportArgumentType]
+        for parameter in self.model.parameters():
+            parameter._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
         self.model.initialize_weights()
         for module in self.model.modules():
             for name, buffer in module._buffers.items():

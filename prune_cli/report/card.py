@@ -12,7 +12,7 @@ import yaml
 
 from prune_cli.checkpoint.file_names import SOURCE_CARD
 from prune_cli.errors import one_line
-from prune_cli.report.figures import OF_THE_RUN, figures_of
+from prune_cli.report.figures import FIGURES, OF_THE_RUN, figures_of
 from prune_cli.report.format import table, text_name
 from prune_cli.report.html.summary import exact_request, tell
 from prune_cli.report.loading_section import Form, loading_section
@@ -121,13 +121,12 @@ def _title(report: Report) -> str:
 def _measured(report: Report) -> str:
     # What the run itself took says nothing about the model.
     figures = [figure for figure in figures_of(report) if figure.name not in OF_THE_RUN]
-    rows = [(figure.name, figure.before or "", figure.after, figure.change or "") for figure in figures]
     evaluation = report.evaluation
     note = "Its quality was not measured."
     if evaluation is not None:
         text = evaluation.text
         note = f"Measured over {text.samples} windows of {text.seq_len} tokens: {evaluation.protocol}."
-    return f"## Measured\n\n{table(('', 'before', 'after', 'change'), rows)}\n\n{note}\n\n{report.gain}"
+    return f"## Measured\n\n{table(FIGURES, [figure.cells() for figure in figures])}\n\n{note}\n\n{report.gain}"
 
 
 def _form(report: Report) -> Form:

@@ -1,4 +1,4 @@
-"""The numbers of a report, each with what it was before: of any run, of sparse weights, of a smaller dense model."""
+"""The numbers of a report, each with what it was before: written here once for terminal, Markdown, HTML and card."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prune_cli.report.format import change_of, count_of, percent, size, text_nam
 if TYPE_CHECKING:
     from prune_cli.report.types import EvaluationReport, Report, StructureReport, Totals
 
+FIGURES = ("", "before", "after", "change")
 OF_THE_RUN = ("Time of the run", "Peak memory")
 
 
@@ -22,6 +23,10 @@ class Figure:
     after: str
     before: str | None = None
     change: str | None = None
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """A row of a table with the columns `FIGURES`."""
+        return self.name, self.before or "", self.after, self.change or ""
 
     def in_a_line(self) -> str:
         before = f"{self.before} → " if self.before else ""
@@ -36,6 +41,7 @@ def figures_of(report: Report) -> list[Figure]:
         *(_of_sparsity(totals) if totals.pruned_parameters else []),
         *(_of_structure(structure) if structure is not None else []),
         _changed("Weights on disk", totals.bytes_before, totals.bytes_after, size),
+        *_as_sparse(totals.bytes_as_sparse),
         *_of_quality(report.evaluation),
         Figure(OF_THE_RUN[0], f"{report.seconds:.1f} s"),
         Figure(OF_THE_RUN[1], _memory(report)),
@@ -47,8 +53,13 @@ def _of_sparsity(totals: Totals) -> list[Figure]:
     left = parameters - round(totals.sparsity_of_model * parameters)
     return [
         Figure("Zeros in the pruned tensors", percent(totals.sparsity_of_pruned)),
+        Figure("Zeros in the whole model", percent(totals.sparsity_of_model)),
         Figure("Weights that are not zero", count_of(left), change=f"of {count_of(parameters)}"),
     ]
+
+
+def _as_sparse(count: int | None) -> Sequence[Figure]:
+    return [] if count is None else [Figure("With --format sparse, about", size(count))]
 
 
 def _of_structure(structure: StructureReport) -> list[Figure]:

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import percent, table
-from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
+from prune_cli.report.structure_tables import BLOCKS, block_rows, share_text
 from prune_cli.request.request import request_as_json
 
 if TYPE_CHECKING:
@@ -16,45 +17,29 @@ if TYPE_CHECKING:
 
 def to_markdown(report: Report) -> str:
     structure = report.structure
-    what = [_pruned(report)] if structure is None else [_sizes(structure), _blocks(structure)]
+    what = [_pruned(report)] if structure is None else [_blocks(structure)]
     tensors = [_by_reason(report, action) for action in ("kept", "narrowed", "refitted", "removed")]
-    parts = [_summary(report), _gain(report), _evaluation(report), _how(report), *what, *tensors]
+    parts = [_summary(report), _figures(report), _gain(report), _evaluation(report), _how(report), *what, *tensors]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _summary(report: Report) -> str:
     revision = f" at `{report.model.revision}`" if report.model.revision else ""
+    structure = report.structure
     rows = [
         ("model", f"`{report.model.given}`{revision}"),
         ("architecture", str(report.model.architecture)),
         ("method", f"{report.method.name} ({'; '.join(report.method.papers)})"),
-        *(_zeros(report) if report.structure is None else _removed(report.structure)),
-        ("time", f"{report.seconds:.1f} s"),
-        ("peak memory", _memory(report)),
+        ("allocation", _allocation(report))
+        if structure is None
+        else ("asked to remove", f"{structure.asked}; removed {share_text(structure)}"),
     ]
     return "# Pruning report\n\n" + table(("", ""), rows)
 
 
-def _zeros(report: Report) -> list[tuple[str, str]]:
-    totals = report.totals
-    sparse = totals.bytes_as_sparse
-    return [
-        ("allocation", _allocation(report)),
-        ("parameters", f"{totals.parameters:,}, of which {totals.pruned_parameters:,} in pruned tensors"),
-        ("zeros in the pruned tensors", f"{totals.zeros_in_pruned:,} ({percent(totals.sparsity_of_pruned)})"),
-        ("zeros in the whole model", percent(totals.sparsity_of_model)),
-        ("weights on disk", f"{totals.bytes_before:,} bytes before, {totals.bytes_after:,} bytes after"),
-        *([] if sparse is None else [("with `--format sparse`", f"about {sparse:,} bytes")]),
-    ]
-
-
-def _removed(structure: StructureReport) -> list[tuple[str, str]]:
-    return [("asked to remove", structure.asked), ("removed", share_text(structure))]
-
-
-def _sizes(structure: StructureReport) -> str:
-    notes = "".join(f"\n\n{note}" for note in structure.notes)
-    return "## Size\n\n" + table(SIZES, size_rows(structure.before, structure.after)) + notes
+def _figures(report: Report) -> str:
+    notes = "" if report.structure is None else "".join(f"\n\n{note}" for note in report.structure.notes)
+    return "## Before and after\n\n" + table(FIGURES, [figure.cells() for figure in figures_of(report)]) + notes
 
 
 def _blocks(structure: StructureReport) -> str:
@@ -68,11 +53,6 @@ def _allocation(report: Report) -> str:
     if strategy == "uniform" or not values:
         return strategy
     return f"{strategy}: {percent(min(values))} to {percent(max(values))} per tensor, as the table below says"
-
-
-def _memory(report: Report) -> str:
-    host = f"{report.peak_host_bytes / 2**20:,.0f} MiB host"
-    return host if report.peak_device_bytes is None else f"{host}, {report.peak_device_bytes / 2**20:,.0f} MiB device"
 
 
 def _gain(report: Report) -> str:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from prune_cli.report.html.tensor_table import points_of, rows_of, scores_of
 from prune_cli.version import __version__
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from prune_cli.report.types import Report
 
 _HERE = Path(__file__).parent
@@ -31,17 +34,13 @@ class Measured:
 
 def page_of(reports: Sequence[Report]) -> str:
     """One HTML document of one or several reports; the same reports give the same text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     style, script = (_HERE / "page.css").read_text("utf-8"), (_HERE / "page.js").read_text("utf-8")
     labels = labels_of(reports)
     rows = rows_of(reports)
     runs = [tell(report, label) for report, label in zip(reports, labels, strict=True)]
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
@@ -54,6 +53,16 @@ def page_of(reports: Sequence[Report]) -> str:
         actions=[action for action in ("narrowed", "refitted", "removed") if any(action in row.action for row in rows)],
         safe=Markup,
     )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2")
 
 
 def _policy(style: str, script: str) -> str:
