@@ -90,7 +90,7 @@ def test_a_share_of_the_blocks_is_rounded_and_the_report_says_so(
     assert report["evaluation"]["before"]["perplexity"] != report["evaluation"]["after"]["perplexity"]
     assert "less on disk" in report["gain"]
     page = (tmp_path / "out" / "prune_report.md").read_text()
-    assert "KV cache, bytes per token" in page
+    assert "Cache per token" in page
     assert "| gone | the whole block |" in page
 
 

@@ -78,7 +78,7 @@ def test_the_report_is_of_the_written_files(pair: tuple[Path, Path, list[object]
     assert "The sparse files take" in sparse["gain"]
     assert "import prune_cli" in (pair[1] / "README.md").read_text()
     assert "import prune_cli" not in (pair[0] / "README.md").read_text()
-    assert "with `--format sparse`" in (pair[0] / "prune_report.md").read_text()
+    assert "With --format sparse, about" in (pair[0] / "prune_report.md").read_text()
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2])
@@ -140,7 +140,7 @@ def test_what_cannot_be_stored_sparse_is_refused_before_any_work(
 
 def test_the_terminal_tells_both_sizes(model: Path, tmp_path: Path, command: RunCommand) -> None:
     dense = command("prune", model, tmp_path / "dense", "-m", "magnitude", "--pattern", "2:4")
-    assert "with --format sparse, about" in dense.stdout
+    assert "With --format sparse, about" in dense.stdout
     sparse = command("prune", model, tmp_path / "sparse", "-m", "magnitude", "--pattern", "2:4", "--format", "sparse")
     assert "The sparse files take" in sparse.stdout
     assert "kernels for this pattern" in " ".join(sparse.stdout.split())
