@@ -16,10 +16,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from calibration.statistics import Average, SquaredNorm, Variance, mean
-from methods.structured.refit import bias_of_removed
-from methods.structured.scores import cfsp, flap
-from methods.structured.sizes import coarse_shares, proportional_sizes
-from methods.structured.units import Units, highest, inputs_of
+from methods.structured._refit import bias_of_removed
+from methods.structured._scores import cfsp, flap
+from methods.structured._sizes import coarse_shares, proportional_sizes
+from methods.structured._units import Units, highest, inputs_of
 from prune_cli.engine.open_model import open_model
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.units import CoupledGroup, GroupName

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from calibration.statistics import SquaredNorm, Variance
 from methods._gram import dense_target
-from methods.structured.obs import eliminate, unit_errors
-from methods.structured.refit import bias_of_removed, least_squares
-from methods.structured.scores import SCORES
-from methods.structured.sizes import coarse_shares, proportional_sizes
-from methods.structured.units import Units, highest, inputs_of
+from methods.structured._obs import eliminate, unit_errors
+from methods.structured._refit import bias_of_removed, least_squares
+from methods.structured._scores import SCORES
+from methods.structured._sizes import coarse_shares, proportional_sizes
+from methods.structured._units import Units, highest, inputs_of
 from tests import reference_structured as reference
 
 OUT, COUNT, HIDDEN, TOKENS = 5, 6, 7, 90

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from methods.structured.sizes import coarse_shares, proportional_sizes
+from methods.structured._sizes import coarse_shares, proportional_sizes
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.open_model import open_model
 from prune_cli.request.request import PruneRequest

@@ -8,10 +8,10 @@ import torch
 
 from methods._gram import dense_target, raised_damping
 from methods.structured._method import StructuredMethod
-from methods.structured.obs import eliminate
-from methods.structured.refit import bias_of_removed, least_squares
-from methods.structured.scores import NEEDS, SCORES
-from methods.structured.units import Units, highest, inputs_of
+from methods.structured._obs import eliminate
+from methods.structured._refit import bias_of_removed, least_squares
+from methods.structured._scores import NEEDS, SCORES
+from methods.structured._units import Units, highest, inputs_of
 
 # Optimal Brain Surgeon removes this share of the units at a time, then looks again.
 _STEPS = 64

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from methods._gram import dense_target
-from methods.structured.units import Units, inputs_of
+from methods.structured._units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
 from prune_cli.checkpoint.stored_values import to_stored
 from prune_cli.engine.input_statistics import InputStatistics

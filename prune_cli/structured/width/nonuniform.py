@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from methods.structured.sizes import coarse_shares, proportional_sizes
+from methods.structured._sizes import coarse_shares, proportional_sizes
 from methods.structured.width import default_multiple
 from prune_cli.engine.run_context import Run
 from prune_cli.structured.hidden_states import known_states

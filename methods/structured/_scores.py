@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from methods.structured.units import Units
+from methods.structured._units import Units
 
 Score = Callable[[Units, Mapping[str, torch.Tensor]], torch.Tensor]
 
