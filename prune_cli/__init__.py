@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from prune_cli.checks.verify import Verification
     from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.loading.semi_structured import SemiStructured
+    from prune_cli.recovery.report import RecoveryReport
+    from prune_cli.recovery.request import How
     from prune_cli.report.types import Report
     from prune_cli.request.request import CalibrateBy, Dtype, Format, Packed, Target
     from prune_cli.sparse.convert import Conversion
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "prune",
+    "recover",
     "sweep",
     "to_semi_structured",
     "verify",
@@ -89,6 +92,40 @@ def prune(
     from prune_cli.run import prune as run
 
     return run(PruneRequest(**with_preset(given)))
+
+
+def recover(
+    model: str | Path,
+    out: str | Path,
+    teacher: str | Path,
+    *,
+    how: How = "block",
+    epochs: int = 3,
+    rate: float = 0.02,
+    calibration: str | Path | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    self_calibration: int = 1,
+    eval: str | Path | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> RecoveryReport:
+    """Train what pruning left of `model` against the dense `teacher`, zeros held, into the new folder `out`.
+
+    Returns the report that is written there too. Parameters are the options of `prune-cli recover`. Raises RequestError
+    before any work where the request cannot be met and PruneError where the run fails.
+    """
+    given = _fields(locals())
+    from prune_cli.recovery.request import RecoverRequest
+    from prune_cli.recovery.run import recover as run
+
+    return run(RecoverRequest(**given))
 
 
 def evaluate(

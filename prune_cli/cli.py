@@ -14,6 +14,7 @@ from prune_cli.commands.inspect import inspect
 from prune_cli.commands.methods import methods
 from prune_cli.commands.prune import prune
 from prune_cli.commands.push import push
+from prune_cli.commands.recover import recover
 from prune_cli.commands.report import report
 from prune_cli.commands.soup import soup
 from prune_cli.commands.sweep import sweep
@@ -45,6 +46,7 @@ def main(
 
 
 app.command()(prune)
+app.command()(recover)
 app.command("eval")(evaluate)
 app.command()(check)
 app.command()(inspect)

@@ -285,3 +285,51 @@ def lowest_row_loss(row: torch.Tensor, pruned: int, inputs: torch.Tensor) -> flo
         lost = row.double()[list(places)]
         best = min(best, float(lost @ gram[list(places)][:, list(places)] @ lost))
     return best
+
+
+def adam_with_a_mask(
+    inputs: torch.Tensor,
+    wanted: torch.Tensor,
+    weight: torch.Tensor,
+    gain: torch.Tensor,
+    schedule: Any,
+    generator: torch.Generator,
+) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
+    """Adam (Kingma & Ba, algorithm 1) on y = gain * (x W^T), the zeros of W held: values and errors of every epoch.
+
+    `inputs` (batches, tokens, in) and `wanted` (batches, tokens, out); the last two batches are held out.
+    """
+    inputs, wanted = inputs.double(), wanted.double()
+    values = {"weight": weight.double(), "gain": gain.double()}
+    keep = {name: value != 0 for name, value in values.items()}
+    share = {"weight": schedule.rate, "gain": schedule.vector_rate}
+    rates = {
+        name: share[name] * math.sqrt(float(v[keep[name]].square().sum()) / int(keep[name].sum()))
+        for name, v in values.items()
+    }
+    first = {name: torch.zeros_like(value) for name, value in values.items()}
+    second = {name: torch.zeros_like(value) for name, value in values.items()}
+    fitted = len(inputs) - 2
+    size = float(wanted[:fitted].square().mean())
+    step, epochs, errors = 0, [], []
+    for _ in range(schedule.epochs):
+        for at in torch.randperm(fitted, generator=generator).tolist():
+            products = inputs[at] @ values["weight"].T
+            missed = 2 * (products * values["gain"] - wanted[at]) / size
+            gradients = {
+                "weight": (missed * values["gain"]).T @ inputs[at],
+                "gain": (missed * products).sum(0),
+            }
+            done = step / (schedule.epochs * fitted)
+            fall = schedule.last + (1 - schedule.last) * (1 + math.cos(math.pi * done)) / 2
+            step += 1
+            for name, gradient in gradients.items():
+                gradient = torch.where(keep[name], gradient, 0.0)
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.99 * second[name] + 0.01 * gradient.square()
+                mean, spread = first[name] / (1 - 0.9**step), (second[name] / (1 - 0.99**step)).sqrt()
+                values[name] = values[name] - rates[name] * fall * mean / (spread + 1e-8)
+        missed = inputs[fitted:] @ values["weight"].T * values["gain"] - wanted[fitted:]
+        errors.append(float(missed.square().sum() / wanted[fitted:].square().sum()))
+        epochs.append(dict(values))
+    return epochs, errors

@@ -19,6 +19,7 @@ _ORDER = [
     {"sparse", "packed", "recipes"},
     {"model", "hub"},
     {"engine", "loading", "soup"},
+    {"recovery"},
     {"unstructured", "structured", "evaluation", "bench"},
     {"run", "sweeps", "checks"},
     {"commands"},

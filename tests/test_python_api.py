@@ -19,9 +19,11 @@ from prune_cli.commands.convert import convert as convert_command
 from prune_cli.commands.evaluate import evaluate as evaluate_command
 from prune_cli.commands.inspect import inspect as inspect_command
 from prune_cli.commands.prune import prune as prune_command
+from prune_cli.commands.recover import recover as recover_command
 from prune_cli.commands.sweep import sweep as sweep_command
 from prune_cli.commands.verify import verify as verify_command
 from prune_cli.evaluation.perplexity import EvaluationRequest
+from prune_cli.recovery.request import RecoverRequest
 from prune_cli.request.presets import PRESETS
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.convert import ConvertRequest
@@ -31,13 +33,14 @@ from tests.conftest import RunCommand
 ROOT = Path(__file__).parent.parent
 REQUESTS = [
     (prune_cli.prune, prune_command, PruneRequest),
+    (prune_cli.recover, recover_command, RecoverRequest),
     (prune_cli.evaluate, evaluate_command, EvaluationRequest),
     (prune_cli.sweep, sweep_command, SweepRequest),
     (prune_cli.convert, convert_command, ConvertRequest),
 ]
 _OF_PRESETS = {name for preset in PRESETS.values() for name in preset}
 # What Python takes beside the request's own type.
-_PATHS = {"model", "out", "data", "against", "calibration", "eval", "statistics", "save_statistics"}
+_PATHS = {"model", "out", "data", "against", "calibration", "eval", "statistics", "save_statistics", "teacher"}
 _WIDER = {
     "tuple[str, ...]": "str | Sequence[str]",
     "Mapping[str, Any]": "Mapping[str, Any] | None",

@@ -11,6 +11,7 @@ CONFIG_FILE = "config.json"
 JOURNAL = ".prune-journal.jsonl"
 REPORT_MARKDOWN = "prune_report.md"
 REPORT_PAGE = "prune_report.html"
+RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE = "recover_report.json", "recover_report.md", "recover_report.html"
 CARD = "README.md"
 SOURCE_CARD = "SOURCE_README.md"
 

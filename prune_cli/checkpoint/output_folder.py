@@ -22,6 +22,9 @@ from prune_cli.checkpoint.file_names import (
     CARD,
     CONFIG_FILE,
     JOURNAL,
+    RECOVER_JSON,
+    RECOVER_MARKDOWN,
+    RECOVER_PAGE,
     REPORT_JSON,
     REPORT_MARKDOWN,
     REPORT_PAGE,
@@ -33,7 +36,7 @@ from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry
 from prune_cli.checkpoint.stored_values import broken
 from prune_cli.errors import PruneError, RequestError
 
-_REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE)
+_REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE, RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE)
 _FILE_THREADS = 2
 
 

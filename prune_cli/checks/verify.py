@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from prune_cli.checkpoint.dtypes import EXPONENTS
-from prune_cli.checkpoint.file_names import CONFIG_FILE, REPORT_JSON
+from prune_cli.checkpoint.file_names import CONFIG_FILE, RECOVER_JSON, REPORT_JSON
 from prune_cli.checkpoint.source import resolve_model
 from prune_cli.checks.packed_bits import stored_tensors
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.progress import Progress, Silent
+from prune_cli.recovery.read import read_recovery
+from prune_cli.recovery.report import RecoveryReport
 from prune_cli.report.read import read_report
 from prune_cli.report.types import Report, TensorReport
 from prune_cli.request.pipeline import make_pipeline
@@ -61,7 +63,8 @@ def verify(
     stored = stored_tensors(folder)
     report = read_report(folder).report if (folder / REPORT_JSON).is_file() else None
     dense = None if against is None else stored_tensors(resolve_model(against, None).folder)
-    verifier = _Verifier(stored, report, dense)
+    recovered = read_recovery(folder / RECOVER_JSON) if (folder / RECOVER_JSON).is_file() else None
+    verifier = _Verifier(stored, report, dense, recovered)
     progress.stage(f"Verifying {len(stored.tensors)} tensors", len(stored.tensors))
     problems = [*verifier.config(), *verifier.names()]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
@@ -92,14 +95,23 @@ def _once(problems: Iterable[Problem]) -> Iterator[Problem]:
 class _Verifier:
     """The checks; each yields the problems it finds."""
 
-    def __init__(self, stored: StoredTensors, report: Report | None, dense: StoredTensors | None) -> None:
+    def __init__(
+        self,
+        stored: StoredTensors,
+        report: Report | None,
+        dense: StoredTensors | None,
+        recovered: RecoveryReport | None = None,
+    ) -> None:
         self._stored = stored
         self._report = report
         self._dense = dense
         self._told = {t.name: t for t in report.tensors if t.action in _WRITTEN} if report else {}
         self._reshaped = report is not None and report.structure is not None
         self._new_values = _new_values(report)
-        self.hashed = report.output.hashes() if report else {}
+        self._recovered = {t.name: t for t in recovered.tensors} if recovered else {}
+        self._hashes_in = RECOVER_JSON if recovered else REPORT_JSON
+        written = recovered or report
+        self.hashed = written.output.hashes() if written else {}
 
     def checked(self) -> Iterator[str]:
         yield f"headers and index of {len(self._stored.checkpoint.files)} file(s)"
@@ -109,13 +121,20 @@ class _Verifier:
             yield f"coding and checksums of {encoded} tensors"
         if self._report is not None:
             yield f"sha256 of {len(self.hashed)} file(s) and zeros of {len(self._told)} tensors, against {REPORT_JSON}"
-        if self._dense is not None and not self._reshaped:
+        if self._recovered:
+            files, tensors = len(self.hashed), len(self._recovered)
+            yield f"sha256 of {files} file(s) and zeros of {tensors} tensors, against {RECOVER_JSON}"
+        if self._dense is not None and self._recovered:
+            yield "that zeros are where they were, and tensors that were not trained, against the other model"
+        elif self._dense is not None and not self._reshaped:
             only = "zeros and kept tensors" if self._new_values else "every weight that is not zero"
             yield f"{only}, against the dense model"
 
     def skipped(self) -> Iterator[str]:
-        if self._report is None:
+        if self._report is None and not self._recovered:
             yield f"hashes and patterns: there is no {REPORT_JSON}"
+        if self._recovered and self._dense is not None:
+            yield f"values of trained tensors: {RECOVER_JSON} says that they are new"
         if self._dense is not None and self._reshaped:
             yield "the dense model's weights: the report says that shapes were changed"
         elif self._dense is not None and self._new_values:
@@ -152,13 +171,13 @@ class _Verifier:
     def file(self, file: str) -> Iterator[Problem]:
         """The hash of a file is the report's, as it lies there or of the dense file that it stands for."""
         if file not in self._stored.checkpoint.files:
-            yield Problem(file, f"{file} is in {REPORT_JSON}, but not there.")
+            yield Problem(file, f"{file} is in {self._hashes_in}, but not there.")
             return
         expected = self.hashed[file]
         if self._stored.sha256(file) in expected:
             return
         if file not in self._stored.shards or self._stored.dense_sha256(file) not in expected:
-            yield Problem(file, f"{file} does not have the sha256 that {REPORT_JSON} has of it.")
+            yield Problem(file, f"{file} does not have the sha256 that {self._hashes_in} has of it.")
 
     def tensor(self, name: str) -> Iterator[Problem]:
         stored, told = self._stored.tensors[name], self._told.get(name)
@@ -170,9 +189,34 @@ class _Verifier:
             yield Problem(name, f"{name} holds {broken} weights that are not finite.")
         if told is not None:
             yield from _as_reported(name, stored, bits, told)
-        if self._dense is not None and not self._reshaped and name in self._dense.tensors:
+        if self._recovered:
+            yield from self._as_recovered(name, stored, bits)
+        elif self._dense is not None and not self._reshaped and name in self._dense.tensors:
             pruned = self._report is None or (told is not None and told.action == "pruned")
             yield from self._as_dense(name, stored, bits, pruned)
+
+    def _as_recovered(self, name: str, stored: Stored, bits: np.ndarray) -> Iterator[Problem]:
+        """As many zeros as the report says, each where the model before the recovery, if it is there, has one."""
+        told = self._recovered.get(name)
+        zero = (bits << 1) == 0
+        if told is None:
+            yield Problem(name, f"{name} is in the model and not in {RECOVER_JSON}.")
+        elif told.zeros is not None and stored.is_float and int(np.count_nonzero(zero)) != told.zeros:
+            yield Problem(name, f"{name} has {np.count_nonzero(zero)} zeros, {RECOVER_JSON} has {told.zeros}.")
+        if self._dense is None or name not in self._dense.tensors:
+            return
+        other = self._dense.tensors[name]
+        if (other.dense.dtype, other.dense.shape) != (stored.dense.dtype, stored.dense.shape):
+            yield Problem(name, f"{name} has another dtype or shape than in the other model.")
+            return
+        before = self._dense.bits(name)
+        if told is not None and told.action == "kept" and (changed := int(np.count_nonzero(bits != before))):
+            yield Problem(
+                name, f"{name} differs from the other model in {changed} elements, though it was not trained."
+            )
+        lost = int(np.count_nonzero(zero != ((before << 1) == 0)))
+        if lost and stored.is_float:
+            yield Problem(name, f"{name} has zeros in other places than the other model: {lost} differ.")
 
     def _as_dense(self, name: str, stored: Stored, bits: np.ndarray, pruned: bool) -> Iterator[Problem]:
         assert self._dense is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +26,18 @@ Observe = Callable[[str, list[torch.Tensor]], None]
 BlockOverride = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
+@dataclass(frozen=True)
+class Call:
+    """A block's own forward with the arguments of one batch; each call is made with copies of its tensors."""
+
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return self.forward(*_copied(self.args), **dict(zip(self.kwargs, _copied(self.kwargs.values()), strict=True)))
+
+
 class _Batch:
     """One batch on its way: its coroutine, where it waits, and the tensors it waits with."""
 
@@ -32,6 +45,7 @@ class _Batch:
         self.coroutine = greenlet(run)
         self.place: Hashable = None
         self.arguments: list[torch.Tensor] = []
+        self.call: Call | None = None
 
     @property
     def input(self) -> torch.Tensor | None:
@@ -83,11 +97,11 @@ class Lockstep:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if getcurrent() not in self._of_coroutine:
                 return original(*args, **kwargs)  # a batch of another Lockstep over the same blocks
-            self._pause(index, tensors_in(args, kwargs)[:1])
+            self._pause(index, tensors_in(args, kwargs)[:1], Call(original, args, kwargs))
             if self._rehearsing == index:
                 self._observe_block(original, args, kwargs)
             if self._probing == index:
-                self._probed = original(*_copied(args), **dict(zip(kwargs, _copied(kwargs.values()), strict=True)))
+                self._probed = Call(original, args, kwargs)()
                 self._pause("probed", tensors_in(args, kwargs)[:1])
             instead = self._instead
             output = original(*args, **kwargs) if instead is None else instead(original, args, kwargs)
@@ -108,13 +122,13 @@ class Lockstep:
             )
         self._pause("rehearsed")
 
-    def _pause(self, place: Hashable, arguments: Sequence[torch.Tensor] = ()) -> None:
+    def _pause(self, place: Hashable, arguments: Sequence[torch.Tensor] = (), call: Call | None = None) -> None:
         batch = self._of_coroutine[getcurrent()]
-        batch.place, batch.arguments = place, list(arguments)
+        batch.place, batch.arguments, batch.call = place, list(arguments), call
         parent = batch.coroutine.parent
         assert parent is not None
         parent.switch()
-        batch.arguments = []
+        batch.arguments, batch.call = [], None
 
     def _advance(self, waiting_batches: Sequence[_Batch]) -> None:
         if self._parking is not None:
@@ -219,6 +233,10 @@ class Lockstep:
     def waiting(self) -> list[torch.Tensor | None]:
         """What each batch waits with: before a block, its hidden states."""
         return [batch.input for batch in self._batches]
+
+    def calls(self) -> list[Call]:
+        """Before a block, how each batch is about to call it: again and again, while the weights change."""
+        return [batch.call for batch in self._batches if batch.call is not None]
 
     def arguments(self) -> list[list[torch.Tensor]]:
         """At a stop, all tensors that each of its batches brings, the input first."""

@@ -15,10 +15,9 @@ def real_rows(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
 
     Raises PruneError where the rows of `tensor` cannot be told apart by token.
     """
-    tensor, mask = tensor.detach(), batch.mask
-    if mask is None:
+    if batch.mask is None:
         return tensor.reshape(-1, tensor.shape[-1])
-    mask = mask.to(tensor.device)
+    mask = batch.mask.to(tensor.device)
     if tensor.ndim > 2 and tensor.shape[:2] == mask.shape:
         kept = tensor[mask]
     elif tensor.ndim > 1 and tensor.shape[0] == mask.numel():

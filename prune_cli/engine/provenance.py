@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Protocol
 
 import torch
 
@@ -12,12 +13,27 @@ from calibration.tokens import TokenSet
 from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.file_names import why_not_copied
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint
+from prune_cli.checkpoint.source import Source
 from prune_cli.engine.evaluate import PROTOCOL
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.texts import Texts
+from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.report.types import Environment, Evaluation, EvaluationReport, PrunedModel, TextReport
 from prune_cli.version import __version__
+
+
+class Opened(Protocol):
+    """A model that was opened on this machine, by whatever command."""
+
+    @property
+    def source(self) -> Source: ...
+    @property
+    def model(self) -> StreamedModel: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 def batch_size_of(opened: OpenModel, tokens: TokenSet | None) -> int | None:
@@ -30,7 +46,7 @@ def versions() -> dict[str, str]:
     return {"prune-cli": __version__, **{name: version(name) for name in names}}
 
 
-def model_facts(opened: OpenModel, files: Mapping[str, str]) -> PrunedModel:
+def model_facts(opened: Opened, files: Mapping[str, str]) -> PrunedModel:
     """What was pruned; `files` are those of the model with their hashes."""
     return PrunedModel(
         given=opened.source.given,
@@ -63,7 +79,7 @@ def _named_in_vain(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def environment(opened: OpenModel, batch_size: int | None) -> Environment:
+def environment(opened: Opened, batch_size: int | None) -> Environment:
     """Where a run ran."""
     device = torch.cuda.get_device_name(opened.device) if opened.device.type == "cuda" else str(opened.device)
     return Environment(

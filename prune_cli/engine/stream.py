@@ -12,7 +12,7 @@ from torch import nn
 from calibration.batch import Batch
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
-from prune_cli.engine.lockstep import BlockOverride, Lockstep, Observe
+from prune_cli.engine.lockstep import BlockOverride, Call, Lockstep, Observe
 from prune_cli.engine.memory import LARGE_INPUTS, mmap_large_allocations
 from prune_cli.model.streamed_model import StreamedModel
 
@@ -84,6 +84,10 @@ class Stream:
     def waiting(self) -> list[torch.Tensor | None]:
         """What each batch waits with: before a block, its hidden states."""
         return self._lockstep.waiting()
+
+    def calls(self) -> list[Call]:
+        """Before a block, how each batch is about to call it; from outside, it may be called as often as one likes."""
+        return self._lockstep.calls()
 
     def current(self) -> int:
         """The number of the batch that runs now, for hooks."""

@@ -89,8 +89,13 @@ def warnings_of(source: SourceCard, name: str) -> list[str]:
     return warnings
 
 
+def inherited(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays true of a model made of the one whose card has the metadata `source`."""
+    return {key: source[key] for key in _INHERITED if source.get(key) not in (None, "", [])}
+
+
 def _metadata(report: Report, source: Mapping[str, Any]) -> dict[str, Any]:
-    data: dict[str, Any] = {key: source[key] for key in _INHERITED if source.get(key) not in (None, "", [])}
+    data = inherited(source)
     if report.model.revision is not None:
         # Of adapter, merge, quantized and finetune, the hub's four relations, only the last is a whole model of the
         # same precision with other weights. Without a hub id there is no base_model to relate to.

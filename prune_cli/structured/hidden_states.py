@@ -10,6 +10,7 @@ import torch
 
 from calibration.batch import Batch
 from methods.structured.depth import angular_distances, cosines
+from prune_cli.engine.block_outputs import hidden_states
 from prune_cli.engine.lockstep import BlockOverride, tensors_in
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.padding import real_rows
@@ -144,17 +145,6 @@ class _States:
         for old, states in enumerate(before):
             self.sums.apart[old, len(before)] = angular_distances(states, last).sum().cpu()
         self.sums.samples = len(last)
-
-
-def hidden_states(output: Any) -> torch.Tensor:
-    """Those among what a block returns. Raises PruneError where there are none."""
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(first, torch.Tensor):
-        raise PruneError(
-            f"The blocks of this architecture return a {type(output).__name__}, in which the hidden states are not "
-            "found: name the blocks with -o which=."
-        )
-    return first
 
 
 def refuse_changed_input(tensor: torch.Tensor, version: int) -> None:

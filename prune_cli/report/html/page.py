@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from prune_cli.report.types import Report
 
-_HERE = Path(__file__).parent
+PAGE_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def page_of(reports: Sequence[Report]) -> str:
     """One HTML document of one or several reports; the same reports give the same text."""
     from markupsafe import Markup
 
-    style, script = (_HERE / "page.css").read_text("utf-8"), (_HERE / "page.js").read_text("utf-8")
+    style, script = (PAGE_FOLDER / "page.css").read_text("utf-8"), (PAGE_FOLDER / "page.js").read_text("utf-8")
     labels = labels_of(reports)
     rows = rows_of(reports)
     runs = [tell(report, label) for report, label in zip(reports, labels, strict=True)]
     return _template().render(
         style=Markup(style),
         script=Markup(script),
-        policy=_policy(style, script),
+        policy=policy_of(style, script),
         version=__version__,
         runs=runs,
         compared=side_by_side(runs),
@@ -60,16 +60,21 @@ def _template() -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(PAGE_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2")
 
 
-def _policy(style: str, script: str) -> str:
+def policy_of(style: str, script: str | None = None) -> str:
     """Nothing is loaded from anywhere, and nothing runs but these very texts."""
+    runs = "'none'" if script is None else f"'{_hash(script)}'"
     return (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src {runs}; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from prune_cli.engine.block_outputs import hidden_states
 from prune_cli.engine.lockstep import BlockOverride, tensors_in
 from prune_cli.errors import PruneError
-from prune_cli.structured.hidden_states import hidden_states
 
 
 class Skipping:
