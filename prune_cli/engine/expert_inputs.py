@@ -9,7 +9,7 @@ from torch import nn
 
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 
 
 @dataclass(frozen=True)

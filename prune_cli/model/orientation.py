@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from prune_cli.checkpoint.stored_values import to_stored
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 
 
 def matrix_shape(info: TensorInfo) -> tuple[int, int]:

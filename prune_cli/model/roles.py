@@ -18,6 +18,7 @@ Role = Literal[
     "expert",
     "convolution",
     "other",
+    "extra head",
     "unused",
     "unknown",
 ]

@@ -24,7 +24,8 @@ from calibration.batch import Batch
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import PruneError
 from prune_cli.model.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
-from prune_cli.model.tensor_map import TensorInfo, TensorMapper
+from prune_cli.model.tensor_info import TensorInfo
+from prune_cli.model.tensor_map import TensorMapper
 
 
 class StreamedModel:

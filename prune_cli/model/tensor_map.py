@@ -6,45 +6,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
 from prune_cli.errors import RequestError
+from prune_cli.model.extra_heads import counted_heads, with_heads
 from prune_cli.model.missing import check_merged, why_missing
-from prune_cli.model.moe import ExpertPart, expert_part
-from prune_cli.model.roles import Role, role_of
+from prune_cli.model.moe import expert_part
+from prune_cli.model.roles import role_of
+from prune_cli.model.tensor_info import TensorInfo
 
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What one checkpoint tensor is in the model: `block` is None outside the blocks, `parameter` None if unused.
-
-    `expert` is there for matrices of experts that can be pruned.
-    """
-
-    entry: TensorEntry
-    role: Role
-    block: int | None
-    parameter: str | None
-    transposed: bool
-    reason: str
-    expert: ExpertPart | None = None
-
-    @property
-    def slices(self) -> int:
-        """How many matrices the tensor holds: one, or that of each expert."""
-        return self.expert.experts if self.expert is not None and self.expert.index is None else 1
-
-    @property
-    def module_name(self) -> str:
-        assert self.parameter is not None
-        return self.parameter.rpartition(".")[0]
+# By whether the model's class knows the name as one to leave out.
+_WHY_LEFT = {True: "the architecture does not use it", False: "nothing in the model has this name"}
 
 
 class TensorMapper:
@@ -70,14 +49,13 @@ class TensorMapper:
             if target not in self._expected and name in self._expected:
                 target, pattern = name, None
             if target not in self._expected:
-                known = ignored is not None and ignored.search(target) is not None
-                role: Role = "unused" if known else "unknown"
-                reason = "the architecture does not use it" if known else "nothing in the model has this name"
-                infos[name] = TensorInfo(entry, role, None, None, False, reason)
+                known = any(ignored.search(each) is not None for each in (target, name))
+                infos[name] = TensorInfo(entry, "unused" if known else "unknown", None, None, False, _WHY_LEFT[known])
                 continue
             converter = next((each for each in converters if pattern in each.source_patterns), None)
             infos[name] = self._place(entry, target, converter, pattern)
-        return infos
+        blocks = len(cast("nn.ModuleList", self._model.get_submodule(self._blocks_name)))
+        return with_heads(infos, blocks, counted_heads(self._model.config.to_dict()))
 
     def _place(self, entry: TensorEntry, parameter: str, converter: Any | None, pattern: str | None) -> TensorInfo:
         expected, one_to_one = self._expected[parameter], converter is None
@@ -131,7 +109,7 @@ class TensorMapper:
                 raise RequestError(why_missing(parameter, self._model.base_model_prefix, infos, absent))
 
 
-def _ignored_by_architecture(model: PreTrainedModel) -> re.Pattern[str] | None:
+def _ignored_by_architecture(model: PreTrainedModel) -> re.Pattern[str]:
     patterns = set(model._keys_to_ignore_on_load_unexpected or ())
     patterns |= {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"}
     return re.compile("|".join(f"({pattern})" for pattern in sorted(patterns)))

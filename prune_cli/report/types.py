@@ -34,6 +34,7 @@ Role = Annotated[
             "expert",
             "convolution",
             "other",
+            "extra head",
             "unused",
             "unknown",
         ]

@@ -19,7 +19,7 @@ from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix
 from prune_cli.model.streamed_model import StreamedModel
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.structured.units import CoupledGroup
 
 

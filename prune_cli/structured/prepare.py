@@ -9,6 +9,7 @@ from methods.structured import load_structured
 from methods.structured._method import StructuredMethod
 from prune_cli.engine.open_model import OpenModel, open_model
 from prune_cli.errors import RequestError
+from prune_cli.model.tensor_info import unknown_in_blocks
 from prune_cli.packed.output import keeps_packed
 from prune_cli.request.request import PruneRequest
 
@@ -28,7 +29,7 @@ def prepare_structured(request: PruneRequest, *, writes: bool = True) -> Prepare
     options = request.structured_options()
     needs_text = method.needs_text(options) or request.calibration is not None
     opened = open_model(request, needs_text=needs_text, writes=writes)
-    unknown = [name for name, info in opened.model.tensor_map.items() if info.role == "unknown"]
+    unknown = unknown_in_blocks(opened.model.tensor_map)
     if unknown and not request.allow_unsupported:
         raise RequestError(
             f"{request.model} has {len(unknown)} tensors unknown to the model (the first is {unknown[0]}): "

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 
 GroupName = Literal["mlp", "heads"]
 

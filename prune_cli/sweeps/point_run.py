@@ -17,7 +17,7 @@ from prune_cli.engine.evaluate import window_losses
 from prune_cli.engine.stream import Stream
 from prune_cli.engine.texts import Texts
 from prune_cli.model.streamed_model import StreamedModel
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.progress import Progress, Silent
 from prune_cli.sweeps.request import Point
 from prune_cli.unstructured.plan import pattern_of, plan_tensors

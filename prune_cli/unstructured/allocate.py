@@ -25,7 +25,7 @@ from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.model.orientation import as_matrix, matrix_shape
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.pipeline import make_pipeline
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS

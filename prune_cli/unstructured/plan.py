@@ -11,7 +11,7 @@ from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.errors import RequestError
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.model.streamed_model import StreamedModel
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo, unknown_in_blocks
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
 
@@ -65,8 +65,12 @@ def plan_tensors(model: StreamedModel, request: PruneRequest, pipeline: Pipeline
 
 
 def _chosen(infos: Mapping[str, TensorInfo], request: PruneRequest) -> set[str]:
-    """A pattern that matches maps pruned by default narrows the run to them; any other adds what it names."""
-    default = {name for name, info in infos.items() if info.role == "linear map" or info.expert is not None}
+    """A pattern that matches maps pruned by default narrows the run to them; any other adds what it names.
+
+    Of an extra head it adds the maps, where it matches any.
+    """
+    default = {name for name, info in infos.items() if not info.head and _is_map(info)}
+    of_heads = {name for name, info in infos.items() if info.head and _is_map(info)}
     narrowed: set[str] = set()
     added: set[str] = set()
     for glob in request.include:
@@ -78,7 +82,7 @@ def _chosen(infos: Mapping[str, TensorInfo], request: PruneRequest) -> set[str]:
         if matches & default:
             narrowed |= matches & default
         else:
-            added |= matches
+            added |= matches & of_heads or matches
     for glob in request.exclude:
         if not any(fnmatchcase(name, glob) for name in infos):
             raise RequestError(
@@ -87,12 +91,17 @@ def _chosen(infos: Mapping[str, TensorInfo], request: PruneRequest) -> set[str]:
     return (narrowed or default) | added
 
 
+def _is_map(info: TensorInfo) -> bool:
+    return "linear map" in (info.role, info.head_role) or info.expert is not None
+
+
 def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest) -> None:
-    for role, what in (
-        ("expert", "tensors of experts that are stored or computed in a way unknown here"),
-        ("unknown", "tensors unknown to the model"),
+    infos = {name: decision.info for name, decision in decisions.items()}
+    experts = [name for name, info in infos.items() if info.role == "expert" and not info.expert]
+    for names, what in (
+        (experts, "tensors of experts that are stored or computed in a way unknown here"),
+        (unknown_in_blocks(infos), "tensors unknown to the model"),
     ):
-        names = [n for n, decision in decisions.items() if decision.info.role == role and not decision.info.expert]
         if names and not request.allow_unsupported:
             raise RequestError(
                 f"{request.model} has {len(names)} {what} (the first is {names[0]}): "

@@ -10,7 +10,7 @@ from methods._pattern import Pattern, Unstructured
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.open_model import OpenModel, open_model
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.packed.output import config_of_output, output_bytes
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.request.pipeline import Pipeline

@@ -14,7 +14,7 @@ from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
 from prune_cli.model.orientation import matrix_shape
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.progress import Progress
 from prune_cli.request.request import CalibrateBy
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS

@@ -14,7 +14,7 @@ from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.model.moe import Routed, before_down
 from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.model.streamed_model import StreamedModel
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.unstructured.prune_linear import LinearInputs, Settings
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.

@@ -13,7 +13,7 @@ from methods._pattern import Pattern
 from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix, as_stored
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.request.pipeline import Pipeline
 
 _ON_HOST = "solved on the host: the Gram matrices of its inputs do not fit the device"

@@ -163,9 +163,12 @@ def _prune_outside_blocks(run: Run[PruningPlan], settings: Settings, stream: Str
     if infos and group not in run.output.done:
         begun = time.monotonic()
         tensors = {name: plan.checkpoint.read(name) for name in infos}
-        pruner = BlockPruner(stream, infos, tensors, settings, run.progress)
+        computed = {name: info for name, info in infos.items() if info.parameter is not None}
+        pruner = BlockPruner(stream, computed, tensors, settings, run.progress)
         prune_outside_blocks(pruner)
-        _write(run, group, pruner.pruned, pruner.unreached, begun)
+        heads = {name: prune_data_free(infos[name], tensors[name], settings) for name in infos.keys() - computed.keys()}
+        run.progress.advance(len(heads))
+        _write(run, group, {**pruner.pruned, **heads}, pruner.unreached, begun)
 
 
 def _write(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import StreamedModel
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.structured.plan import UNUSED
 
 

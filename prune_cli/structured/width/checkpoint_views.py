@@ -10,7 +10,7 @@ import torch
 
 from prune_cli.checkpoint.dtypes import data_bytes
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.structured.units import CoupledGroup
 
 
