@@ -59,6 +59,7 @@ def prune(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     allow_unsupported: bool = False,
+    drop_extra_heads: bool = False,
     calibration: str | Path | None = None,
     samples: int | None = None,
     seq_len: int | None = None,

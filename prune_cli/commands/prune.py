@@ -34,6 +34,7 @@ def prune(
     include: its.Include = None,
     exclude: its.Exclude = None,
     allow_unsupported: its.AllowUnsupported = False,
+    drop_extra_heads: its.DropExtraHeads = False,
     calibration: its.Calibration = None,
     samples: its.Samples = None,
     seq_len: options.SeqLen = None,

@@ -106,6 +106,15 @@ AllowUnsupported = Annotated[
     bool,
     typer.Option("--allow-unsupported", help="Keep tensors that cannot be pruned (experts).", rich_help_panel=RUN),
 ]
+DropExtraHeads = Annotated[
+    bool,
+    typer.Option(
+        "--drop-extra-heads",
+        help="With depth, width and experts: leave out extra heads (multi-token prediction) and count none in "
+        "config.json.",
+        rich_help_panel=RUN,
+    ),
+]
 Calibration = Annotated[
     str | None,
     typer.Option(

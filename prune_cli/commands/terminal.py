@@ -11,7 +11,15 @@ from rich.table import Table
 from prune_cli.checkpoint.file_names import why_not_copied
 from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import percent, size
-from prune_cli.report.structure_tables import BLOCKS, SIZES, block_rows, share_text, size_rows
+from prune_cli.report.structure_tables import (
+    BLOCKS,
+    NOT_LOADED,
+    SIZES,
+    block_rows,
+    not_loaded_rows,
+    share_text,
+    size_rows,
+)
 
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from prune_cli.evaluation.harness import TaskScores
     from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.hub.push import Push
-    from prune_cli.report.types import Report, StructureReport
+    from prune_cli.report.types import NotLoaded, Report, StructureReport
     from prune_cli.sparse.convert import Conversion
     from prune_cli.structured.dry_run import StructuredDryRun
     from prune_cli.unstructured.dry_run import DryRun
@@ -42,6 +50,7 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     if verbose:
         console.print(_pruned_tensors(report) if structure is None else _blocks(structure))
     console.print(_what_was_done(report), highlight=False)
+    show_not_loaded(console, report.not_loaded)
     console.print(report.gain, highlight=False)
     for text in [*report.warnings, *(report.structure.notes if report.structure else ())]:
         console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
@@ -54,6 +63,16 @@ def _blocks(structure: StructureReport) -> Table:
     for row in block_rows(structure.blocks):
         blocks.add_row(*row)
     return blocks
+
+
+def show_not_loaded(console: Console, found: Sequence[NotLoaded]) -> None:
+    """What transformers leaves out when it loads the model."""
+    if not found:
+        return
+    table = _table("Not loaded by transformers", *NOT_LOADED)
+    for row in not_loaded_rows(found):
+        table.add_row(*row)
+    console.print(table)
 
 
 def _pruned_tensors(report: Report) -> Table:
@@ -96,6 +115,7 @@ def show_dry_run(console: Console, plan: DryRun) -> None:
     if plan.peak_device_bytes is not None:
         table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))
     console.print(table)
+    show_not_loaded(console, plan.not_loaded)
     if plan.packed is not None:
         console.print(plan.packed, highlight=False)
     console.print(plan.gain, highlight=False)
@@ -111,10 +131,13 @@ def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
     for row in size_rows(plan.before, plan.after):
         table.add_row(*row)
     console.print(table)
+    show_not_loaded(console, plan.not_loaded)
     if plan.packed is not None:
         console.print(plan.packed, highlight=False)
     console.print(plan.how, highlight=False)
     console.print(plan.gain, highlight=False)
+    for note in plan.notes:
+        console.print(f"Warning: {note}", highlight=False, soft_wrap=True)
 
 
 def show_evaluation(console: Console, result: EvaluationResult) -> None:

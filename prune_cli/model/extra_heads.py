@@ -37,7 +37,8 @@ def with_heads(infos: Mapping[str, TensorInfo], blocks: int, counted: int) -> di
             continue
         layer = layers.get(name)
         head = _head_by_name(name) if layer is None else _block_name(name) if layer in heads else None
-        found[name] = replace(info, layer=layer, head=head)
+        twin = twins.get(_in_block(name)) if layer is not None else None
+        found[name] = replace(info, layer=layer, head=head, twin=twin and twin.entry.name)
         if head is not None:
             found[name] = _like(found[name], twins)
     return found
@@ -60,7 +61,8 @@ def _like(info: TensorInfo, twins: Mapping[str, TensorInfo]) -> TensorInfo:
     expert = twin.expert
     if expert is not None and expert.index is None:
         expert = replace(expert, experts=info.entry.shape[0])
-    return replace(info, head_role=twin.role, expert=expert, transposed=twin.transposed)
+    same = {"head_role": twin.role, "transposed": twin.transposed, "twin": twin.entry.name}
+    return replace(info, expert=expert, **same)
 
 
 def _role_by_name(entry: TensorEntry) -> Role:

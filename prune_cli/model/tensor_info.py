@@ -16,7 +16,7 @@ class TensorInfo:
 
     `expert` is there for matrices of experts that can be pruned. Without a parameter, `layer` is the number of the
     block that the name tells, which may be beyond the last, `head` the extra head (`mtp`, `model.layers.61`), and
-    `head_role` what the tensor is in it.
+    `head_role` what the tensor is in it; `twin` is the model's tensor that goes by the same name in another block.
     """
 
     entry: TensorEntry
@@ -29,6 +29,7 @@ class TensorInfo:
     layer: int | None = None
     head: str | None = None
     head_role: Role | None = None
+    twin: str | None = None
 
     @property
     def slices(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import percent, table
-from prune_cli.report.structure_tables import BLOCKS, block_rows, share_text
+from prune_cli.report.structure_tables import BLOCKS, NOT_LOADED, block_rows, not_loaded_rows, share_text
 from prune_cli.request.request import request_as_json
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ def to_markdown(report: Report) -> str:
     structure = report.structure
     what = [_pruned(report)] if structure is None else [_blocks(structure)]
     tensors = [_by_reason(report, action) for action in ("kept", "narrowed", "refitted", "removed")]
-    parts = [_summary(report), _figures(report), _gain(report), _evaluation(report), _how(report), *what, *tensors]
+    parts = [_summary(report), _figures(report), _gain(report), _evaluation(report), _how(report), *what]
+    parts += [_not_loaded(report), *tensors]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -40,6 +41,11 @@ def _summary(report: Report) -> str:
 def _figures(report: Report) -> str:
     notes = "" if report.structure is None else "".join(f"\n\n{note}" for note in report.structure.notes)
     return "## Before and after\n\n" + table(FIGURES, [figure.cells() for figure in figures_of(report)]) + notes
+
+
+def _not_loaded(report: Report) -> str:
+    rows = [(f"`{name}`", *rest) for name, *rest in not_loaded_rows(report.not_loaded)]
+    return "## Not loaded by transformers\n\n" + table(NOT_LOADED, rows) if rows else ""
 
 
 def _blocks(structure: StructureReport) -> str:

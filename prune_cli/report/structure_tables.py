@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prune_cli.report.format import size
+
 if TYPE_CHECKING:
-    from prune_cli.report.types import BlockChange, Size, StructureReport
+    from prune_cli.report.types import BlockChange, NotLoaded, Size, StructureReport
 
 SIZES = ("", "before", "after", "after / before")
+NOT_LOADED = ("name", "what it is", "tensors", "parameters", "size", "in the output")
 BLOCKS = ("block", "now", "removed", "why", "scores")
 
 
@@ -32,6 +35,14 @@ def _number(value: int | None) -> str:
 def share_text(structure: StructureReport) -> str:
     """'25.00 % of the blocks, 21.90 % of the parameters'."""
     return ", ".join(f"{100 * share:.2f} % of the {what}" for what, share in structure.removed_shares.items())
+
+
+def not_loaded_rows(found: Sequence[NotLoaded]) -> list[tuple[str, ...]]:
+    """What transformers leaves out when it loads the model, a row for all that goes together."""
+    return [
+        (each.name, each.kind, str(each.tensors), f"{each.parameters:,}", size(each.bytes), each.became)
+        for each in found
+    ]
 
 
 def block_rows(blocks: Sequence[BlockChange]) -> list[tuple[str, ...]]:

@@ -156,6 +156,21 @@ class StructureReport:
 
 
 @dataclass(frozen=True)
+class NotLoaded:
+    """Tensors of the input that transformers leaves out when it loads the model: an extra head, or some that are alike.
+
+    `name` stands for all of them; sizes are those of the input; `became` tells what the output has of them.
+    """
+
+    name: str
+    kind: Literal["extra head", "ignored by the class", "unknown to the class"]
+    tensors: Positive
+    parameters: Count
+    bytes: Count
+    became: Annotated[str, Keywords(minLength=1)]
+
+
+@dataclass(frozen=True)
 class Tool:
     name: Annotated[str, Keywords(const="prune-cli")]
     version: str
@@ -250,6 +265,7 @@ class Report:
     peak_host_bytes: Count
     peak_device_bytes: Count | None
     warnings: Sequence[str]
+    not_loaded: Sequence[NotLoaded] = ()
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Report:

@@ -66,6 +66,7 @@ class PruneRequest:
     resume: bool = False
     overwrite: bool = False
     allow_unsupported: bool = False
+    drop_extra_heads: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
 
@@ -95,6 +96,11 @@ class PruneRequest:
         if self.packed == "keep" and self.format == "sparse":
             raise RequestError("--packed keep writes codes, which --format sparse cannot store: use --packed bf16.")
         if pipeline is not None:
+            if self.drop_extra_heads:
+                raise RequestError(
+                    "--drop-extra-heads is for methods that remove whole units "
+                    f"({', '.join(structured_names())}), and {self.method} keeps every tensor: leave it out."
+                )
             self._check_target(pipeline)
             self._check_self_calibration(pipeline)
             self._check_allocation()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from prune_cli.checkpoint.dtypes import FLOATS, data_bytes
 from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
+from prune_cli.engine.not_loaded import not_loaded
 from prune_cli.engine.provenance import (
     batch_size_of,
     environment,
@@ -24,6 +25,7 @@ from prune_cli.report.types import (
     BlockReport,
     EvaluationReport,
     MethodReport,
+    NotLoaded,
     Output,
     Report,
     Size,
@@ -32,6 +34,7 @@ from prune_cli.report.types import (
     Totals,
 )
 from prune_cli.structured.config import config_from
+from prune_cli.structured.extra_heads import DROPPED
 from prune_cli.structured.model_size import size_of
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure
@@ -79,7 +82,32 @@ def assemble_structured(
         peak_host_bytes=run.memory.host_bytes,
         peak_device_bytes=run.memory.device_bytes,
         warnings=warnings_of(run),
+        not_loaded=what_is_not_loaded(prepared, change),
     )
+
+
+def what_is_not_loaded(prepared: PreparedStructure, change: StructuredPlan) -> list[NotLoaded]:
+    """Extra heads and other tensors without a parameter; what `change` makes of them."""
+    new = {planned.source: (name, planned) for name, planned in change.tensors.items()}
+
+    def became(names: Sequence[str]) -> str:
+        stay = [name for name in names if name in new]
+        if not stay:
+            return "gone: " + "; ".join(dict.fromkeys(change.dropped[name] for name in names))
+        name, (renamed, _) = stay[0], new[stay[0]]
+        now = "kept" if renamed == name else f"kept as {_head_name(prepared, name, renamed)}"
+        cut = len(stay) < len(names) or any(planned.shape is not None for _, planned in map(new.__getitem__, stay))
+        return now + (", cut like the blocks" if cut else "")
+
+    return not_loaded(prepared.model.tensor_map, prepared.checkpoint, became)
+
+
+def _head_name(prepared: PreparedStructure, name: str, renamed: str) -> str:
+    """The new name of the head of a tensor; of another, what it would be called."""
+    head = prepared.model.tensor_map[name].head
+    if head is None:
+        return f"{renamed}, and so on"
+    return ".".join(renamed.split(".")[: head.count(".") + 1])
 
 
 def sizes(
@@ -105,11 +133,14 @@ def _count_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
 def _structure(prepared: PreparedStructure, asked: str, change: StructuredPlan, written: Checkpoint) -> StructureReport:
     before, after = sizes(prepared, change, written.entries, written.nbytes)
     units_before, units_after = change.units
-    in_blocks = sum(info.entry.count for info in prepared.model.tensor_map.values() if info.block is not None)
-    gone = before.parameters - after.parameters
-    unused = sum(
-        prepared.checkpoint.entries[n].count for n in change.dropped if prepared.model.tensor_map[n].block is None
+    infos = prepared.model.tensor_map
+    in_blocks = sum(info.entry.count for info in infos.values() if info.block is not None)
+    left = sum(
+        written.entries[name].count
+        for name, planned in change.tensors.items()
+        if infos[planned.source].block is not None
     )
+    left_out = sum(infos[name].entry.count for name, reason in change.dropped.items() if reason == DROPPED)
     return StructureReport(
         unit=prepared.method.unit,
         units_before=units_before,
@@ -117,8 +148,8 @@ def _structure(prepared: PreparedStructure, asked: str, change: StructuredPlan, 
         asked=asked,
         removed_shares={
             **(change.shares or {prepared.method.unit: 1 - units_after / units_before}),
-            "parameters of the blocks": (gone - unused) / in_blocks,
-            "parameters": gone / before.parameters,
+            "parameters of the blocks": (in_blocks - left) / in_blocks,
+            "parameters": (before.parameters - after.parameters - left_out) / before.parameters,
         },
         before=before,
         after=after,
@@ -133,14 +164,14 @@ def gain_of_sizes(before: Size, after: Size, change: StructuredPlan) -> str:
     fewer = 100 * (1 - after.macs_per_token / before.macs_per_token)
     # With -o uniform=false config.json lists the shapes as a quantizer of ours would have them.
     plain = not is_sized(change.config.get("quantization_config"))
+    where = "in plain transformers; loading it needs import prune_cli, since blocks have sizes of their own."
+    if plain and change.misfits:
+        where = "in plain transformers, and in other runtimes where they leave out what the notes tell of."
+    elif plain:
+        where = "in plain transformers and in every other runtime; nothing special is needed to load it."
     return (
         f"A smaller dense model: {smaller:.1f} % less on disk and in memory and {fewer:.1f} % fewer multiplications "
-        "per token, "
-        + (
-            "in plain transformers and in every other runtime; nothing special is needed to load it."
-            if plain
-            else "in plain transformers; loading it needs import prune_cli, since blocks have sizes of their own."
-        )
+        f"per token, {where}"
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from prune_cli.checkpoint.layout import changed_layout
 from prune_cli.engine.open_model import calibration_tokens
 from prune_cli.packed.output import describe
-from prune_cli.report.types import Size
+from prune_cli.report.types import NotLoaded, Size
 from prune_cli.request.request import PruneRequest
-from prune_cli.structured.build_report import gain_of_sizes, sizes
+from prune_cli.structured.build_report import gain_of_sizes, sizes, what_is_not_loaded
 from prune_cli.structured.method import removal_of
 from prune_cli.structured.prepare import prepare_structured
 from prune_cli.structured.stored_output import stored_output
@@ -34,6 +35,8 @@ class StructuredDryRun:
     how: str
     gain: str
     packed: str | None
+    notes: tuple[str, ...]
+    not_loaded: Sequence[NotLoaded]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -63,4 +66,6 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         how=" ".join(cost.how),
         gain=gain_of_sizes(before, after, change),
         packed=describe(prepared.checkpoint),
+        notes=change.notes,
+        not_loaded=what_is_not_loaded(prepared, change),
     )

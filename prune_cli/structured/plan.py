@@ -28,7 +28,7 @@ class StructuredPlan:
     `shapes` are the model's parameters (named as in the input's model) that get another shape, `narrowed` the plain
     attributes of modules that differ because of it; both are for the check against the rebuilt model. `cuts` tell of
     tensors with a shape what they are of their source, where that is all; `shares` tells how much of each kind of unit
-    went, where there are several.
+    went, where there are several. `misfits` are the extra heads that config.json does not describe rightly.
     """
 
     config: dict[str, Any]
@@ -42,6 +42,4 @@ class StructuredPlan:
     slices: Mapping[str, TensorSlice] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
-
-
-UNUSED = "the architecture does not use it"
+    misfits: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from prune_cli.model.architecture import read_config
 from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.detect import find_packed
 from prune_cli.packed.module_lists import check_lists, renumber_modules
+from prune_cli.structured.depth.renumber import new_number
 from prune_cli.structured.plan import StructuredPlan, TensorSlice
 from prune_cli.structured.prepare import PreparedStructure
 
@@ -71,7 +72,7 @@ def keep_module_lists(
         return
 
     def new_block(block: int) -> int | None:
-        return list(kept).index(block) if block in kept else None
+        return new_number(block, len(prepared.model.blocks), kept)
 
     def new_expert(block: int, expert: int) -> int | None:
         stay = None if experts is None else experts.get(block)

@@ -12,6 +12,7 @@ from methods._pattern import NofM
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.input_statistics import sketch_rows
+from prune_cli.engine.not_loaded import not_loaded
 from prune_cli.engine.provenance import (
     batch_size_of,
     environment,
@@ -33,6 +34,7 @@ from prune_cli.report.types import (
     BlockReport,
     EvaluationReport,
     MethodReport,
+    NotLoaded,
     Output,
     Report,
     TensorReport,
@@ -115,7 +117,18 @@ def assemble_report(
         peak_host_bytes=run.memory.host_bytes,
         peak_device_bytes=run.memory.device_bytes,
         warnings=warnings_of(run, *kept),
+        not_loaded=what_is_not_loaded(plan),
     )
+
+
+def what_is_not_loaded(plan: PruningPlan) -> list[NotLoaded]:
+    """Extra heads and other tensors without a parameter; what a run makes of them."""
+
+    def became(names: Sequence[str]) -> str:
+        pruned = sum(plan.decisions[name].prune for name in names)
+        return f"{pruned} of its tensors pruned, as --include asks" if pruned else "kept as it was"
+
+    return not_loaded(plan.model.tensor_map, plan.checkpoint, became)
 
 
 def _method(plan: PruningPlan) -> MethodReport:

@@ -12,8 +12,10 @@ from prune_cli.engine.open_model import calibration_tokens
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.packed.output import describe, output_bytes
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
+from prune_cli.report.types import NotLoaded
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.saved_bytes import saved_bytes
+from prune_cli.unstructured.build_report import what_is_not_loaded
 from prune_cli.unstructured.plan import n_of_m, pruned_parameters
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 
@@ -57,6 +59,7 @@ class DryRun:
     peak_device_bytes: int | None
     gain: str
     packed: str | None
+    not_loaded: Sequence[NotLoaded]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -94,6 +97,7 @@ def dry_run(request: PruneRequest) -> DryRun:
         if sparse is None
         else "Estimated: " + gain_of_sparse_files(n_of_m(plan.pattern), output_bytes(plan.checkpoint), sparse),
         packed=describe(plan.checkpoint),
+        not_loaded=what_is_not_loaded(plan),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prune_cli.report.figures import Figure, figures_of
 from prune_cli.report.format import change_of, percent, size, text_name
-from prune_cli.report.structure_tables import BlockTable, block_table
+from prune_cli.report.structure_tables import BlockTable, block_table, not_loaded_rows
 from prune_cli.request.command_line import command_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Run:
     settings: Sequence[tuple[str, str]]
     files: Sequence[tuple[str, str]]
     blocks: BlockTable | None
+    not_loaded: Sequence[Sequence[str]]
 
 
 def tell(report: Report, label: str) -> Run:
@@ -50,6 +51,7 @@ def tell(report: Report, label: str) -> Run:
         settings=_settings(report),
         files=_files(report),
         blocks=None if report.structure is None else block_table(report.structure),
+        not_loaded=not_loaded_rows(report.not_loaded),
     )
 
 

@@ -21,6 +21,7 @@ from prune_cli.structured.cost import Cost, how_chosen, how_known
 from prune_cli.structured.depth.greedy import Removals, refitted_loss
 from prune_cli.structured.depth.refit import fitted_tensors, refit
 from prune_cli.structured.depth.renumber import without_blocks
+from prune_cli.structured.extra_heads import count_no_heads, heads_to_drop
 from prune_cli.structured.hidden_states import known_states
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
@@ -177,7 +178,8 @@ def change_without(prepared: PreparedStructure, removed: Sequence[int], choice: 
     kept = [block for block in range(blocks) if block not in removed]
     config = config_without_blocks(prepared.source, prepared.model, kept)
     keep_module_lists(prepared, config, kept)
-    tensors, dropped = without_blocks(prepared.model, kept)
+    count_no_heads(prepared, config)
+    tensors, dropped = without_blocks(prepared.model, kept, heads_to_drop(prepared))
     if prepared.options.fits:
         tensors |= fitted_tensors(prepared, tensors, removed)
     new = {block: number for number, block in enumerate(kept)}

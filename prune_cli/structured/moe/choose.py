@@ -18,6 +18,7 @@ from prune_cli.report.types import BlockChange
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cost import Cost, how_chosen, how_known
+from prune_cli.structured.extra_heads import count_no_heads, heads_to_drop, refused_by_runtimes, whole_heads
 from prune_cli.structured.moe.expert_statistics import measure_experts
 from prune_cli.structured.moe.mixtures import (
     Mixture,
@@ -145,11 +146,12 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
     config = output_config(prepared.checkpoint, read_config(prepared.source.folder))
     config_with_experts(config, prepared.model.config, experts, keep)
     keep_module_lists(prepared, config, range(len(prepared.model.blocks)), choice.kept)
+    count_no_heads(prepared, config)
     new = config_from(config, prepared.model)
     smaller = model_on_meta(new, prepared.model.dtype, prepared.trust_remote_code)
     axes = changed_shapes(prepared.model, smaller, experts, keep)
-    tensors, dropped, slices = without_experts(prepared.model, axes, choice.kept)
-    blocks = range(len(prepared.model.blocks))
+    tensors, dropped, slices = without_experts(prepared.model, axes, choice.kept, heads_to_drop(prepared))
+    blocks, whole = range(len(prepared.model.blocks)), whole_heads(prepared, axes)
     change = StructuredPlan(
         config=config,
         tensors=tensors,
@@ -160,6 +162,8 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
         shapes={name: tuple(smaller.state_dict()[name].shape) for name in axes},
         narrowed=_COUNTS,
         slices=slices,
+        notes=tuple(refused_by_runtimes(head, keep) for head in whole),
+        misfits=whole,
     )
     check_module_lists(prepared, change)
     rebuild(prepared.model, new, change, trust_remote_code=prepared.trust_remote_code)

@@ -12,8 +12,9 @@ from torch import nn
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.structured.config import text_config
-from prune_cli.structured.plan import UNUSED, TensorSlice
+from prune_cli.structured.plan import TensorSlice
 
 _NUMBER = re.compile(r"(\.experts?\.)(\d+)(\.)")
 _NO_COUNT = ("per_tok", "per_token", "shared", "top", "null", "zero", "group")
@@ -114,30 +115,46 @@ def changed_shapes(model: StreamedModel, smaller: nn.Module, experts: int, keep:
 
 
 def without_experts(
-    model: StreamedModel, axes: Mapping[str, int], kept: Mapping[int, Sequence[int]]
+    model: StreamedModel, axes: Mapping[str, int], kept: Mapping[int | str, Sequence[int]], left_out: Mapping[str, str]
 ) -> tuple[dict[str, OutputTensor], dict[str, str], dict[str, TensorSlice]]:
-    """All tensors of an output with the experts `kept` of each block, renumbered; why others go; cuts."""
+    """All tensors of an output with the experts `kept` of each block or extra head, renumbered; why others go; cuts.
+
+    What is `left_out` goes too, with the reason.
+    """
     tensors: dict[str, OutputTensor] = {}
-    dropped: dict[str, str] = {}
+    dropped = dict(left_out)
     slices: dict[str, TensorSlice] = {}
     for name, info in model.tensor_map.items():
-        if info.role == "unused":
-            dropped[name] = UNUSED
-        elif info.parameter is None or info.parameter not in axes or info.block is None:
+        if name in dropped:
+            continue
+        experts = kept.get(_mixture_of(info))
+        known = info if info.twin is None else model.tensor_map[info.twin]
+        if experts is None or (known.parameter not in axes and not _is_of_one_expert(info)):
             tensors[name] = OutputTensor(name)
-        elif info.entry.shape == model.shape_of(info.parameter):
-            axis, keep = axes[info.parameter], len(kept[info.block])
-            shape = tuple(keep if at == axis else size for at, size in enumerate(info.entry.shape))
+        elif known.parameter is not None and known.entry.shape == model.shape_of(known.parameter):
+            axis = axes[known.parameter]
+            shape = tuple(len(experts) if at == axis else size for at, size in enumerate(info.entry.shape))
             tensors[name] = OutputTensor(name, shape)
-            slices[name] = TensorSlice(axis, kept[info.block])
+            slices[name] = TensorSlice(axis, experts)
         else:
             expert = _expert_of(name)
-            if expert in kept[info.block]:
-                number = kept[info.block].index(expert)
+            if expert in experts:
+                number = list(experts).index(expert)
                 tensors[_NUMBER.sub(rf"\g<1>{number}\g<3>", name, count=1)] = OutputTensor(name)
             else:
                 dropped[name] = f"expert {expert} was removed"
     return tensors, dropped, slices
+
+
+def _mixture_of(info: TensorInfo) -> int | str:
+    """By what `kept` has the experts of a tensor: its extra head, its block, or -1 for neither."""
+    layer = info.block if info.block is not None else info.layer
+    return info.head or (-1 if layer is None else layer)
+
+
+def _is_of_one_expert(info: TensorInfo) -> bool:
+    """Of a tensor that the model has not: whether its name numbers an expert."""
+    return info.parameter is None and _NUMBER.search(info.entry.name) is not None
 
 
 def _expert_of(name: str) -> int:

@@ -23,8 +23,9 @@ from prune_cli.report.types import BlockChange
 from prune_cli.structured.check_rebuilt import compare_shapes
 from prune_cli.structured.config import config_from, text_config
 from prune_cli.structured.cost import Cost, how_known
+from prune_cli.structured.extra_heads import count_no_heads, too_wide
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
-from prune_cli.structured.plan import UNUSED, StructuredPlan
+from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share
 from prune_cli.structured.statistics_file import check_statistics
 from prune_cli.structured.units import WORDS, CoupledGroup, GroupName
@@ -132,6 +133,7 @@ def _groups(prepared: PreparedStructure) -> list[CoupledGroup]:
             + (", or give a smaller -o multiple=." if "mlp" in sizes else ".")
         )
     _check_biases(prepared, found)
+    too_wide(prepared, {name for group in found for name in group.slices})
     return found
 
 
@@ -158,9 +160,10 @@ def _keep(prepared: PreparedStructure, group: GroupName) -> tuple[int, int]:
 
 def _plan(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> WidthPlan:
     """Names, shapes and config of the output; which units go is told block by block."""
-    tensors = {name: OutputTensor(name) for name, info in prepared.model.tensor_map.items() if info.role != "unused"}
-    dropped = {name: UNUSED for name, info in prepared.model.tensor_map.items() if info.role == "unused"}
+    dropped = too_wide(prepared, {name for group in groups for name in group.slices})
+    tensors = {name: OutputTensor(name) for name in prepared.model.tensor_map if name not in dropped}
     raw = output_config(prepared.checkpoint, read_config(prepared.source.folder))
+    count_no_heads(prepared, raw)
     _, text = text_config(raw, prepared.model.config)
     shapes: dict[str, tuple[int, ...]] = {}
     for group in groups:
