@@ -94,11 +94,14 @@ SPECIAL = [
     PruneRequest("m", Path("o"), method="wanda", preset="best", target="pruned"),
     PruneRequest("m", Path("o"), method="depth", statistics="a b.safetensors", save_statistics="-c"),
     PruneRequest("m", Path("o"), format="sparse", self_contained=True),
+    PruneRequest("m", Path("o"), method="depth", drop_extra_heads=True),
     PruneRequest("m", Path("o"), packed="bf16"),
 ]
 
 
-@pytest.mark.parametrize("request_", SPECIAL, ids=["swaps", "sparsegpt", "preset", "depth", "self-contained", "packed"])
+@pytest.mark.parametrize(
+    "request_", SPECIAL, ids=["swaps", "sparsegpt", "preset", "depth", "self-contained", "heads", "packed"]
+)
 def test_options_and_what_overrides_a_preset_come_back(request_: PruneRequest) -> None:
     assert parsed(command_of(request_)) == request_
 

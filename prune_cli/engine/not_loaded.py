@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 def not_loaded(
     infos: Mapping[str, TensorInfo], checkpoint: Checkpoint, became: Callable[[Sequence[str]], str]
-) -> list[NotLoaded]:
+) -> tuple[NotLoaded, ...]:
     """Extra heads, each by itself, and other tensors without a parameter, by names that differ only in numbers.
 
     `became` tells in a few words what the output has of some tensors of the input.
@@ -24,7 +24,7 @@ def not_loaded(
         if info.parameter is None:
             group = info.head or _NUMBER.sub("*", name)
             groups.setdefault((_kind(info), group), []).append(name)
-    return [
+    return tuple(
         NotLoaded(
             name=group,
             kind=kind,  # pyright: ignore[reportArgumentType]
@@ -34,7 +34,7 @@ def not_loaded(
             became=became(names),
         )
         for (kind, group), names in groups.items()
-    ]
+    )
 
 
 def _kind(info: TensorInfo) -> str:

@@ -265,7 +265,7 @@ class Report:
     peak_host_bytes: Count
     peak_device_bytes: Count | None
     warnings: Sequence[str]
-    not_loaded: Sequence[NotLoaded] = ()
+    not_loaded: tuple[NotLoaded, ...] = ()
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Report:

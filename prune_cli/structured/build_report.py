@@ -86,7 +86,7 @@ def assemble_structured(
     )
 
 
-def what_is_not_loaded(prepared: PreparedStructure, change: StructuredPlan) -> list[NotLoaded]:
+def what_is_not_loaded(prepared: PreparedStructure, change: StructuredPlan) -> tuple[NotLoaded, ...]:
     """Extra heads and other tensors without a parameter; what `change` makes of them."""
     new = {planned.source: (name, planned) for name, planned in change.tensors.items()}
 

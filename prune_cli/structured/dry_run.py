@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from prune_cli.checkpoint.layout import changed_layout
@@ -36,7 +35,7 @@ class StructuredDryRun:
     gain: str
     packed: str | None
     notes: tuple[str, ...]
-    not_loaded: Sequence[NotLoaded]
+    not_loaded: tuple[NotLoaded, ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

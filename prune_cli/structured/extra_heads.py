@@ -57,7 +57,7 @@ def whole_heads(prepared: PreparedStructure, axes: Container[str]) -> tuple[str,
     if prepared.request.drop_extra_heads:
         return ()
     infos = prepared.model.tensor_map
-    cut = {name for name, info in infos.items() if info.parameter in axes}
+    cut = {name for name, info in infos.items() if info.parameter is not None and info.parameter in axes}
     return tuple(head for head, names in by_head(infos).items() if any(infos[name].twin in cut for name in names))
 
 
@@ -76,7 +76,8 @@ def too_wide(prepared: PreparedStructure, narrowed: Collection[str]) -> dict[str
     """
     infos, found = prepared.model.tensor_map, heads_to_drop(prepared)
     for name, info in infos.items():
-        if name in found or info.twin not in narrowed or info.entry.shape != infos[info.twin].entry.shape:
+        twin = None if info.twin is None else infos[info.twin].entry
+        if name in found or twin is None or twin.name not in narrowed or twin.shape != info.entry.shape:
             continue
         if info.head is None:
             found[name] = f"{info.reason}, and it is as wide as blocks were"

@@ -121,7 +121,7 @@ def assemble_report(
     )
 
 
-def what_is_not_loaded(plan: PruningPlan) -> list[NotLoaded]:
+def what_is_not_loaded(plan: PruningPlan) -> tuple[NotLoaded, ...]:
     """Extra heads and other tensors without a parameter; what a run makes of them."""
 
     def became(names: Sequence[str]) -> str:

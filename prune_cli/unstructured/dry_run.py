@@ -59,7 +59,7 @@ class DryRun:
     peak_device_bytes: int | None
     gain: str
     packed: str | None
-    not_loaded: Sequence[NotLoaded]
+    not_loaded: tuple[NotLoaded, ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

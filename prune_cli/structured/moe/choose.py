@@ -150,7 +150,7 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
     new = config_from(config, prepared.model)
     smaller = model_on_meta(new, prepared.model.dtype, prepared.trust_remote_code)
     axes = changed_shapes(prepared.model, smaller, experts, keep)
-    tensors, dropped, slices = without_experts(prepared.model, axes, choice.kept, heads_to_drop(prepared))
+    tensors, dropped, slices = without_experts(prepared.model, axes, {**choice.kept}, heads_to_drop(prepared))
     blocks, whole = range(len(prepared.model.blocks)), whole_heads(prepared, axes)
     change = StructuredPlan(
         config=config,

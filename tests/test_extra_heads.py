@@ -1,0 +1,160 @@
+"""Extra heads and other tensors that transformers does not load: they stay, get their new numbers, and are listed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.broken import copy_of, refused
+from tests.conftest import RunCommand
+from tests.heads import Tensors, add, save_deepseek, save_qwen, tensors_of
+from tests.tiny import load_plain, save_gpt2_without_prefix
+
+HEAD = "model.layers.3."
+
+
+@pytest.fixture(scope="module")
+def deepseek(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_deepseek(tmp_path_factory.mktemp("heads") / "deepseek")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen(tmp_path_factory.mktemp("heads") / "qwen")
+
+
+def pruned(command: RunCommand, model: Path, out: Path, *arguments: object) -> Any:
+    """The report of a run that must succeed."""
+    outcome = command("prune", model, out, *arguments)
+    assert outcome.code == 0, outcome.stderr
+    return json.loads((out / "prune_report.json").read_text()) | {"printed": outcome.stdout + outcome.stderr}
+
+
+def config_of(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text())
+
+
+def of_head(tensors: Tensors, start: str) -> Tensors:
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def assert_same(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_weight_method_keeps_a_head_and_lists_it(deepseek: Path, tmp_path: Path, command: RunCommand) -> None:
+    report = pruned(command, deepseek, tmp_path / "out", "-m", "magnitude")
+    before = of_head(tensors_of(deepseek), HEAD)
+    assert_same(of_head(tensors_of(tmp_path / "out"), HEAD), before)
+    assert report["not_loaded"] == [
+        {
+            "name": "model.layers.3",
+            "kind": "extra head",
+            "tensors": len(before),
+            "parameters": sum(tensor.numel() for tensor in before.values()),
+            "bytes": sum(tensor.nbytes for tensor in before.values()),
+            "became": "kept as it was",
+        }
+    ]
+    shown = [(tmp_path / "out" / f"prune_report.{kind}").read_text() for kind in ("md", "html")]
+    assert all("Not loaded by transformers" in text for text in (report["printed"], *shown))
+    assert all("extra head" in text and "model.layers.3" in text for text in (report["printed"], *shown))
+
+
+def test_include_names_a_head_and_prunes_its_maps(
+    deepseek: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    for name, more in (("free", ()), ("with text", ("--calibration", tokens_file))):
+        out = tmp_path / name
+        pruned(command, deepseek, out, "-m", "magnitude", "--include", f"{HEAD}*", *more)
+        before, after = (of_head(tensors_of(folder), HEAD) for folder in (deepseek, out))
+        for key, tensor in after.items():
+            is_map = tensor.ndim == 2 and "mlp.gate.weight" not in key
+            assert torch.equal(tensor, before[key]) != is_map, key
+            assert not is_map or (tensor == 0).float().mean() == 0.5
+    words = refused(command, deepseek, tmp_path / "out", "-m", "wanda", "--include", f"{HEAD}*")
+    assert "no linear map whose inputs could be measured (extra head)" in words
+
+
+def test_depth_renumbers_a_head_behind_the_last_block(deepseek: Path, tmp_path: Path, command: RunCommand) -> None:
+    arguments = ("-m", "depth", "-o", "which=1", "-o", "refit=none")
+    report = pruned(command, deepseek, tmp_path / "out", *arguments)
+    before, after = tensors_of(deepseek), tensors_of(tmp_path / "out")
+    assert_same(of_head(after, "model.layers.2."), of_head(before, HEAD))
+    assert_same(of_head(after, "model.layers.1."), of_head(before, "model.layers.2."))
+    assert config_of(tmp_path / "out")["num_hidden_layers"] == 2
+    assert config_of(tmp_path / "out")["num_nextn_predict_layers"] == 1
+    assert [each["became"] for each in report["not_loaded"]] == ["kept as model.layers.2"]
+    gone = sum(tensor.numel() for tensor in of_head(before, "model.layers.1.").values())
+    share = gone / sum(tensor.numel() for tensor in before.values())
+    assert report["structure"]["removed_shares"]["parameters"] == pytest.approx(share)
+    load_plain(tmp_path / "out")
+
+    # The same once more, of that output: the class does not know the head's number, its config counts it.
+    pruned(command, tmp_path / "out", tmp_path / "again", "-m", "depth", "-o", "which=0", "-o", "refit=none")
+    assert_same(of_head(tensors_of(tmp_path / "again"), "model.layers.1."), of_head(before, HEAD))
+
+    report = pruned(command, deepseek, tmp_path / "without", *arguments, "--drop-extra-heads")
+    assert_same(
+        tensors_of(tmp_path / "without"), {n: t for n, t in after.items() if not n.startswith("model.layers.2.")}
+    )
+    assert config_of(tmp_path / "without")["num_nextn_predict_layers"] == 0
+    assert report["structure"]["removed_shares"]["parameters"] == pytest.approx(share)
+    assert [each["became"] for each in report["not_loaded"]] == ["gone: left out by --drop-extra-heads"]
+
+
+def test_depth_leaves_heads_with_names_of_their_own(qwen: Path, tmp_path: Path, command: RunCommand) -> None:
+    report = pruned(command, qwen, tmp_path / "out", "-m", "depth", "-o", "which=1", "-o", "refit=none")
+    assert_same(of_head(tensors_of(tmp_path / "out"), "mtp."), of_head(tensors_of(qwen), "mtp."))
+    assert [(each["name"], each["became"]) for each in report["not_loaded"]] == [("mtp", "kept")]
+    load_plain(tmp_path / "out")
+
+
+def test_width_refuses_a_head_that_would_have_to_be_narrowed(
+    deepseek: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    arguments = ("-m", "width", "-o", "parts=heads", "-o", "score=magnitude", "-o", "refit=none", "-s", "0.5")
+    words = refused(command, deepseek, tmp_path / "out", *arguments)
+    assert f"{HEAD}self_attn." in words
+    assert "of the extra head model.layers.3 has the width that config.json gives all blocks" in words
+    pruned(command, deepseek, tmp_path / "out", *arguments, "--drop-extra-heads")
+    assert not of_head(tensors_of(tmp_path / "out"), HEAD)
+
+
+VALUE_HEAD = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
+METHODS = {
+    "magnitude": (),
+    "depth": ("-o", "which=1", "-o", "refit=none"),
+    "experts": ("-o", "score=random"),
+    "width": ("-o", "parts=mlp", "-o", "score=magnitude", "-o", "refit=none", "-o", "multiple=1"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_value_head_is_copied_and_named(
+    method: str, deepseek: Path, whole: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    model = add(copy_of(deepseek if method == "experts" else whole, tmp_path / "model"), VALUE_HEAD)
+    report = pruned(command, model, tmp_path / "out", "-m", method, *METHODS[method])
+    assert_same(of_head(tensors_of(tmp_path / "out"), "v_head."), of_head(VALUE_HEAD, "v_head."))
+    told = {each["name"]: (each["kind"], each["became"]) for each in report["not_loaded"]}
+    for name in VALUE_HEAD:
+        assert told[name][0] == "unknown to the class"
+        assert told[name][1].startswith("kept")
+
+
+def test_what_the_class_ignores_in_a_block_moves_with_it(tmp_path: Path, command: RunCommand) -> None:
+    model = save_gpt2_without_prefix(tmp_path / "model")
+    add(model, {f"h.{block}.attn.bias": torch.full((1, 1, 64, 64), float(block)) for block in range(3)})
+    report = pruned(command, model, tmp_path / "out", "-m", "depth", "-o", "which=1", "-o", "refit=none")
+    written = tensors_of(tmp_path / "out")
+    assert [float(written[f"h.{block}.attn.bias"].mean()) for block in range(2)] == [0, 2]
+    assert "h.2.attn.bias" not in written
+    assert [(each["name"], each["kind"]) for each in report["not_loaded"]] == [
+        ("h.*.attn.bias", "ignored by the class")
+    ]
