@@ -78,13 +78,16 @@ def prune(
     packed: Packed | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    inputs: Mapping[str, str] | None = None,
+    allow_changed_inputs: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Report:
     """Prune `model` (a folder or a hub id) into the new folder `out`; returns the report that is written there too.
 
     Parameters are the options of `prune-cli prune`, which `prune-cli prune --help` explains; None stands for what was
-    not said. `options` are those of `-o`, as {"swaps.rounds": 8}. Raises RequestError before any work where the request
+    not said. `options` are those of `-o`, as {"swaps.rounds": 8}; `inputs` are hashes that must hold, as those of
+    another report. Raises RequestError before any work where the request
     cannot be met and PruneError where the run fails.
     """
     given = _fields(locals())
@@ -141,6 +144,7 @@ def evaluate(
     batch_size: int | Literal["auto"] = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    allow_changed_inputs: bool = False,
 ) -> EvaluationResult:
     """Perplexity of `model` on the text `data`; with a dense model `against`, also the distances to it.
 
@@ -163,14 +167,20 @@ def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
     return inspect_model(str(model), revision)
 
 
-def verify(model: str | Path, *, against: str | Path | None = None, revision: str | None = None) -> Verification:
+def verify(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    revision: str | None = None,
+    allow_changed_inputs: bool = False,
+) -> Verification:
     """Whether `model` is sound, is what its report says and, with a dense model `against`, keeps that one's weights.
 
     What is wrong is in `problems` of the result. Raises RequestError for a folder that cannot be opened at all.
     """
     from prune_cli.checks.verify import verify as run
 
-    return run(str(model), None if against is None else str(against), revision)
+    return run(str(model), None if against is None else str(against), revision, allow_changed=allow_changed_inputs)
 
 
 def sweep(

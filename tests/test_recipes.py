@@ -60,7 +60,11 @@ def values_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         "boolean": st.booleans(),
         "null": st.none(),
         "array": st.lists(_WORDS, max_size=3).map(tuple),
-        "object": st.dictionaries(_WORDS, _VALUES, max_size=3),
+        "object": st.dictionaries(
+            _WORDS,
+            values_of(schema["additionalProperties"]) if "additionalProperties" in schema else _VALUES,
+            max_size=3,
+        ),
     }
     return st.one_of([by_type[name] for name in types])
 
@@ -90,7 +94,8 @@ def test_every_parameter_of_prune_is_a_field_or_about_this_call() -> None:
     parameters = {_FIELDS.get(name, name) for name in inspect.signature(prune).parameters}
     fields = {item.name for item in dataclasses.fields(PruneRequest)}
     about_the_call = {"context", "recipe", "save_recipe", "dry_run", "as_json", "quiet", "verbose"}
-    assert parameters - about_the_call == fields
+    # The hashes of inputs come from reports and recipes, nobody types them.
+    assert parameters - about_the_call == fields - {"inputs"}
 
 
 WRONG = [
@@ -207,12 +212,12 @@ def test_a_report_and_a_saved_recipe_repeat_the_run(
     said = ["--preset", "best", "-o", "steps=3", "--calibration", tokens_file, "--include", "*q_proj*"]
     said += ["--save-recipe", saved]
     report = command("prune", llama, first, *said, "--json").json
-    request = {name: value for name, value in report["request"].items() if name != "out"}
+    request = {name: value for name, value in report["request"].items() if name != "out"} | {"inputs": report["inputs"]}
     assert saved.read_text().startswith("# A recipe of prune-cli")
     assert yaml.safe_load(saved.read_text()) == {
         "model": str(llama), "out": str(first), "method": "admm", "options": {"steps": "3"}, "preset": "best",
         "calibration": str(tokens_file), "include": ["*q_proj*"], "target": "dense",
-        "self_calibration": 1,
+        "self_calibration": 1, "inputs": report["inputs"],
     }  # fmt: skip
     for number, recipe in enumerate((first / "prune_report.json", saved)):
         again = tmp_path / f"again{number}"

@@ -126,7 +126,7 @@ def test_saved_angles_serve_other_shares(llama: Path, tmp_path: Path, text: Path
 
     save_file({"input_ids": token_ids(seed=7, samples=24)}, tmp_path / "other.safetensors")
     refusals = (
-        (options(tmp_path / "other.safetensors"), "was measured with another calibration text"),
+        (options(tmp_path / "other.safetensors"), "was made with other inputs than these: calibration tokens"),
         ([*options(text), "--dtype", "bfloat16"], "was measured with another dtype of the forward pass"),
         (["-m", "width", "--calibration", text], "have no use with -o uniform=true"),
         (["-m", "depth", "-o", "score=angular", "--calibration", text], "was measured with another method"),

@@ -7,10 +7,9 @@ config.json, the index and the report come last; then one rename makes it OUT.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from prune_cli.checkpoint.file_names import (
     REPORT_PAGE,
     SOURCE_CARD,
 )
+from prune_cli.checkpoint.inputs import changed, hash_file, hash_files
 from prune_cli.checkpoint.journaled_folder import JournaledFolder, changed_keys
 from prune_cli.checkpoint.layout import Layout
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry
@@ -92,16 +92,17 @@ class OutputFolder:
         self._folder.append({"fingerprint": dict(fingerprint), "input_hashes": self.input_hashes})
 
     def _continue(self, lines: list[dict[str, Any]], fingerprint: Mapping[str, Any]) -> None:
-        changed = changed_keys(lines[0]["fingerprint"], fingerprint)
-        if changed:
+        differ = changed_keys(lines[0]["fingerprint"], fingerprint)
+        if differ:
             raise RequestError(
-                f"The interrupted run in {self.partial} was asked for something else ({', '.join(changed)} differ): "
+                f"The interrupted run in {self.partial} was asked for something else ({', '.join(differ)} differ): "
                 "repeat its command with --resume, or add --overwrite to start again."
             )
         self.input_hashes = hash_files(self._source.folder, self._source.files)
-        if self.input_hashes != lines[0]["input_hashes"]:
+        if names := changed(lines[0]["input_hashes"], self.input_hashes):
             raise RequestError(
-                f"The model has changed since the run in {self.partial} was interrupted: use --overwrite to start anew."
+                f"{names[0]} of the model has changed since the run in {self.partial} was interrupted: use --overwrite "
+                "to start anew."
             )
         for line in lines[1:]:
             if "block" in line:
@@ -116,7 +117,7 @@ class OutputFolder:
             made = (
                 [pool.submit(layout.make_file, f, self._source, self.partial) for f in layout.files] if layout else []
             )
-            hashes = {file: pool.submit(_sha256, self._source.folder / file) for file in self._source.files}
+            hashes = {file: pool.submit(hash_file, self._source.folder / file) for file in self._source.files}
             for entry in self._source.entries.values():
                 _check_finite(entry, self._source)
             for file in made:
@@ -251,14 +252,3 @@ def _check_finite(entry: TensorEntry, source: Checkpoint) -> None:
             f"{entry.name} in {entry.file} holds {kind}: the checkpoint is damaged or its training diverged; "
             "get a sound copy."
         )
-
-
-def hash_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
-    """sha256 of each of `files` in `folder`."""
-    with ThreadPoolExecutor(max_workers=_FILE_THREADS) as pool:
-        return dict(zip(files, pool.map(lambda file: _sha256(folder / file), files), strict=True))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from prune_cli.checkpoint.file_names import REPORT_JSON
+from prune_cli.checkpoint.inputs import check_inputs, hash_file
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.checks.figures import Figures, told_text
@@ -19,8 +19,9 @@ from prune_cli.checks.loadable import load_failure
 from prune_cli.checks.request import GateRequest
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress
+from prune_cli.report.dense_model import check_dense
 from prune_cli.report.read import read_report
-from prune_cli.report.types import Report
+from prune_cli.report.types import EVALUATION, Report
 from prune_cli.sparse.convert import ConvertRequest, convert
 from prune_cli.sparse.format import is_sparse
 
@@ -48,11 +49,11 @@ def measure_figures(request: GateRequest, progress: Progress) -> Measured:
     data = request.data or (report.request.eval if report else None)
     against = request.against or (report.model.given if report else None)
     request.asked.check_decidable(_missing(data, against))
-    dense = None
+    dense, warnings = None, ()
     if against is not None and needs & {*_BESIDE_DENSE, "dense_bytes"}:
         dense = _dense(request, against, report)
+        warnings = check_dense(source.folder, dense.folder, allow=request.allow_changed_inputs)
     figures: dict[str, Any] = {}
-    warnings: tuple[str, ...] = ()
     if "bytes" in needs:
         figures["bytes"] = Checkpoint.open(source.folder).nbytes
     if "dense_bytes" in needs and dense is not None:
@@ -68,8 +69,9 @@ def measure_figures(request: GateRequest, progress: Progress) -> Measured:
             figures |= _sparsity(weights, report)
         if needs & _RUN and data is not None:
             beside = dense if needs & _BESIDE_DENSE else None
-            run, warnings = _run(request, weights, beside, data, report, progress)
+            run, told = _run(request, weights, beside, data, report, progress)
             figures |= run
+            warnings = tuple(dict.fromkeys((*warnings, *told)))
     return Measured(Figures(**figures), against if dense is not None else None, warnings)
 
 
@@ -109,15 +111,10 @@ def _changed_files(folders: Collection[Path], hashes: Mapping[str, Collection[st
     progress.stage(f"Comparing {len(hashes)} file(s) with the report", len(hashes))
     changed = []
     for name, expected in hashes.items():
-        if not any((each / name).is_file() and _sha256(each / name) in expected for each in folders):
+        if not any((each / name).is_file() and hash_file(each / name) in expected for each in folders):
             changed.append(name)
         progress.advance()
     return changed
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sparsity(folder: Path, report: Report | None) -> dict[str, Any]:
@@ -162,11 +159,16 @@ def _run(
             dtype=request.dtype,
             batch_size=request.batch_size,
             trust_remote_code=request.trust_remote_code,
+            allow_changed_inputs=True,  # told before
         ),
         progress,
     )
+    warnings = result.warnings
+    if report is not None and report.evaluation is not None and request.asks_for_the_reports_text:
+        recorded, found = {EVALUATION: report.evaluation.text.sha256}, {EVALUATION: result.text.sha256}
+        warnings += check_inputs(f"{request.target}/{REPORT_JSON}", recorded, found, allow=request.allow_changed_inputs)
     figures: dict[str, Any] = {"perplexity": result.evaluation.perplexity, "text": told_text(result.text)}
     if result.comparison is not None:
         figures["dense_perplexity"] = result.comparison.dense.perplexity
         figures["kl"], figures["top1"] = result.comparison.kl_from_dense, result.comparison.top1_agreement
-    return figures, result.warnings
+    return figures, warnings

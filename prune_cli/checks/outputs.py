@@ -43,6 +43,8 @@ def show_gate(console: Console, result: GateResult) -> None:
         table.add_row(verdict.rule, verdict.asked, verdict.measured, "pass" if verdict.passed else "FAIL")
     console.print(table)
     console.print(told(result), highlight=False, soft_wrap=True)
+    for warning in result.warnings:
+        console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
     console.print(verdict_of(result), highlight=False, soft_wrap=True)
 
 
@@ -85,7 +87,9 @@ def to_markdown(result: GateResult) -> str:
     rows = [(f"`{v.rule}`", v.asked, v.measured, "pass" if v.passed else "**FAIL**") for v in result.verdicts]
     found = "measured" if result.source == "measured" else "in the report"
     title = f"### Check of `{result.target}`"
-    return f"{title}\n\n{markdown_table(('rule', 'asked', found, ''), rows)}\n\n{told(result)} {verdict_of(result)}\n"
+    warnings = "".join(f"\n\n**Warning:** {warning}" for warning in result.warnings)
+    rules = markdown_table(("rule", "asked", found, ""), rows)
+    return f"{title}\n\n{rules}\n\n{told(result)} {verdict_of(result)}{warnings}\n"
 
 
 def _sentence(verdict: CheckResult) -> str:

@@ -30,6 +30,12 @@ class GateRequest:
     batch_size: int | Literal["auto"] = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
+    allow_changed_inputs: bool = False
+
+    @property
+    def asks_for_the_reports_text(self) -> bool:
+        """Whether the very windows are meant that the report of the model was measured on."""
+        return self.data is None and self.samples is None and self.seq_len is None
 
     @property
     def is_report(self) -> bool:

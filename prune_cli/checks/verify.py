@@ -18,6 +18,7 @@ from prune_cli.errors import PruneError, RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.recovery.read import read_recovery
 from prune_cli.recovery.report import RecoveryReport
+from prune_cli.report.dense_model import change_of_dense
 from prune_cli.report.read import read_report
 from prune_cli.report.types import Report, TensorReport
 from prune_cli.request.pipeline import make_pipeline
@@ -51,12 +52,17 @@ class Verification:
 
 
 def verify(
-    given: str, against: str | None = None, revision: str | None = None, progress: Progress | None = None
+    given: str,
+    against: str | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    *,
+    allow_changed: bool = False,
 ) -> Verification:
     """Look at every byte of a model's weights. Raises RequestError for a folder that cannot be opened at all.
 
     Damage within it is a problem of the result, by name, and so is whatever does not agree with `prune_report.json` or
-    with the dense model `against`.
+    with the dense model `against`, which is the one that was pruned unless `allow_changed`.
     """
     progress = progress or Silent()
     folder = resolve_model(given, revision).folder
@@ -67,13 +73,17 @@ def verify(
     verifier = _Verifier(stored, report, dense, recovered)
     progress.stage(f"Verifying {len(stored.tensors)} tensors", len(stored.tensors))
     problems = [*verifier.config(), *verifier.names()]
+    change = None if dense is None else change_of_dense(folder, dense.checkpoint.folder)
+    if change is not None and not allow_changed:
+        problems.append(Problem(REPORT_JSON, f"{change}: the dense model is not the one that was pruned."))
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
         hashes = [pool.submit(_told, file, lambda file=file: verifier.file(file)) for file in verifier.hashed]
         for found in pool.map(lambda name: _told(name, lambda: verifier.tensor(name)), stored.tensors):
             problems += found
             progress.advance()
         problems += [problem for job in hashes for problem in job.result()]
-    return Verification(given, against, tuple(verifier.checked()), tuple(verifier.skipped()), tuple(_once(problems)))
+    skipped = [*verifier.skipped(), *([f"that the dense model is the one that was pruned: {change}"] if change else [])]
+    return Verification(given, against, tuple(verifier.checked()), tuple(skipped), tuple(_once(problems)))
 
 
 def _told(name: str, check: Callable[[], Iterable[Problem]]) -> list[Problem]:

@@ -37,6 +37,7 @@ def check(
     batch_size: options.BatchSize = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
+    allow_changed_inputs: options.AllowChanged = False,
     junit: its.Junit = None,
     github: its.Github = None,
     as_json: options.Json = False,
@@ -74,6 +75,7 @@ def check(
             batch_size=options.batch_size_of(batch_size),
             revision=revision,
             trust_remote_code=trust_remote_code,
+            allow_changed_inputs=allow_changed_inputs,
         )
         on_github = github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true"
         options.calm_libraries(verbose=verbose, quiet=quiet)

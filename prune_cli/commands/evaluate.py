@@ -52,6 +52,7 @@ def evaluate(
     batch_size: options.BatchSize = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
+    allow_changed_inputs: options.AllowChanged = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -102,7 +103,14 @@ def evaluate(
                 with redirect_stderr(StringIO()) if quiet else nullcontext():
                     scores = measure_tasks(asked, progress)
             if data is not None:
-                result = measure(EvaluationRequest(data=data, samples=samples, seq_len=seq_len, **shared), progress)
+                asked_for_text = EvaluationRequest(
+                    data=data,
+                    samples=samples,
+                    seq_len=seq_len,
+                    allow_changed_inputs=allow_changed_inputs,
+                    **shared,
+                )
+                result = measure(asked_for_text, progress)
 
         def show(console: Console) -> None:
             if result is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import typer
 
 from prune_cli.commands.options import batch_size_of, key_values
 from prune_cli.errors import RequestError
+from prune_cli.report.types import ALLOCATION_TABLE, CALIBRATION, EVALUATION, STATISTICS_FILE
 from prune_cli.request.presets import PRESETS, with_preset
 from prune_cli.request.request import PruneRequest
 
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
 # Parameters of the command that are named or typed otherwise than the fields.
 _FIELDS = {"option": "options", "evaluation": "eval", "into": "format"}
 _READ = {"options": key_values, "batch_size": batch_size_of, "include": tuple, "exclude": tuple, "out": Path}
+
+
+# Another value of these asks for other inputs than a recipe's hashes are of.
+_INPUTS_OF = {
+    "calibration": (CALIBRATION,),
+    "samples": (CALIBRATION,),
+    "seed": (CALIBRATION, EVALUATION),
+    "seq_len": (CALIBRATION, EVALUATION),
+    "eval": (EVALUATION,),
+    "allocate": (ALLOCATION_TABLE,),
+    "statistics": (STATISTICS_FILE,),
+}
 
 
 def said_by(context: typer.Context) -> dict[str, Any]:
@@ -46,8 +59,12 @@ def merged(recipe: Recipe | None, said: Mapping[str, Any]) -> dict[str, Any]:
     if "preset" in above:
         old = PRESETS.get(below.pop("preset", ""), {})
         below = {name: value for name, value in below.items() if name not in old or old[name] != value}
-    if above.get("model", below.get("model")) != below.get("model") and "model" in below:
+    other = {name for name in above.keys() & below.keys() if above[name] != below[name]}
+    other |= _INPUTS_OF.keys() & above.keys() - below.keys()
+    if "model" in other:
         below.pop("revision", None)  # it pins the recipe's own model
+    if "inputs" in below:
+        below["inputs"] = _inputs_left(below["inputs"], other)
     for name, other in (("pattern", "sparsity"), ("sparsity", "pattern")):
         if name in above and other not in above:
             below.pop(other, None)
@@ -58,3 +75,11 @@ def merged(recipe: Recipe | None, said: Mapping[str, Any]) -> dict[str, Any]:
         if name not in values:
             raise RequestError(f"{name.upper()} is missing: give it on the command line, or as {name} in a recipe.")
     return values
+
+
+def _inputs_left(inputs: Mapping[str, str], other: Collection[str]) -> dict[str, str]:
+    """The hashes of a recipe that still hold where the fields `other` are said otherwise."""
+    if {"model", "revision"} & set(other):
+        return {}
+    asked_for = {name for field in other for name in _INPUTS_OF.get(field, ())}
+    return {name: sha256 for name, sha256 in inputs.items() if name not in asked_for}

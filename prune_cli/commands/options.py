@@ -34,6 +34,14 @@ Dtype = Annotated[
     ),
 ]
 BatchSize = Annotated[str, typer.Option(help="Samples per forward pass, or auto.", rich_help_panel=MACHINE)]
+AllowChanged = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-inputs",
+        help="Go on, with a warning, where weights, texts or files are not those that a report or recipe names.",
+        rich_help_panel=MACHINE,
+    ),
+]
 SeqLen = Annotated[
     int | None,
     typer.Option(help="Tokens per sample [default: 2048, or what the model takes].", rich_help_panel=TEXT),

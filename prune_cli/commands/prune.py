@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ def prune(
     packed: its.Packed = None,
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
+    allow_changed_inputs: options.AllowChanged = False,
     resume: its.Resume = False,
     overwrite: its.Overwrite = False,
     dry_run: its.DryRun = False,
@@ -70,13 +71,13 @@ def prune(
     with told_failures(as_json=as_json, verbose=verbose, out=request.out):
         options.calm_libraries(verbose=verbose, quiet=quiet)
         if dry_run:
-            revision = _tell(request, as_json=as_json, quiet=quiet)
+            revision, inputs = _tell(request, as_json=as_json, quiet=quiet), {}
         else:
-            revision = _run(request, as_json=as_json, quiet=quiet, verbose=verbose)
+            revision, inputs = _run(request, as_json=as_json, quiet=quiet, verbose=verbose)
         if save_recipe is not None:
             from prune_cli.recipes.writing import write_recipe
 
-            write_recipe(save_recipe, request, words, revision)
+            write_recipe(save_recipe, request, words, revision, inputs)
 
 
 def _request(
@@ -116,8 +117,8 @@ def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
     return plan.revision
 
 
-def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) -> str | None:
-    """Prunes and shows the report; returns the commit of a hub model."""
+def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) -> tuple[str | None, Mapping[str, str]]:
+    """Prunes and shows the report; returns the commit of a hub model, and the hashes of all that was read."""
     from prune_cli.commands.terminal import show_report
     from prune_cli.progress import progress_on
     from prune_cli.run import prune
@@ -130,4 +131,4 @@ def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) ->
         quiet=quiet,
         show=lambda console: show_report(console, report, verbose=verbose),
     )
-    return report.model.revision
+    return report.model.revision, report.inputs

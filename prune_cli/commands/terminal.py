@@ -153,6 +153,8 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
         table.add_row("same first choice", percent(other.top1_agreement))
     console.print(table)
     console.print(f"{result.protocol}. {result.text.protocol}", highlight=False)
+    for warning in result.warnings:
+        console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
 
 
 def show_inspection(console: Console, inspection: Inspection) -> None:

@@ -17,6 +17,7 @@ def verify(
         str | None, typer.Option(metavar="DENSE", help="The dense model: kept weights must be its own.")
     ] = None,
     revision: options.Revision = None,
+    allow_changed_inputs: options.AllowChanged = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -31,7 +32,7 @@ def verify(
         from prune_cli.progress import progress_on
 
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
-            found = run(model, against, revision, progress)
+            found = run(model, against, revision, progress, allow_changed=allow_changed_inputs)
         options.print_result(
             found.to_json(),
             as_json=as_json,

@@ -64,10 +64,10 @@ def measured(texts: Texts, before: Evaluation | None, after: Evaluation | None) 
 
 
 def warnings_of(run: Run[OpenModel], *own: str) -> list[str]:
-    """Those of the texts, the run's `own`, and those of files that are not in the output."""
+    """Those of the texts and the run, `own` ones, and those of files that are not in the output."""
     warnings = [w for tokens in (run.texts.calibration, run.texts.evaluation) if tokens for w in tokens.warnings]
     left = [why_not_copied(file) for file in run.output.not_copied]
-    return [*warnings, *own, *_named_in_vain(run.plan.checkpoint), *left]
+    return [*warnings, *run.warnings, *own, *_named_in_vain(run.plan.checkpoint), *left]
 
 
 def _named_in_vain(checkpoint: Checkpoint) -> list[str]:

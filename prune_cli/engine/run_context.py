@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from calibration.batch import Batch
@@ -20,13 +21,18 @@ Plan_co = TypeVar("Plan_co", bound=OpenModel, covariant=True)
 
 @dataclass(frozen=True)
 class Run(Generic[Plan_co]):
-    """One run of `prune` whose output has begun; `plan` is all that was settled before."""
+    """One run of `prune` whose output has begun; `plan` is all that was settled before.
+
+    `inputs` are hashes of what is read beside weights; `warnings` is what the run came upon that its report tells.
+    """
 
     plan: Plan_co
     texts: Texts
     output: OutputFolder
     progress: Progress
     memory: PeakMemory
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def request(self) -> PruneRequest:

@@ -18,6 +18,7 @@ from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress, Silent
+from prune_cli.report.dense_model import check_dense, revision_of_dense
 from prune_cli.report.types import Comparison, Evaluation, TextReport
 from prune_cli.request.request import Dtype, check_counts, check_device
 
@@ -36,6 +37,7 @@ class EvaluationRequest:
     batch_size: int | Literal["auto"] = "auto"
     trust_remote_code: bool = False
     revision: str | None = None
+    allow_changed_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,10 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
     device = pick_device(request.device)
     source, model = _open(request.model, request.revision, request, device)
     check_seq_len(model, request.seq_len)
-    against = _open(request.against, None, request, device)[1] if request.against is not None else None
+    against, changed = None, ()
+    if request.against is not None:
+        dense, against = _open(request.against, revision_of_dense(source.folder, request.against), request, device)
+        changed = check_dense(source.folder, dense.folder, allow=request.allow_changed_inputs)
     if against is not None and against.vocab_size != model.vocab_size:
         raise RequestError(
             f"{request.model} and {request.against} have {model.vocab_size} and {against.vocab_size} tokens: "
@@ -89,7 +94,7 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
         compute_dtype=str(model.dtype).removeprefix("torch."),
         evaluation=evaluation,
         comparison=comparison,
-        warnings=tokens.warnings,
+        warnings=(*tokens.warnings, *changed),
     )
 
 

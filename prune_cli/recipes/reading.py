@@ -34,7 +34,7 @@ _TAGS["number"] = {core_yaml.INTEGER, core_yaml.NUMBER}
 _TAGS["string"] = {core_yaml.STRING, core_yaml.INTEGER, core_yaml.NUMBER}
 _COMMAND_LINE_ONLY = ("dry_run", "json", "quiet", "verbose", "recipe", "save_recipe")
 # About the files of the earlier run, not about what it did.
-_NOT_REPEATED = ("resume", "overwrite", "save_statistics")
+_NOT_REPEATED = ("resume", "overwrite", "save_statistics", "allow_changed_inputs")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def _recipe_of_report(path: Path) -> Recipe:
     saved = read_report(path)
     asked, revision = request_as_json(saved.report.request), saved.report.model.revision
     values = {k: v for k, v in asked.items() if v is not None and k not in _NOT_REPEATED}
+    values["inputs"] = saved.report.inputs_told()
     if revision is not None:
         values["revision"] = revision
     return Recipe(saved.path, _typed(values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,14 @@ def check_recipe_path(path: Path, *, overwrite: bool) -> None:
         raise RequestError(f"--save-recipe {path} is no file that can be written: its folder must exist.")
 
 
-def write_recipe(path: Path, request: PruneRequest, said: Collection[str], revision: str | None) -> None:
-    """Write the recipe of `request`; `revision` is the commit of a hub model, which pins it."""
-    pinned = dataclasses.replace(request, revision=revision) if revision is not None else request
+def write_recipe(
+    path: Path, request: PruneRequest, said: Collection[str], revision: str | None, inputs: Mapping[str, str]
+) -> None:
+    """Write the recipe of `request`; the commit of a hub model and the hashes of what was read pin it."""
+    pinned = dataclasses.replace(
+        request, revision=revision or request.revision, inputs=inputs or request.inputs, allow_changed_inputs=False
+    )
+    said = [name for name in said if name != "allow_changed_inputs"]
     path.write_text(recipe_text(pinned, said, pinned=revision is not None), encoding="utf-8")
 
 

@@ -15,6 +15,9 @@ from prune_cli.request.json_schema import Keywords
 from prune_cli.request.request import PruneRequest, request_as_json, split_pattern
 
 SCHEMA_VERSION = 1
+# Names of inputs beside weight files, which go by their own.
+CALIBRATION, EVALUATION = "calibration tokens", "evaluation tokens"
+ALLOCATION_TABLE, STATISTICS_FILE = "allocation table", "statistics file"
 
 Count = Annotated[int, Keywords(minimum=0)]
 Positive = Annotated[int, Keywords(minimum=1)]
@@ -241,6 +244,7 @@ class AllocationReport:
 class Report:
     """Everything about one run. Sparse weights have an `allocation`, smaller dense models a `structure`.
 
+    `inputs` has the sha256 of all that was read, calibration before windows of the model's own were added.
     `output_error_rows` stand for the calibration tokens in output_error; as many as tokens means exact.
     """
 
@@ -250,6 +254,7 @@ class Report:
     request: PruneRequest
     environment: Environment
     model: PrunedModel
+    inputs: Mapping[str, Sha256] = field(default_factory=dict)
     output: Output
     method: MethodReport
     allocation: AllocationReport | None
@@ -271,6 +276,15 @@ class Report:
     def from_json(cls, document: Mapping[str, Any]) -> Report:
         """The report of a document that is valid by `report_schema`."""
         return from_json(cls, document)
+
+    def inputs_told(self) -> dict[str, str]:
+        """Its `inputs`; of a report that does not list them, what it tells of weights and texts elsewhere."""
+        found = {**self.model.files}
+        if self.calibration is not None and not self.request.self_calibration:
+            found[CALIBRATION] = self.calibration.sha256
+        if self.evaluation is not None:
+            found[EVALUATION] = self.evaluation.text.sha256
+        return dict(self.inputs) or found
 
     def to_json(self) -> str:
         document = asdict(self) | {"request": request_as_json(self.request)}

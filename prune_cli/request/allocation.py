@@ -122,6 +122,14 @@ def read_allocation(given: str, names: Sequence[str]) -> dict[str, float]:
     return {name: float(table[name]) for name in names}
 
 
+def allocation_report(given: str) -> Path | None:
+    """The file of `file:PATH` where that is the report of a run; `read_allocation` has read it."""
+    path = Path(given.removeprefix(FILE)).expanduser()
+    if not given.startswith(FILE):
+        return None
+    return path if "request" in json.loads(path.read_text(encoding="utf-8")) else None
+
+
 def _table(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

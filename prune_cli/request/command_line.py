@@ -11,6 +11,7 @@ from prune_cli.request.presets import PRESETS
 from prune_cli.request.request import PruneRequest
 
 _POSITIONAL = ("model", "out")
+_OF_RECIPES = "inputs"
 
 
 def command_of(request: PruneRequest | Mapping[str, Any]) -> str:
@@ -28,7 +29,7 @@ def words_of(request: PruneRequest | Mapping[str, Any]) -> list[str]:
     options = [
         word
         for name, value in said.items()
-        if name not in _POSITIONAL and _plain(value) != _plain(usual.get(name))
+        if name not in (*_POSITIONAL, _OF_RECIPES) and _plain(value) != _plain(usual.get(name))
         for word in _option(name, value)
     ]
     places = [str(said[name]) for name in _POSITIONAL]

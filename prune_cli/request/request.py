@@ -33,7 +33,10 @@ Packed = Literal["keep", "bf16"]
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """Everything that a run was asked for. None means that the user did not say. See `prune-cli prune --help`."""
+    """Everything that a run was asked for. None means that the user did not say. See `prune-cli prune --help`.
+
+    `inputs` maps weight files, "calibration tokens" and the like to the sha256 that a report or recipe has of them.
+    """
 
     model: str
     out: Path
@@ -69,6 +72,8 @@ class PruneRequest:
     drop_extra_heads: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    allow_changed_inputs: bool = False
 
     def check(self) -> None:
         """Raise RequestError for anything that can be told wrong without the model."""

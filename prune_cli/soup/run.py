@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from prune_cli.checkpoint.dtypes import FLOATS
-from prune_cli.checkpoint.file_names import why_not_copied
+from prune_cli.checkpoint.file_names import REPORT_JSON, why_not_copied
+from prune_cli.checkpoint.inputs import check_inputs, hash_files
 from prune_cli.checkpoint.layout import same_layout
-from prune_cli.checkpoint.output_folder import OutputFolder, hash_files
+from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import resolve_model
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
+from prune_cli.report.read import read_report
 from prune_cli.soup.average import Masks, average
 from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals
 from prune_cli.soup.survey import Ingredient, TensorSurvey, check_alike, survey
@@ -39,6 +41,7 @@ class SoupRequest:
     out: Path
     weights: tuple[float, ...] | None = None
     masks: Masks = "same"
+    allow_changed_inputs: bool = False
     overwrite: bool = False
     resume: bool = False
     dry_run: bool = False
@@ -73,7 +76,7 @@ def soup(request: SoupRequest, progress: Progress | None = None) -> SoupReport:
     request.check()
     begun = time.monotonic()
     ingredients = _open(request)
-    warnings = check_alike(ingredients)
+    warnings = check_alike(ingredients) + _check_origins(ingredients, allow=request.allow_changed_inputs)
     progress.stage("Comparing the models", len(ingredients[0].checkpoint.entries))
     found = survey(ingredients, request.masks, progress)
     first = ingredients[0].checkpoint
@@ -109,6 +112,18 @@ def _open(request: SoupRequest) -> list[Ingredient]:
         check_output(request.out, ingredient.checkpoint, resume=request.resume, overwrite=request.overwrite)
     check_space(request.out, ingredients[0].checkpoint.nbytes)
     return ingredients
+
+
+def _check_origins(ingredients: Sequence[Ingredient], *, allow: bool) -> tuple[str, ...]:
+    """As `check_inputs`: those that have a report were pruned from one dense model."""
+    reported = [each for each in ingredients if (each.source.folder / REPORT_JSON).is_file()]
+    warnings: tuple[str, ...] = ()
+    if reported:
+        first, *others = [read_report(each.source.folder).report.model.files for each in reported]
+        for ingredient, files in zip(reported[1:], others, strict=True):
+            owner = f"{ingredient.source.given}, unlike {reported[0].source.given},"
+            warnings += check_inputs(owner, files, first, allow=allow)
+    return warnings
 
 
 def _fingerprint(request: SoupRequest, hashes: Sequence[dict[str, str]]) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from prune_cli.checkpoint.dtypes import FLOATS, data_bytes
 from prune_cli.checkpoint.reader import Checkpoint, TensorEntry
+from prune_cli.engine.inputs import all_inputs
 from prune_cli.engine.not_loaded import not_loaded
 from prune_cli.engine.provenance import (
     batch_size_of,
@@ -55,6 +56,7 @@ def assemble_structured(
         request=run.request,
         environment=environment(prepared, batch_size_of(prepared, calibration)),
         model=model_facts(prepared, output.input_hashes),
+        inputs=all_inputs(run),
         output=Output(str(run.request.out), output.hashes()),
         method=MethodReport(
             run.request.method, prepared.method.summary, [prepared.method.paper], asdict(prepared.options)

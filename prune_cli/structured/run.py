@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
+from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
 from prune_cli.engine.provenance import batch_size_of, measured, versions
@@ -19,7 +21,7 @@ from prune_cli.engine.texts import Texts
 from prune_cli.packed.output import describe
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
-from prune_cli.report.types import Report
+from prune_cli.report.types import STATISTICS_FILE, Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
@@ -37,10 +39,12 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     check_space(request.out, removal.bytes_at_most())
     memory = PeakMemory(prepared.device)
     texts = read_texts(prepared, progress)
+    inputs = inputs_before(prepared, texts)
     with OutputFolder(request.out, prepared.checkpoint) as output:
-        run = Run(prepared, texts, output, progress, memory)
+        run = Run(prepared, texts, output, progress, memory, inputs)
         progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
-        output.begin(fingerprint(prepared, texts), resume=request.resume)
+        output.begin(fingerprint(prepared, texts, inputs), resume=request.resume)
+        check_weights(run)
         before = perplexity_before(run)
         change = removal.decide(run)
         memory.look()
@@ -61,13 +65,14 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     return report
 
 
-def fingerprint(prepared: PreparedStructure, texts: Texts) -> dict[str, Any]:
+def fingerprint(prepared: PreparedStructure, texts: Texts, inputs: Mapping[str, str]) -> dict[str, Any]:
     """All that the bytes of the output depend on, but for the input's files, which are hashed on the way."""
     request = prepared.request
     return {
         "method": request.method,
         "options": asdict(prepared.options),
         "sparsity": request.sparsity,
+        "statistics": inputs.get(STATISTICS_FILE),
         "packed": describe(prepared.checkpoint),
         "seed": request.seed,
         "calibration": texts.calibration.sha256 if texts.calibration else None,

@@ -15,13 +15,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from prune_cli.checkpoint.inputs import check_inputs
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.run_context import Run
 from prune_cli.errors import PruneError, RequestError
+from prune_cli.report.types import CALIBRATION
 from prune_cli.request.request import PruneRequest
 
 _KEY = "prune-cli statistics"
 _VERSION = 1
+# Statistics of one method, or in one precision, are not those of another.
+_STRICT = ("method", "dtype of the forward pass")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ def check_statistics(request: PruneRequest, useless: str | None) -> None:
 def measured(run: Run[OpenModel], measure: Callable[[Statistics], Statistics]) -> Statistics:
     """What `measure` makes of the statistics in --statistics; both are kept in --save-statistics."""
     request, measured_with = run.request, identity(run)
-    known = read_statistics(request.statistics, measured_with) if request.statistics is not None else Statistics()
+    known = Statistics()
+    if request.statistics is not None:
+        known, warnings = read_statistics(request.statistics, measured_with, allow=request.allow_changed_inputs)
+        run.warnings.extend(warnings)
     found = measure(known)
     if request.save_statistics is not None:
         everything = Statistics({**known.tensors, **found.tensors}, {**known.facts, **found.facts})
@@ -75,8 +82,13 @@ def _check_paths(read: str | None, written: str | None, *, replace: bool) -> Non
             raise RequestError(f"--save-statistics {written}: there is no folder {path.parent}.")
 
 
-def read_statistics(given: str, expected: Mapping[str, Any]) -> Statistics:
-    """Those of `given`; raises RequestError unless they were measured for the same method, model and text."""
+def read_statistics(
+    given: str, expected: Mapping[str, Any], *, allow: bool = False
+) -> tuple[Statistics, tuple[str, ...]]:
+    """Those of `given`, and warnings; raises RequestError unless they were measured for the same method.
+
+    The same holds for model and text, unless `allow`, which makes a warning of it.
+    """
     path = Path(given).expanduser()
     try:
         with safe_open(path, framework="pt") as file:
@@ -87,13 +99,19 @@ def read_statistics(given: str, expected: Mapping[str, Any]) -> Statistics:
     if not isinstance(head, dict) or head.get("version") != _VERSION:
         raise RequestError(f"--statistics {given} was not written by --save-statistics of this version: make it anew.")
     found = head["identity"]
-    differs = [name for name, value in expected.items() if found.get(name) != value]
+    differs = [name for name in _STRICT if found.get(name) != expected[name]]
     if differs:
         raise RequestError(
             f"--statistics {given} was measured with another {differs[0]}: repeat the options of the run that wrote "
             "it, or measure again with --save-statistics."
         )
-    return Statistics(tensors, head["facts"])
+    warnings = check_inputs(f"--statistics {given}", _hashes(found), _hashes(expected), allow=allow)
+    return Statistics(tensors, head["facts"]), warnings
+
+
+def _hashes(measured_with: Mapping[str, Any]) -> dict[str, str]:
+    text = measured_with["calibration text"]
+    return {**measured_with["model files"], **({CALIBRATION: text} if text is not None else {})}
 
 
 def write_statistics(given: str, measured_with: Mapping[str, Any], statistics: Statistics) -> None:

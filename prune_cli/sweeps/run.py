@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from calibration.tokens import TokenSet
-from prune_cli.checkpoint.output_folder import hash_files
+from prune_cli.checkpoint.inputs import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report, versions
 from prune_cli.engine.self_calibration import self_calibrated

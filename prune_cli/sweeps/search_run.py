@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import torch
 
 from calibration.tokens import TokenSet
-from prune_cli.checkpoint.output_folder import hash_files
+from prune_cli.checkpoint.inputs import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, by_tokens, mean, standard_error, summary
 from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report
 from prune_cli.engine.texts import TextReader, open_text

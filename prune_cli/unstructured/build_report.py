@@ -12,6 +12,7 @@ from methods._pattern import NofM
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.input_statistics import sketch_rows
+from prune_cli.engine.inputs import all_inputs
 from prune_cli.engine.not_loaded import not_loaded
 from prune_cli.engine.provenance import (
     batch_size_of,
@@ -100,6 +101,7 @@ def assemble_report(
         request=run.request,
         environment=environment(plan, batch_size_of(plan, calibration)),
         model=model_facts(plan, output.input_hashes),
+        inputs=all_inputs(run),
         output=Output(str(run.request.out), hashes.result()),
         method=_method(plan),
         allocation=AllocationReport(**allocation.to_dict()),

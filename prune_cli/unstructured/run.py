@@ -12,6 +12,7 @@ import torch
 from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.activation_offload import ActivationOffload
+from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
 from prune_cli.engine.provenance import measured
@@ -39,11 +40,14 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
     begun = time.monotonic()
     plan = prepare(request)
     memory = PeakMemory(plan.device)
-    texts = _with_sampled(plan, read_texts(plan, progress), progress)
+    texts = read_texts(plan, progress)
+    inputs = inputs_before(plan, texts, allocation=plan.allocation_file)
+    texts = _with_sampled(plan, texts, progress)
     with OutputFolder(request.out, plan.checkpoint) as output:
-        run = Run(plan, texts, output, progress, memory)
+        run = Run(plan, texts, output, progress, memory, inputs)
         progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
         output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
+        check_weights(run)
         if request.format == "sparse":
             decode_shards(output.partial, output.layout.files)
         before = perplexity_before(run)

@@ -129,7 +129,7 @@ def _what_it_takes(totals: Totals) -> str:
 def exact_request(report: Report) -> PruneRequest:
     """What was asked for, with the commit that was found, and without what belongs to that one run."""
     revision = report.model.revision or report.request.revision
-    return replace(report.request, revision=revision, resume=False, overwrite=False)
+    return replace(report.request, revision=revision, resume=False, overwrite=False, allow_changed_inputs=False)
 
 
 def _kept(report: Report) -> list[tuple[str, str]]:
