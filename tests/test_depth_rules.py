@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from prune_cli.structured.depth.block_entries import BlockEntries
+from tests.broken import change_config
 from tests.conftest import RunCommand, token_ids
 from tests.round_trips import logits_without_blocks
 from tests.tiny import load_plain, save_tiny
@@ -60,6 +63,86 @@ def test_a_rule_on_numbers_is_expressed_exactly_or_refused(kind: str, tmp_path: 
         assert outcome.code == 0, outcome.stderr
         logits = load_plain(out)(input_ids=token_ids(), use_cache=False).logits
         assert torch.equal(logits, logits_without_blocks(model, gone, token_ids()))
+        _assert_no_key_lies(out, RULES[kind])
+
+
+def _assert_no_key_lies(out: Path, rules: dict[str, Any]) -> None:
+    """Who reads the published keys alone learns of the same blocks as who reads the lists, or finds no key."""
+    config = json.loads((out / "config.json").read_text())
+    if rules.keys() & config.keys():
+        by_rule = AutoConfig.for_model(**{key: value for key, value in config.items() if key not in LISTS}).to_dict()
+        assert [by_rule.get(key) for key in LISTS] == [AutoConfig.for_model(**config).to_dict().get(k) for k in LISTS]
+
+
+# Entries of a config with six blocks and one extra head, and what they are without the blocks 1 and 4.
+ENTRIES: dict[str, tuple[Any, Any]] = {
+    "layer_types": (list("abcdef"), list("acdf")),
+    "layer_types of heads too": (list("abcdefH"), list("acdfH")),
+    "hybrid_override_pattern": ("ME*-MEH", "M*-EH"),
+    "moe_layers_enum": ("1,2,4,5,6", "1,3,4"),
+    "mlp_only_layers": ([1, 5], [3]),
+    "kda_layers": ([1, 2, 3, 5, 6], [1, 2, 4]),
+    "kv_source_layers": ([0, 0, 2, 2, 2, 5], [0, 1, 1, 3]),
+    "num_hash_layers": (3, 2),
+    "per_layer_config": ({"0": "a", "1": "b", "5": "f"}, {"0": "a", "3": "f"}),
+    "linear_attn_config": ({"full_attn_layers": [4], "head_dim": 6}, {"full_attn_layers": [3], "head_dim": 6}),
+    "sparse_attention_config": ({"freq": [0, 1, 1, 0, 0, 1]}, {"freq": [0, 1, 0, 1]}),
+    "num_attention_heads": (6, None),
+    "rope_parameters": ({"mrope": [1] * 6}, None),
+    "eos_token_id": ([1, 2, 3, 4, 5, 6], None),
+}
+
+
+@pytest.mark.parametrize("key", ENTRIES)
+def test_every_way_to_speak_of_blocks_is_cut(key: str) -> None:
+    value, expected = ENTRIES[key]
+    assert BlockEntries(6, 1, [0, 2, 3, 5]).changed(key.partition(" ")[0], value) == expected
+
+
+_V4 = {
+    "vocab_size": 128, "hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 1, "head_dim": 16, "qk_rope_head_dim": 8, "q_lora_rank": 16, "num_experts_per_tok": 2,
+    "n_routed_experts": 4, "n_shared_experts": 1, "max_position_embeddings": 64, "sliding_window": 16, "o_groups": 2,
+    "o_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "hc_mult": 2,
+}  # fmt: skip
+_GEMMA4 = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "settings", "hub", "expected"),
+    [
+        (
+            "deepseek_v4",
+            _V4,
+            {
+                "compress_ratios": [128, 128, 128, 4, 0],
+                "num_hash_layers": 3,
+                "layer_types": None,
+                "mlp_layer_types": None,
+            },
+            {"compress_ratios": [128, 128, 4, 0], "num_hash_layers": 2, "num_nextn_predict_layers": 1},
+        ),
+        ("gemma4_text", _GEMMA4, {}, {"per_layer_config": {"0": {"head_dim": 16}, "2": {"head_dim": 16}}}),
+    ],
+)
+def test_the_keys_of_the_hub_are_cut_too(
+    kind: str, settings: dict[str, Any], hub: dict[str, Any], expected: Any, tmp_path: Path, command: RunCommand
+) -> None:
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).save_pretrained(model)
+    change_config(model, **hub)
+    which = "0" if kind == "gemma4_text" else "1"
+    outcome = command("prune", model, tmp_path / "out", "-m", "depth", "-o", f"which={which}", "-o", "refit=none", "-q")
+    assert outcome.code == 0, outcome.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: config[key] for key in expected} == expected
+    logits = load_plain(tmp_path / "out")(input_ids=token_ids(), use_cache=False).logits
+    assert torch.equal(logits, logits_without_blocks(model, [int(which)], token_ids()))
 
 
 @pytest.mark.parametrize(

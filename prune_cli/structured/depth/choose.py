@@ -16,8 +16,9 @@ from prune_cli.packed.output import output_bytes
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import DEFAULT_SAMPLES
 from prune_cli.structured.check_rebuilt import rebuild
-from prune_cli.structured.config import config_from, config_without_blocks
+from prune_cli.structured.config import config_from
 from prune_cli.structured.cost import Cost, how_chosen, how_known
+from prune_cli.structured.depth.config import config_without_blocks
 from prune_cli.structured.depth.greedy import Removals, refitted_loss
 from prune_cli.structured.depth.refit import fitted_tensors, refit
 from prune_cli.structured.depth.renumber import without_blocks
@@ -176,7 +177,9 @@ def change_without(prepared: PreparedStructure, removed: Sequence[int], choice: 
     """Raises RequestError where the architecture's config cannot describe the model without `removed`."""
     blocks = len(prepared.model.blocks)
     kept = [block for block in range(blocks) if block not in removed]
-    config = config_without_blocks(prepared.source, prepared.model, kept)
+    config, taken_out = config_without_blocks(
+        prepared.source, prepared.model, kept, drops_heads=prepared.request.drop_extra_heads
+    )
     keep_module_lists(prepared, config, kept)
     count_no_heads(prepared, config)
     tensors, dropped = without_blocks(prepared.model, kept, heads_to_drop(prepared))
@@ -194,10 +197,18 @@ def change_without(prepared: PreparedStructure, removed: Sequence[int], choice: 
         )
         for block in range(blocks)
     ]
-    change = StructuredPlan(config, tensors, dropped, kept, (blocks, len(kept)), told)
+    notes = tuple(_taken_out(key) for key in taken_out)
+    change = StructuredPlan(config, tensors, dropped, kept, (blocks, len(kept)), told, notes=notes)
     check_module_lists(prepared, change)
     rebuild(prepared.model, config_from(config, prepared.model), change, trust_remote_code=prepared.trust_remote_code)
     return change
+
+
+def _taken_out(key: str) -> str:
+    return (
+        f"config.json has lost {key}, a rule on the numbers of blocks that does not hold for those that are left; its "
+        "lists say what each block is. A runtime that reads nothing but the rule cannot load the output."
+    )
 
 
 def _choose(run: Run[PreparedStructure]) -> Choice:
