@@ -52,7 +52,7 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     console.print(_what_was_done(report), highlight=False)
     show_not_loaded(console, report.not_loaded)
     console.print(report.gain, highlight=False)
-    for text in [*report.warnings, *(report.structure.notes if report.structure else ())]:
+    for text in [*report.warnings, *(structure.notes if structure else ())]:
         console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
     written = f"Written to {report.output.folder}; prune_report.html there shows it."
     console.print(written, highlight=False, soft_wrap=True)
