@@ -76,6 +76,7 @@ def prune(
     format: Format = "dense",
     self_contained: bool = False,
     packed: Packed | None = None,
+    text_only: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
     inputs: Mapping[str, str] | None = None,

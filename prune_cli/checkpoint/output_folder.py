@@ -43,7 +43,8 @@ _FILE_THREADS = 2
 class OutputFolder:
     """`OUT.partial` and its journal; a context manager, so that the last write is waited for and the lock let go."""
 
-    def __init__(self, out: Path, source: Checkpoint) -> None:
+    def __init__(self, out: Path, source: Checkpoint, beside: Path | None = None) -> None:
+        """`beside` is the folder of config.json, tokenizer and so on, by default that of the weights."""
         self.out = out
         self._folder = JournaledFolder(out, JOURNAL)
         self.partial = self._folder.partial
@@ -53,6 +54,7 @@ class OutputFolder:
         self.input_hashes: dict[str, str] = {}
         self.not_copied: list[str] = []
         self._source = source
+        self._beside = beside or source.folder
         self._read_as = source.over
         self._layout: Layout | None = None
         self._descriptors: dict[str, int] = {}
@@ -210,7 +212,7 @@ class OutputFolder:
 
         The source's README.md makes room for the output's own.
         """
-        folder = self._source.folder
+        folder = self._beside
         skip = {*self._source.files, CONFIG_FILE, INDEX_FILE, *_REPORTS}
         if (folder / CARD).is_file():
             skip.add(SOURCE_CARD)
@@ -236,7 +238,7 @@ class OutputFolder:
         if self.layout.index is not None:
             (self.partial / INDEX_FILE).write_text(self.layout.index, encoding="utf-8")
         if config is None:
-            shutil.copyfile(self._source.folder / CONFIG_FILE, self.partial / CONFIG_FILE)
+            shutil.copyfile(self._beside / CONFIG_FILE, self.partial / CONFIG_FILE)
         else:
             (self.partial / CONFIG_FILE).write_text(config, encoding="utf-8")
         for file, text in reports.items():

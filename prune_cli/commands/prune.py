@@ -51,6 +51,7 @@ def prune(
     into: its.Into = "dense",
     self_contained: its.SelfContained = False,
     packed: its.Packed = None,
+    text_only: its.TextOnly = False,
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
     allow_changed_inputs: options.AllowChanged = False,

@@ -191,6 +191,14 @@ Packed = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+TextOnly = Annotated[
+    bool,
+    typer.Option(
+        "--text-only",
+        help="Of a vision or audio model: write its language model alone, as a causal LM.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.", rich_help_panel=OUTPUT)
 ]

@@ -18,8 +18,9 @@ from prune_cli.engine.texts import TextReader, check_seq_len, open_text
 from prune_cli.errors import RequestError
 from prune_cli.model.open_checkpoint import dequantised
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.model.text_only import text_only
 from prune_cli.packed.dequantised import Dequantised
-from prune_cli.packed.output import as_asked
+from prune_cli.packed.output import as_asked, keeps_packed
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
 from prune_cli.sparse.dense_view import refuse_sparse
 
@@ -82,14 +83,16 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     if writes:
         check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)
-    model = StreamedModel(
-        source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code
-    )
+    trust = request.trust_remote_code
+    model = StreamedModel(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)
+    if request.text_only:
+        if keeps_packed(checkpoint):
+            raise RequestError("--text-only writes other tensors than the packed ones: add --packed bf16.")
+        source, checkpoint = text_only(source, model)
+        model = StreamedModel(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)
     if calibration is not None or evaluation is not None:
         check_seq_len(model, request.seq_len)
-    return OpenModel(
-        request, source, checkpoint, model, device, dtype, calibration, evaluation, request.trust_remote_code
-    )
+    return OpenModel(request, source, checkpoint, model, device, dtype, calibration, evaluation, trust)
 
 
 def _packed_by_default(request: PruneRequest) -> str:

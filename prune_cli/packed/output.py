@@ -20,10 +20,14 @@ def output_layout(source: Checkpoint) -> Layout:
     Of a view by halves, the files hold the values.
     """
     if not isinstance(source, Dequantised):
-        return same_layout(source)
+        return same_layout(source) if source.shows_its_files else _copied(source)
     if source.half:
-        return changed_layout(source, {name: OutputTensor(name) for name in source.entries})
+        return _copied(source)
     return same_layout(source.stored)
+
+
+def _copied(source: Checkpoint) -> Layout:
+    return changed_layout(source, {name: OutputTensor(name) for name in source.entries})
 
 
 def output_bytes(source: Checkpoint) -> int:

@@ -66,6 +66,7 @@ class PruneRequest:
     format: Format = "dense"
     self_contained: bool = False
     packed: Packed | None = None
+    text_only: bool = False
     resume: bool = False
     overwrite: bool = False
     allow_unsupported: bool = False

@@ -40,7 +40,7 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     memory = PeakMemory(prepared.device)
     texts = read_texts(prepared, progress)
     inputs = inputs_before(prepared, texts)
-    with OutputFolder(request.out, prepared.checkpoint) as output:
+    with OutputFolder(request.out, prepared.checkpoint, prepared.source.folder) as output:
         run = Run(prepared, texts, output, progress, memory, inputs)
         progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
         output.begin(fingerprint(prepared, texts, inputs), resume=request.resume)

@@ -43,7 +43,7 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
     texts = read_texts(plan, progress)
     inputs = inputs_before(plan, texts, allocation=plan.allocation_file)
     texts = _with_sampled(plan, texts, progress)
-    with OutputFolder(request.out, plan.checkpoint) as output:
+    with OutputFolder(request.out, plan.checkpoint, plan.source.folder) as output:
         run = Run(plan, texts, output, progress, memory, inputs)
         progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
         output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
