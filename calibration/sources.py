@@ -24,7 +24,7 @@ _BUILTIN = re.compile(r"builtin(:(?P<of>python))?(:(?P<split>train|test))?")
 _REPO = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FORMS = (
     "builtin, c4, wikitext2, ptb, hf:REPO[:CONFIG][:SPLIT][:COLUMN], a text, JSONL, CSV or Parquet file "
-    "(PATH[:COLUMN]), a folder of them, or a .safetensors file with input_ids"
+    "(PATH[:COLUMN]), a folder of them, or a .safetensors file with input_ids (or a folder with one for each sample)"
 )
 
 
@@ -67,6 +67,8 @@ def parse_source(given: str) -> Source:
 
 def _local_source(given: str) -> Source:
     path, column = _split_column(given)
+    if path.is_dir() and (samples := _stored_samples(path)):
+        return Source(given, "tokens", files=samples)
     if path.is_dir():
         return Source(given, "files", files=_files_in(path), column=column)
     if not path.is_file():
@@ -142,6 +144,12 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
     if not files:
         raise CalibrationError(f"The folder {folder} holds no text, JSONL, CSV or Parquet file: give one that does.")
     return files
+
+
+def _stored_samples(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that holds .safetensors and nothing else."""
+    files = tuple(path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    return files if all(path.is_file() and path.suffix.lower() == ".safetensors" for path in files) else ()
 
 
 def _looks_like_text(path: Path) -> bool:

@@ -1,10 +1,13 @@
-"""Text that was tokenised before: a .safetensors file whose rows are used as they are, padding left out."""
+"""Samples that were prepared before: .safetensors whose rows of tokens are used as they are, padding left out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.nn.functional import pad
 
 from calibration.batch import Batch
 from calibration.errors import CalibrationError
@@ -17,53 +20,82 @@ _PADDED = f"{_AS_STORED}, without its padding (attention_mask 0), so that longer
 def stored_windows(want: TokenRequest) -> TokenSet:
     """The rows of `input_ids` (samples, length), the first `samples` of them if given, with their `attention_mask`.
 
-    Raises CalibrationError for a file without such tensors, and for a `samples` or `seq_len` that it does not have.
+    Every other tensor of a file is part of its samples: an entry of its first dimension for each row, or all of it
+    where the file holds one sample. Several files hold a sample or more each. Raises CalibrationError for a file that
+    is not so, and for a `samples` or `seq_len` that is not there.
     """
-    path = want.source.files[0]
-    stored = _read(path)
+    given = want.source.given
+    stored = _joined([_read(path) for path in want.source.files])
     if want.seq_len is not None and want.seq_len != stored.length:
         raise CalibrationError(
-            f"{path} holds samples of {stored.length} tokens, which are used as they are: "
+            f"{given} holds samples of {stored.length} tokens, which are used as they are: "
             f"leave out --seq-len {want.seq_len}."
         )
     if want.samples is not None and want.samples > len(stored):
         raise CalibrationError(
-            f"{path} holds {len(stored)} samples, but --samples asks for {want.samples}: ask for {len(stored)} at most."
+            f"{given} holds {len(stored)} samples, but --samples asks for {want.samples}: ask for {len(stored)} at "
+            "most."
         )
     chosen = stored[slice(want.samples)]
     return TokenSet(
         chosen.ids.contiguous(),
-        want.source.given,
+        given,
         _AS_STORED if chosen.mask is None else _PADDED,
         None,
         sha256_of(chosen),
         stored.tokens,
         (),
         chosen.mask,
+        chosen.beside,
     )
 
 
+def _joined(files: Sequence[Batch]) -> Batch:
+    """The samples of all files, the shorter ones padded."""
+    length = max(file.length for file in files)
+    ids = torch.cat([pad(file.ids, (0, length - file.length)) for file in files])
+    real = [torch.ones_like(file.ids, dtype=torch.bool) if file.mask is None else file.mask for file in files]
+    mask = torch.cat([pad(each, (0, length - each.shape[1])) for each in real])
+    some = any(file.beside for file in files)
+    beside = tuple(sample for file in files for sample in file.beside or [{}] * len(file)) if some else ()
+    return Batch(ids, None if bool(mask.all()) else mask, beside)
+
+
 def _read(path: Path) -> Batch:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
-        with safe_open(path, framework="pt") as stored:
-            names = list(stored.keys())
-            ids, mask = (stored.get_tensor(name) if name in names else None for name in ("input_ids", "attention_mask"))
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CalibrationError(f"{path} is no readable safetensors file ({error}): save it again.") from error
+    names = ", ".join(tensors) or "no tensor at all"
+    ids, mask = tensors.pop("input_ids", None), tensors.pop("attention_mask", None)
+    tensors.pop("labels", None)  # what is to be predicted are the tokens themselves
     if ids is None:
-        raise CalibrationError(
-            f"{path} has no tensor input_ids, but {', '.join(names) or 'no tensor at all'}: rename the one that holds "
-            "the token ids."
-        )
+        raise CalibrationError(f"{path} has no tensor input_ids, but {names}: rename the one that holds the token ids.")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim != 2 or 0 in ids.shape:
         raise CalibrationError(
             f"input_ids in {path} is {list(ids.shape)} of {str(ids.dtype).removeprefix('torch.')}: "
             "save integers of shape (samples, length)."
         )
     ids = ids.to(torch.int64)
-    return Batch(ids) if mask is None else _padded(path, ids, mask)
+    tokens = Batch(ids) if mask is None else _padded(path, ids, mask)
+    return replace(tokens, beside=_by_sample(path, len(ids), tensors))
+
+
+def _by_sample(path: Path, samples: int, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], ...]:
+    for name, tensor in tensors.items():
+        if samples > 1 and (not tensor.ndim or len(tensor) != samples):
+            raise CalibrationError(
+                f"{name} in {path} is {list(tensor.shape)} for {samples} samples of input_ids: save an entry for each, "
+                "or a file for each sample in a folder."
+            )
+    if not tensors:
+        return ()
+    if samples == 1:
+        return (dict(tensors),)
+    return tuple({name: tensor[row : row + 1] for name, tensor in tensors.items()} for row in range(samples))
 
 
 def _padded(path: Path, ids: torch.Tensor, mask: torch.Tensor) -> Batch:

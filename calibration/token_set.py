@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class TokenSet:
     """Windows of tokens and how they were made.
 
     `ids` (samples, length) int64 on the CPU; `protocol` says how the windows were cut; `seed` is None where nothing is
-    drawn; `sha256` is of the ids, their shape and `mask`, which is None without padding and else as in `Batch`;
+    drawn; `mask` and `beside` are as in `Batch`; `sha256` is of the ids, their shape and these two;
     `available_tokens` is how many the windows were taken from.
     """
 
@@ -42,11 +42,12 @@ class TokenSet:
     available_tokens: int
     warnings: tuple[str, ...]
     mask: torch.Tensor | None = None
+    beside: tuple[Mapping[str, torch.Tensor], ...] = ()
 
     @property
     def windows(self) -> Batch:
-        """All of them, with their padding."""
-        return Batch(self.ids, self.mask)
+        """All of them, with their padding and what stands beside them."""
+        return Batch(self.ids, self.mask, self.beside)
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,13 @@ def token_set(
 
 
 def sha256_of(windows: Batch) -> str:
-    """Of the ids, their shape and, where there is one, the mask."""
+    """Of the ids, their shape and, where there are such, the mask and what stands beside the samples."""
     digest = hashlib.sha256(repr(tuple(windows.ids.shape)).encode())
     digest.update(windows.ids.contiguous().numpy().astype("<i8").tobytes())
     if windows.mask is not None:
         digest.update(windows.mask.contiguous().numpy().tobytes())
+    for sample in windows.beside:
+        for name, tensor in sorted(sample.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -67,7 +67,18 @@ def warnings_of(run: Run[OpenModel], *own: str) -> list[str]:
     """Those of the texts and the run, `own` ones, and those of files that are not in the output."""
     warnings = [w for tokens in (run.texts.calibration, run.texts.evaluation) if tokens for w in tokens.warnings]
     left = [why_not_copied(file) for file in run.output.not_copied]
-    return [*warnings, *run.warnings, *own, *_named_in_vain(run.plan.checkpoint), *left]
+    return [*warnings, *_text_alone(run), *run.warnings, *own, *_named_in_vain(run.plan.checkpoint), *left]
+
+
+def _text_alone(run: Run[OpenModel]) -> list[str]:
+    """What sees images or sound too was calibrated without any."""
+    calibration, config = run.texts.calibration, run.model.config
+    if calibration is None or calibration.beside or config.get_text_config() is config:
+        return []
+    return [
+        "Calibrated with text alone: experts and channels that serve images or sound look unused, so look at what the "
+        "output makes of such inputs, or calibrate with prepared ones (a .safetensors file for each sample)."
+    ]
 
 
 def _named_in_vain(checkpoint: Checkpoint) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from calibration.batch import Batch
 from calibration.token_set import TokenSet, sha256_of
 from prune_cli.engine.evaluate import before_the_head, grouped_batches
-from prune_cli.errors import PruneError
+from prune_cli.errors import PruneError, RequestError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
 
@@ -22,9 +22,17 @@ from prune_cli.progress import Progress
 def self_calibrated(
     tokens: TokenSet, copies: int, model: StreamedModel, batch_size: int, seed: int, progress: Progress
 ) -> TokenSet:
-    """`tokens`, and after them `copies` more windows for each, sampled by the dense `model`."""
+    """`tokens`, and after them `copies` more windows for each, sampled by the dense `model`.
+
+    Raises RequestError for samples with images or the like: the places that these take cannot be sampled.
+    """
     if copies == 0:
         return tokens
+    if tokens.beside:
+        raise RequestError(
+            f"{tokens.source} holds more than tokens ({', '.join(tokens.beside[0])}), of which the model cannot sample "
+            "more by itself: add --self-calibration 0."
+        )
     progress.stage("Sampling calibration windows", len(model.blocks))
     given = tokens.windows
     ids = torch.cat([given.ids, sample_windows(model, given, copies, batch_size, seed, progress)])

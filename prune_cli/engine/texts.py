@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from calibration.errors import CalibrationError
@@ -63,7 +63,17 @@ class TextReader:
                 f"{text.given} holds samples of {length} tokens, but the model takes at most {limit} positions: cut "
                 "them."
             )
-        return tokens
+        return self._as_taken(tokens)
+
+    def _as_taken(self, tokens: TokenSet) -> TokenSet:
+        """Without what the model's forward does not take, which is told."""
+        names = sorted({name for sample in tokens.beside for name in sample})
+        left = [name for name in names if not self.model.takes(name)]
+        if not left:
+            return tokens
+        beside = tuple({name: each for name, each in s.items() if name not in left} for s in tokens.beside)
+        warning = f"{tokens.source} holds {', '.join(left)}, which {type(self.model.model).__name__} does not take."
+        return replace(tokens, beside=beside if any(beside) else (), warnings=(*tokens.warnings, warning))
 
 
 def check_seq_len(model: StreamedModel, seq_len: int | None) -> None:

@@ -275,12 +275,20 @@ class StreamedModel:
         return position_limit(self.config)
 
     def forward(self, batch: Batch) -> Any:
-        """The model's own forward on token ids, without cache."""
+        """The model's own forward on token ids and what stands beside them, without cache."""
         padding = {}
         # A model that takes no mask is causal all the same: padding behind the tokens does not reach them.
-        if batch.mask is not None and "attention_mask" in inspect.signature(self.model.forward).parameters:
+        if batch.mask is not None and self.takes("attention_mask"):
             padding = {"attention_mask": batch.mask.to(self.device, torch.int64)}
-        return self.model(input_ids=batch.ids.to(self.device), use_cache=False, **padding)
+        beside = {name: self._as_input(each) for sample in batch.beside for name, each in sample.items()}
+        return self.model(input_ids=batch.ids.to(self.device), use_cache=False, **padding, **beside)
+
+    def _as_input(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    def takes(self, name: str) -> bool:
+        """Whether the model's forward has a parameter called `name`."""
+        return name in inspect.signature(self.model.forward).parameters
 
 
 @contextmanager

@@ -20,8 +20,8 @@ _BESIDE = ".recoded"
 _CONFIG = "config.json"
 
 
-def sparse_config(source: Checkpoint, text: str | None, *, self_contained: bool) -> str:
-    """config.json of the sparse output, from its `text` where that is not the input's.
+def sparse_config(source: Checkpoint, folder: Path, text: str | None, *, self_contained: bool) -> str:
+    """config.json of the sparse output, from its `text` where that is not the input's in `folder`.
 
     Raises RequestError for a checkpoint that cannot be stored sparse.
     """
@@ -31,8 +31,8 @@ def sparse_config(source: Checkpoint, text: str | None, *, self_contained: bool)
                 f"{name} has a name that sparse safetensors keeps for its own parts: use --format dense."
             )
     if self_contained:
-        check_self_contained(source.folder)
-    path = source.folder / _CONFIG
+        check_self_contained(folder)
+    path = folder / _CONFIG
     return with_entry(text or path.read_text(encoding="utf-8"), path, self_contained=self_contained)
 
 

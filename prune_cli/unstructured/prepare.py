@@ -57,7 +57,7 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> PruningPlan:
     opened = open_model(request, needs_text=needs_text, writes=writes)
     config, sparse = config_of_output(opened.checkpoint), request.format == "sparse"
     if sparse:
-        config = sparse_config(opened.checkpoint, config, self_contained=request.self_contained)
+        config = sparse_config(opened.checkpoint, opened.source.folder, config, self_contained=request.self_contained)
     if writes:
         nbytes = output_bytes(opened.checkpoint)
         check_space(request.out, nbytes + (_largest_files(opened.checkpoint) if sparse else 0))
