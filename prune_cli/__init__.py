@@ -70,6 +70,7 @@ def prune(
     eval: str | Path | None = None,
     statistics: str | Path | None = None,
     save_statistics: str | Path | None = None,
+    compare_calibration: str | Path | None = None,
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int | Literal["auto"] = "auto",

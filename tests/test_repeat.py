@@ -97,6 +97,7 @@ SPECIAL = [
     PruneRequest("m", Path("o"), format="sparse", self_contained=True),
     PruneRequest("m", Path("o"), method="depth", drop_extra_heads=True),
     PruneRequest("m", Path("o"), text_only=True),
+    PruneRequest("m", Path("o"), method="experts", compare_calibration="images"),
     PruneRequest("m", Path("o"), packed="bf16"),
 ]
 
@@ -104,7 +105,7 @@ SPECIAL = [
 @pytest.mark.parametrize(
     "request_",
     SPECIAL,
-    ids=["swaps", "sparsegpt", "preset", "depth", "self-contained", "heads", "text-only", "packed"],
+    ids=["swaps", "sparsegpt", "preset", "depth", "self-contained", "heads", "text-only", "compared", "packed"],
 )
 def test_options_and_what_overrides_a_preset_come_back(request_: PruneRequest) -> None:
     assert parsed(command_of(request_)) == request_

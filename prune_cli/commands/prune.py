@@ -45,6 +45,7 @@ def prune(
     evaluation: its.Evaluation = None,
     statistics: its.Statistics = None,
     save_statistics: its.SaveStatistics = None,
+    compare_calibration: its.CompareCalibration = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",

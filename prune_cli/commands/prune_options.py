@@ -166,6 +166,14 @@ SaveStatistics = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Keep what the choice measures, for other sparsities.", rich_help_panel=TEXT),
 ]
+CompareCalibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Of experts: the report also tells how this text, or these images, would use them.",
+        rich_help_panel=TEXT,
+    ),
+]
 Into = Annotated[
     str,
     typer.Option(

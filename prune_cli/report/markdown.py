@@ -6,6 +6,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from prune_cli.report.compared_experts import compared_table
 from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import percent, table
 from prune_cli.report.structure_tables import BLOCKS, NOT_LOADED, block_rows, not_loaded_rows, share_text
@@ -49,7 +50,11 @@ def _not_loaded(report: Report) -> str:
 
 
 def _blocks(structure: StructureReport) -> str:
-    return "## Blocks\n\n" + table(BLOCKS, block_rows(structure.blocks))
+    blocks = "## Blocks\n\n" + table(BLOCKS, block_rows(structure.blocks))
+    if structure.compared is None:
+        return blocks
+    compared = compared_table(structure.compared)
+    return f"{blocks}\n\n## Experts by text\n\n" + table(compared.header, compared.rows)
 
 
 def _allocation(report: Report) -> str:

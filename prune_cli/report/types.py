@@ -144,6 +144,25 @@ class BlockChange:
 
 
 @dataclass(frozen=True)
+class ExpertUse:
+    """The share of the tokens of a block's mixture that an expert of the input gets, by either text."""
+
+    block: Count
+    expert: Count
+    kept: bool
+    share: Share
+    compared_share: Share
+
+
+@dataclass(frozen=True)
+class ExpertComparison:
+    """How another text than the calibration's uses the experts, all of them, block by block."""
+
+    text: TextReport
+    experts: Sequence[ExpertUse]
+
+
+@dataclass(frozen=True)
 class StructureReport:
     """What a structured method removed. `removed_shares` has one share of each kind: of units, of parameters."""
 
@@ -156,6 +175,7 @@ class StructureReport:
     after: Size
     blocks: Sequence[BlockChange]
     notes: Sequence[str]
+    compared: ExpertComparison | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class PruneRequest:
     eval: str | None = None
     statistics: str | None = None
     save_statistics: str | None = None
+    compare_calibration: str | None = None
     format: Format = "dense"
     self_contained: bool = False
     packed: Packed | None = None
@@ -115,6 +116,8 @@ class PruneRequest:
                     "--statistics and --save-statistics are for methods that see the whole model before they decide "
                     f"({', '.join(structured_names())}), and {self.method} decides map by map: leave them out."
                 )
+        if self.compare_calibration is not None and self.method != "experts":
+            raise RequestError(f"--compare-calibration is for --method experts, not {self.method}: leave it out.")
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed is {self.seed}, but must be between 0 and 2**63 - 1.")
 

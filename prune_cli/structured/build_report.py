@@ -157,6 +157,7 @@ def _structure(prepared: PreparedStructure, asked: str, change: StructuredPlan, 
         after=after,
         blocks=list(change.told),
         notes=change.notes,
+        compared=change.compared,
     )
 
 

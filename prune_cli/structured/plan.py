@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prune_cli.checkpoint.layout import OutputTensor
-from prune_cli.report.types import BlockChange
+from prune_cli.report.types import BlockChange, ExpertComparison
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,4 @@ class StructuredPlan:
     notes: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
     misfits: tuple[str, ...] = ()
+    compared: ExpertComparison | None = None

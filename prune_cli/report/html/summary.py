@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from prune_cli.report.compared_experts import compared_table
 from prune_cli.report.figures import Figure, figures_of
 from prune_cli.report.format import change_of, percent, size, text_name
 from prune_cli.report.structure_tables import BlockTable, block_table, not_loaded_rows
 from prune_cli.request.command_line import command_of
 
 if TYPE_CHECKING:
-    from prune_cli.report.types import EvaluationReport, Report, TextReport, Totals
+    from prune_cli.report.types import EvaluationReport, Report, StructureReport, TextReport, Totals
     from prune_cli.request.request import PruneRequest
 
 
@@ -33,6 +34,7 @@ class Run:
     settings: Sequence[tuple[str, str]]
     files: Sequence[tuple[str, str]]
     blocks: BlockTable | None
+    compared: BlockTable | None
     not_loaded: Sequence[Sequence[str]]
 
 
@@ -51,8 +53,13 @@ def tell(report: Report, label: str) -> Run:
         settings=_settings(report),
         files=_files(report),
         blocks=None if report.structure is None else block_table(report.structure),
+        compared=_compared(report.structure),
         not_loaded=not_loaded_rows(report.not_loaded),
     )
+
+
+def _compared(structure: StructureReport | None) -> BlockTable | None:
+    return None if structure is None or structure.compared is None else compared_table(structure.compared)
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

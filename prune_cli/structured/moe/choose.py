@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from methods.structured.experts import Options, choose, keep_count, scores
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.seeds import seed_of
+from prune_cli.engine.texts import open_text
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
 from prune_cli.packed.output import output_bytes, output_config
@@ -19,6 +20,7 @@ from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cost import Cost, how_chosen, how_known
 from prune_cli.structured.extra_heads import count_no_heads, heads_to_drop, refused_by_runtimes, whole_heads
+from prune_cli.structured.moe.compare_sources import compared_use
 from prune_cli.structured.moe.expert_statistics import measure_experts
 from prune_cli.structured.moe.mixtures import (
     Mixture,
@@ -53,6 +55,11 @@ class ExpertRemoval:
     def __post_init__(self) -> None:
         drawn = self.prepared.options.score == "random"
         check_statistics(self.prepared.request, "-o score=random, which measures nothing" if drawn else None)
+        compared = self.prepared.request.compare_calibration
+        if compared is not None:
+            if drawn:
+                raise RequestError("--compare-calibration needs what -o score=random does not measure: leave it out.")
+            open_text(compared)
         self.example()
 
     def asked(self) -> str:
@@ -89,7 +96,9 @@ class ExpertRemoval:
             generator = torch.Generator().manual_seed(seed_of(mixture.module, run.request.seed))
             values[mixture.block] = scores(found, score, generator)
         kept = {mixture.block: choose(values[mixture.block], keep, mixture.groups) for mixture in mixtures}
-        return _change(prepared, mixtures, Choice(kept, {block: each.tolist() for block, each in values.items()}))
+        choice = Choice(kept, {block: each.tolist() for block, each in values.items()})
+        compared = compared_use(run, mixtures, sums, kept)
+        return replace(_change(prepared, mixtures, choice), compared=compared)
 
     def write(self, run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
         """What stays is as it was."""
