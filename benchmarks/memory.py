@@ -1,6 +1,7 @@
 """Peak anonymous memory of a run over the depth of the model, beside the bound that the project promises.
 
     python benchmarks/memory.py --blocks 4 8 16
+    python benchmarks/memory.py --blocks 4 8 16 --recover
 
 Random Llamas of the same shape but for their depth; RssAnon is read from outside the process. Linux, on the CPU.
 """
@@ -22,6 +23,8 @@ from prune_cli.checkpoint.reader import Checkpoint
 
 # The bound: two blocks in the float32 of the forward, so many times the hidden states of all tokens, and a constant.
 BLOCKS, STATES, FIXED_BYTES = 2, 3.5, 1 << 30
+# Of a recovery: one block with gradients, Adam's moments and the best epoch, in units of float32.
+TRAINED_BLOCKS = 5
 FLOAT32 = 4
 
 
@@ -42,15 +45,27 @@ def measure(blocks: int, arguments: argparse.Namespace) -> Measured:
         make = [sys.executable, str(Path(__file__).with_name("make_random_llama.py")), str(model)]
         shape = ["--hidden", arguments.hidden, "--samples", arguments.samples, "--seq-len", arguments.seq_len]
         watch([*make, "--blocks", str(blocks), *map(str, shape)])
-        prune = [sys.executable, "-m", "prune_cli", "prune", str(model), str(out), "-m", arguments.method, "-s", "0.5"]
         tokens = str(model / "tokens.safetensors")
-        run = watch([*prune, "-q", "--device", "cpu", "--calibration", tokens, *arguments.options])
+        run = watch(_recovery(model, out, tokens) if arguments.recover else _pruning(model, out, tokens, arguments))
         block = FLOAT32 * sum(
             entry.count for name, entry in Checkpoint.open(model).entries.items() if name.startswith("model.layers.0.")
         )
     states = FLOAT32 * arguments.samples * arguments.seq_len * arguments.hidden
-    bound = int(BLOCKS * block + STATES * states + FIXED_BYTES)
+    bound = int((TRAINED_BLOCKS if arguments.recover else BLOCKS) * block + STATES * states + FIXED_BYTES)
     return Measured(blocks, run.seconds, run.peak_bytes, block, states, bound, run.peak_bytes / bound)
+
+
+def _pruning(model: Path, out: Path, tokens: str, arguments: argparse.Namespace) -> list[str]:
+    prune = [sys.executable, "-m", "prune_cli", "prune", str(model), str(out), "-m", arguments.method, "-s", "0.5"]
+    return [*prune, "-q", "--device", "cpu", "--calibration", tokens, *arguments.options]
+
+
+def _recovery(model: Path, out: Path, tokens: str) -> list[str]:
+    """Of a model that is pruned first, over its tokens alone, so that they are all that the hidden states are of."""
+    command = [sys.executable, "-m", "prune_cli"]
+    watch([*command, "prune", str(model), f"{out}-pruned", "-m", "magnitude", "-q"])
+    texts = ["--calibration", tokens, "--eval", tokens, "--self-calibration", "0", "--epochs", "1"]
+    return [*command, "recover", f"{out}-pruned", str(out), "--teacher", str(model), *texts, "-q", "--device", "cpu"]
 
 
 def show(rows: list[Measured]) -> None:
@@ -72,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=16, help="many samples let the hidden states outweigh the rest")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--method", default="wanda")
+    parser.add_argument("--recover", action="store_true", help="watch a recovery, of one epoch, instead of prune")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="last: more options of prune-cli prune")
     parser.add_argument("--scratch", type=Path, help="where models and outputs go; default: the temporary folder")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout instead of the table")

@@ -16,18 +16,20 @@ import torch
 # One batch through the block as its parameters now are: (tokens, hidden).
 Forward = Callable[[], torch.Tensor]
 _BETAS = (0.9, 0.99)
+_WIDTH = 256.0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`rate` of a matrix is relative to the root mean square of its kept weights, `vector_rate` that of gains, biases.
+    """`rate` is the share of a tensor's size, the root mean square of its kept weights, that a step may change.
 
-    Both fall on a cosine to `last` of themselves over all `epochs`.
+    That is for vectors and for matrices of width 256; wider ones take less, by the square root (Tensor Programs V,
+    arXiv:2203.03466: Adam's rate goes with 1 / width, and weights with its square root). It falls on a cosine to `last`
+    of itself over all `epochs`.
     """
 
     epochs: int
     rate: float
-    vector_rate: float
     last: float
 
 
@@ -125,7 +127,7 @@ def _step(
 
 def _groups(parameters: Mapping[str, torch.nn.Parameter], schedule: Schedule) -> list[dict[str, object]]:
     return [
-        {"params": [each], "share": (schedule.rate if each.ndim > 1 else schedule.vector_rate) * rms_of_kept(each)}
+        {"params": [each], "share": schedule.rate * math.sqrt(_WIDTH / width_of(each)) * rms_of_kept(each)}
         for each in parameters.values()
     ]
 
@@ -134,6 +136,11 @@ def _set_rates(optimiser: torch.optim.Adam, schedule: Schedule, done: float) -> 
     left = schedule.last + (1 - schedule.last) * (1 + math.cos(math.pi * done)) / 2
     for group in optimiser.param_groups:
         group["lr"] = group["share"] * left
+
+
+def width_of(values: torch.Tensor) -> float:
+    """The geometric mean of inputs and outputs of a matrix, whichever way it is stored; `_WIDTH` of a vector."""
+    return math.sqrt(values.shape[-1] * values.shape[-2]) if values.ndim > 1 else _WIDTH
 
 
 def rms_of_kept(values: torch.Tensor) -> float:

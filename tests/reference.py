@@ -302,7 +302,8 @@ def adam_with_a_mask(
     inputs, wanted = inputs.double(), wanted.double()
     values = {"weight": weight.double(), "gain": gain.double()}
     keep = {name: value != 0 for name, value in values.items()}
-    share = {"weight": schedule.rate, "gain": schedule.vector_rate}
+    width = math.sqrt(weight.shape[0] * weight.shape[1])
+    share = {"weight": schedule.rate * math.sqrt(256 / width), "gain": schedule.rate}
     rates = {
         name: share[name] * math.sqrt(float(v[keep[name]].square().sum()) / int(keep[name].sum()))
         for name, v in values.items()

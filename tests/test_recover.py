@@ -61,7 +61,7 @@ def states(folder: Path, ids: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def schedule() -> Schedule:
-    return Schedule(epochs=3, rate=0.03, vector_rate=0.01, last=0.1)
+    return Schedule(epochs=3, rate=0.01, last=0.1)
 
 
 def test_training_is_adam_on_what_is_not_zero(schedule: Schedule) -> None:
@@ -100,11 +100,11 @@ def test_what_does_not_get_better_or_breaks_stays_as_it_was() -> None:
 
     perfect = Examples([forward], [torch.tensor([[1.0]])])
     away = Examples([forward], [torch.tensor([[9.0]])])
-    matched = match({"w": weight}, away, perfect, Schedule(2, 0.1, 0.1, 1.0), torch.Generator())
+    matched = match({"w": weight}, away, perfect, Schedule(2, 0.1, 1.0), torch.Generator())
     assert (matched.best, matched.after, weight.tolist()) == (0, 0.0, [[1.0, 0.0]])
 
     broken = Examples([lambda: forward() / (weight[:, :1] == 1)], [torch.tensor([[2.0]])])
-    matched = match({"w": weight}, broken, broken, Schedule(2, 0.1, 0.1, 1.0), torch.Generator())
+    matched = match({"w": weight}, broken, broken, Schedule(2, 0.1, 1.0), torch.Generator())
     assert (matched.epochs, matched.best, weight.tolist()) == ((), 0, [[1.0, 0.0]])
 
 

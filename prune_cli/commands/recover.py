@@ -34,7 +34,10 @@ def recover(
     ] = 3,
     rate: Annotated[
         float,
-        typer.Option(help="Learning rate, as a share of each tensor's mean size.", rich_help_panel=_TRAINING),
+        typer.Option(
+            help="Learning rate, as a share of each tensor's size at width 256; less for wider ones.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = 0.02,
     calibration: of_prune.Calibration = None,
     samples: Annotated[

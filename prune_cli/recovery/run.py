@@ -60,7 +60,7 @@ def recover(request: RecoverRequest, progress: Progress | None = None) -> Recove
 
 
 def _matching(request: RecoverRequest) -> Matching:
-    return Matching(Schedule(request.epochs, request.rate, request.rate, _LAST_RATE), request.seed)
+    return Matching(Schedule(request.epochs, request.rate, _LAST_RATE), request.seed)
 
 
 def _fingerprint(plan: RecoveryPlan, texts: RecoveryTexts, teacher_files: dict[str, str]) -> dict[str, Any]:
