@@ -55,6 +55,7 @@ def prune(
     allocate: str = "uniform",
     refine: str | None = None,
     reconstruct: bool = False,
+    match_blocks: bool | None = None,
     options: Mapping[str, Any] | None = None,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),

@@ -23,7 +23,8 @@ from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.recovery.read import read_recovery
 from prune_cli.recovery.report import recovery_schema
-from tests.broken import change_config, copy_of
+from prune_cli.recovery.request import EPOCHS
+from tests.broken import change_config, copy_of, refused
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.reference import adam_with_a_mask
 from tests.tiny import load_plain, save_tiny
@@ -239,24 +240,24 @@ def test_a_run_stopped_at_a_block_continues_to_the_same_bytes(
 
 
 def test_refusals(llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand) -> None:
-    def refused(*arguments: object, teacher: Path = llama) -> str:
+    def not_taken(*arguments: object, teacher: Path = llama) -> str:
         done = command("recover", llama, tmp_path / "out", *options(texts, teacher), *arguments)
         assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
         assert not (tmp_path / "out").exists()
         assert not partial_folder(tmp_path / "out").exists()
         return done.stderr
 
-    assert "--how is 'blocks': choose one of block" in refused("--how", "blocks")
-    assert "--epochs is 0" in refused("--epochs", 0)
-    assert "--rate is 2" in refused("--rate", 2)
-    assert "at least 2" in refused("--samples", 1)
-    assert "have 128 and 144 entries in the vocabulary" in refused(
+    assert "--how is 'blocks': choose one of block" in not_taken("--how", "blocks")
+    assert "--epochs is 0" in not_taken("--epochs", 0)
+    assert "--rate is 2" in not_taken("--rate", 2)
+    assert "at least 2" in not_taken("--samples", 1)
+    assert "have 128 and 144 entries in the vocabulary" in not_taken(
         teacher=save_tiny(tmp_path / "words", "llama-untied", vocab_size=144)
     )
-    assert "have 32 and 64 as hidden size" in refused(
+    assert "have 32 and 64 as hidden size" in not_taken(
         teacher=save_tiny(tmp_path / "wide", "llama-untied", hidden_size=64)
     )
-    assert "has 2 blocks, fewer than the 3" in refused(
+    assert "has 2 blocks, fewer than the 3" in not_taken(
         teacher=save_tiny(tmp_path / "short", "llama-untied", num_hidden_layers=2)
     )
     other = copy_of(llama, tmp_path / "other")
@@ -264,12 +265,12 @@ def test_refusals(llama: Path, texts: tuple[Path, Path], tmp_path: Path, command
     (other / "tokenizer.json").write_text(
         text.replace('"a": ', '"swap": ').replace('"b": ', '"a": ').replace('"swap": ', '"b": ')
     )
-    assert "tokenizers" in refused(teacher=other)
+    assert "tokenizers" in not_taken(teacher=other)
     one = tmp_path / "one.safetensors"
     save_file({"input_ids": token_ids(samples=1)}, one)
-    assert "needs at least 2" in refused("--calibration", one)
+    assert "needs at least 2" in not_taken("--calibration", one)
     change_config(copy_of(llama, tmp_path / "bert"), architectures=["BertModel"])
-    assert "no causal language model" in refused(teacher=tmp_path / "bert")
+    assert "no causal language model" in not_taken(teacher=tmp_path / "bert")
 
 
 def test_text_that_was_fitted_is_told(
@@ -290,3 +291,49 @@ def test_states_that_are_not_finite_end_the_run(texts: tuple[Path, Path], tmp_pa
     done = command("recover", dense, tmp_path / "out", *options(texts, dense))
     assert (done.code, done.stderr.count("\n")) == (1, 1)
     assert "not finite" in done.stderr
+
+
+@pytest.mark.parametrize("how", [("-m", "wanda"), ("-m", "admm", "--target", "dense", "--calibrate-by", "sublayer")])
+def test_prune_matches_blocks_as_recover_does(
+    how: tuple[str, ...], llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+) -> None:
+    """The first block alone is pruned alike with and without: what is trained before it would change the others."""
+    text = ("--calibration", texts[0], "--batch-size", 2)
+    model = pruned(llama, tmp_path / "pruned", command, *how, *text)
+    recovered = command("recover", model, tmp_path / "recovered", *options(texts, llama), "--epochs", EPOCHS, "--json")
+    matching = ["prune", llama, tmp_path / "out", *how, *text, "--match-blocks"]
+    done = command(*matching, "-q", "--json")
+    assert done.code == 0, done.stderr
+    report = done.json
+    for key in ("error_before", "error_after", "epochs"):
+        assert report["matched"][0][key] == pytest.approx(recovered.json["blocks"][0][key], rel=1e-3)
+    assert report["totals"]["sparsity_of_pruned"] == 0.5
+    trained = {t["name"] for t in report["tensors"] if t["action"] == "refitted"}
+    assert trained == {name for name in weights(llama) if "norm" in name and ".layers." in name}
+    verified = command("verify", tmp_path / "out", "--against", llama, "--json")
+    assert (verified.code, verified.json["problems"]) == (0, [])
+
+    original = OutputFolder._write_block
+
+    def write_block(self: OutputFolder, index: int, tensors: dict, record: dict) -> None:  # pyright: ignore[reportMissingTypeArgument]
+        if index == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(self, index, tensors, record)
+
+    matching[2] = tmp_path / "again"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OutputFolder, "_write_block", write_block)
+        assert command(*matching, "-q").code == 1
+    assert command(*matching, "-q", "--resume").code == 0
+    assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "out")
+
+
+def test_match_blocks_is_for_weights(
+    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+) -> None:
+    assert "--match-blocks is for methods that make weights sparse" in refused(
+        command, llama, tmp_path / "out", "-m", "depth", "--match-blocks"
+    )
+    save_file({"input_ids": token_ids(samples=1)}, tmp_path / "one.safetensors")
+    told = refused(command, llama, tmp_path / "out", "--calibration", tmp_path / "one.safetensors", "--match-blocks")
+    assert "--match-blocks needs at least 2" in told

@@ -234,7 +234,8 @@ class _Verifier:
         if (other.dense.dtype, other.dense.shape) != (stored.dense.dtype, stored.dense.shape):
             yield Problem(name, f"{name} has another dtype or shape than in the dense model.")
             return
-        if pruned and self._new_values:
+        trained = (told := self._told.get(name)) is not None and told.action == "refitted"
+        if trained or (pruned and self._new_values):
             return
         differ = bits != self._dense.bits(name)
         changed = int(np.count_nonzero(differ & (bits != 0) if pruned else differ))
@@ -254,6 +255,8 @@ def _new_values(report: Report | None) -> bool:
     if report is None:
         return False
     request = report.request
+    if request.match_blocks:
+        return True
     try:
         return make_pipeline(request.method, request.refine, reconstruct=request.reconstruct, options={}).new_values
     except RequestError:

@@ -37,7 +37,8 @@ SaveRecipe = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="fast (wanda), balanced (admm) or best (admm, dense target); what else is said wins.",
+        help="fast (wanda), balanced (admm), best (admm, dense target) or max (best, then --match-blocks); what else "
+        "is said wins.",
         rich_help_panel=RUN,
     ),
 ]
@@ -78,6 +79,15 @@ Refine = Annotated[
 ]
 Reconstruct = Annotated[
     bool, typer.Option("--reconstruct", help="Fit the kept weights by least squares.", rich_help_panel=RUN)
+]
+MatchBlocks = Annotated[
+    bool,
+    typer.Option(
+        "--match-blocks",
+        help="Train all kept weights of each block, once it is pruned, to do what the dense block did (as prune-cli "
+        "recover does afterwards; about as long again as --preset best).",
+        rich_help_panel=RUN,
+    ),
 ]
 Option = Annotated[
     list[str] | None,

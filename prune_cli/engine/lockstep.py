@@ -98,11 +98,12 @@ class Lockstep:
             if getcurrent() not in self._of_coroutine:
                 return original(*args, **kwargs)  # a batch of another Lockstep over the same blocks
             self._pause(index, tensors_in(args, kwargs)[:1], Call(original, args, kwargs))
-            if self._rehearsing == index:
-                self._observe_block(original, args, kwargs)
-            if self._probing == index:
-                self._probed = Call(original, args, kwargs)()
-                self._pause("probed", tensors_in(args, kwargs)[:1])
+            while index in (self._rehearsing, self._probing):
+                if self._rehearsing == index:
+                    self._observe_block(original, args, kwargs)
+                else:
+                    self._probed = Call(original, args, kwargs)()
+                    self._pause("probed", tensors_in(args, kwargs)[:1], Call(original, args, kwargs))
             instead = self._instead
             output = original(*args, **kwargs) if instead is None else instead(original, args, kwargs)
             if index + 1 == len(self._blocks):
@@ -118,9 +119,9 @@ class Lockstep:
         if [value._version for value in inputs] != before:
             raise PruneError(
                 "This architecture changes the inputs of its blocks in place, so a block cannot run twice: "
-                "use --calibrate-by sublayer."
+                "use --calibrate-by sublayer without --match-blocks."
             )
-        self._pause("rehearsed")
+        self._pause("rehearsed", inputs[:1], Call(original, args, kwargs))
 
     def _pause(self, place: Hashable, arguments: Sequence[torch.Tensor] = (), call: Call | None = None) -> None:
         batch = self._of_coroutine[getcurrent()]
@@ -162,15 +163,19 @@ class Lockstep:
         finally:
             self._instead = None
 
-    def pause_at(self, index: int, maps: Mapping[nn.Module, str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    def pause_at(
+        self, index: int, maps: Mapping[nn.Module, str], *, again: bool = False
+    ) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Run every batch through block `index`; yields each of `maps` (module -> name) when the batches wait there.
 
         With the name come the inputs, one per batch that waits, in a list that is emptied when they go on: when the
         next stop is asked for. Maps that read the same tensor are yielded while all batches but the first wait at the
-        first of them. A map that no batch reaches is not yielded. The iterator must be run to its end.
+        first of them. A map that no batch reaches is not yielded. The iterator must be run to its end. If they shall
+        pass `again`, the batches wait before the block afterwards, with the inputs that they had.
         """
         waiting = set(maps)
         hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in maps}
+        self._rehearsing = index if again else None
         try:
             self._advance(self._batches)
             while here := self._first_stop(maps, waiting):
@@ -191,9 +196,10 @@ class Lockstep:
                 inputs.clear()
                 self._go_on(others)
         finally:
+            self._rehearsing = None
             for hook in hooks.values():
                 hook.remove()
-        self._all_wait_at(index + 1)
+        self._all_wait_at("rehearsed" if again else index + 1)
 
     def _first_stop(self, maps: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[_Batch]:
         """The lanes at the earliest map that any lane waits at; empty when all have left the block."""

@@ -58,12 +58,15 @@ class Stream:
         """Every batch passes `block`; `instead` is called for each in place of the block's forward."""
         self._lockstep.run_block(block, instead)
 
-    def pause_at(self, block: int, names: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    def pause_at(
+        self, block: int, names: Sequence[str], *, again: bool = False
+    ) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Stop at the maps of the tensors `names`, in the order of the forward: the name and one input per batch.
 
-        At the experts of a block all batches stop once, and the name is that of their module.
+        At the experts of a block all batches stop once, and the name is that of their module. If they shall pass
+        `again`, all wait before the block afterwards.
         """
-        return self._lockstep.pause_at(block, self._modules(names))
+        return self._lockstep.pause_at(block, self._modules(names), again=again)
 
     def arguments(self) -> list[list[torch.Tensor]]:
         """At a stop, all tensors that each of its batches brings, the input first."""

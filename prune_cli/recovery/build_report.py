@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +19,14 @@ from prune_cli.packed.output import describe
 from prune_cli.recovery.prepare import RecoveryPlan, RecoveryTexts
 from prune_cli.recovery.report import (
     SCHEMA_VERSION,
-    BlockRecovery,
     FittedText,
     Losses,
     RecoveredTensor,
     RecoveryReport,
 )
-from prune_cli.recovery.trained_block import trained_names, why_kept
+from prune_cli.recovery.trained_block import all_trained, why_kept
 from prune_cli.report.provenance import now, tool_facts
-from prune_cli.report.types import Output, PrunedModel
+from prune_cli.report.types import BlockRecovery, Output, PrunedModel
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Done:
 
 def assemble_report(plan: RecoveryPlan, texts: RecoveryTexts, done: Done) -> RecoveryReport:
     """The report of a finished run. Raises PruneError where a tensor has not the zeros that it had."""
-    blocks = _blocks(plan, done.output)
+    blocks = block_recoveries(plan.pair.runs, done.output)
     tensors = _tensors(plan, done.output.checkpoint())
     copies = 0 if texts.sampled is None else len(texts.sampled)
     return RecoveryReport(
@@ -74,9 +73,10 @@ def assemble_report(plan: RecoveryPlan, texts: RecoveryTexts, done: Done) -> Rec
     )
 
 
-def _blocks(plan: RecoveryPlan, output: OutputFolder) -> list[BlockRecovery]:
+def block_recoveries(runs: Sequence[tuple[int, ...]], output: OutputFolder) -> list[BlockRecovery]:
+    """What was journaled of each block that was matched; `runs` as in `Pair`."""
     found = []
-    for block, run in enumerate(plan.pair.runs):
+    for block, run in enumerate(runs):
         line = output.done[block]
         matched = Matched(**line["matched"])
         found.append(
@@ -108,7 +108,7 @@ def _warnings(plan: RecoveryPlan, output: OutputFolder, blocks: list[BlockRecove
 
 
 def _tensors(plan: RecoveryPlan, written: Checkpoint) -> list[RecoveredTensor]:
-    trained = {name for block in range(len(plan.model.blocks)) for name in trained_names(plan.model, block)}
+    trained = all_trained(plan.model)
     return [
         RecoveredTensor(
             name=name,

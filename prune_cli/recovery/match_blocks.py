@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,13 @@ from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
 from prune_cli.recovery.trained_block import Trained, as_stored, trainable, trained_names
 
+# One sample of so many is held out.
+_HELD_OUT_OF = 8
+# Smaller steps are more of them for as many tokens; larger ones are quicker.
+_TOKENS_PER_STEP = 1024
+# Of the learning rate, at the end of the cosine.
+_LAST_RATE = 0.05
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -41,19 +48,39 @@ class Pair:
 
 @dataclass(frozen=True)
 class Samples:
-    """Batches to fit, and those held out, by which the best epoch is chosen."""
+    """Batches to fit, and those held out, by which the best epoch is chosen; `beside` take no part in the training."""
 
     fit: Sequence[Batch]
     held_out: Sequence[Batch]
+    beside: Sequence[Batch] = ()
+
+    @property
+    def batches(self) -> list[Batch]:
+        """All, in the order in which they go through the models."""
+        return [*self.fit, *self.held_out, *self.beside]
+
+
+def held_out_of(samples: int) -> int:
+    """How many of so many samples are held out."""
+    return max(1, samples // _HELD_OUT_OF)
+
+
+def samples_per_step(asked: int | Literal["auto"], length: int) -> int:
+    """Of `length` tokens each, as many as were `asked` for; auto: a step of about 1024 tokens."""
+    return asked if asked != "auto" else max(1, _TOKENS_PER_STEP // length)
 
 
 @dataclass(frozen=True)
 class Matching:
-    """How blocks are trained; `first_group` is the output's number of the first block in its journal."""
+    """How blocks are trained."""
 
     schedule: Schedule
     seed: int
-    first_group: int = 0
+
+    @classmethod
+    def of(cls, epochs: int, rate: float, seed: int) -> Matching:
+        """The usual cosine."""
+        return cls(Schedule(epochs, rate, _LAST_RATE), seed)
 
 
 def match_blocks(
@@ -64,7 +91,7 @@ def match_blocks(
     Raises PruneError where the hidden states are not finite, or a dtype cannot hold new weights (by name).
     """
     matcher = _Matcher(pair, samples, matching, output)
-    batches = [*samples.fit, *samples.held_out]
+    batches = samples.batches
     parking = ActivationOffload(output.partial)
     progress.stage("Matching the blocks", len(pair.runs))
     with Stream(pair.student, batches, parking) as stream, Stream(pair.teacher, batches, parking) as dense:
@@ -84,14 +111,15 @@ class _Matcher:
 
     def take(self, block: int, stream: Stream, dense: Stream) -> None:
         """Both streams through the student's `block` and the teacher's run of blocks beside it."""
-        if self.matching.first_group + block in self.output.done:
-            _pass_run(dense, self.pair.runs[block])
+        if block in self.output.done:
+            pass_run(dense, self.pair.runs[block])
             stream.load(block, self.output.checkpoint())
         else:
             begun = time.monotonic()
-            targets = _pass_run(dense, self.pair.runs[block])
+            targets = pass_run(dense, self.pair.runs[block])
             tensors = stream.load(block)
-            matched, new = self._train(block, stream, tensors, targets)
+            trainer = BlockTrainer(self.pair.student, self.samples, self.matching)
+            matched, new = trainer.train(block, tensors, stream.calls(), targets)
             self._write(block, new, matched, time.monotonic() - begun)
             stream.unload(block)
             # As it would be read back: a run that is resumed sees the same.
@@ -99,15 +127,34 @@ class _Matcher:
         stream.run_block(block)
         stream.unload(block)
 
-    def _train(
-        self, block: int, stream: Stream, tensors: dict[str, torch.Tensor], targets: Sequence[torch.Tensor]
+    def _write(self, block: int, new: dict[str, torch.Tensor], matched: Matched, seconds: float) -> None:
+        record: dict[str, Any] = {"seconds": seconds, "matched": asdict(matched)}
+        stored = self.pair.student.checkpoint.as_stored(new)
+        self.output.write_block(block, stored, record)
+
+
+@dataclass(frozen=True)
+class BlockTrainer:
+    """Trains blocks of `model`, one at a time."""
+
+    model: StreamedModel
+    samples: Samples
+    matching: Matching
+
+    def train(
+        self, block: int, tensors: Mapping[str, torch.Tensor], calls: Sequence[Call], targets: Sequence[torch.Tensor]
     ) -> tuple[Matched, dict[str, torch.Tensor]]:
-        student, fit = self.pair.student, len(self.samples.fit)
-        batches = [*self.samples.fit, *self.samples.held_out]
-        forwards = [_forward(student, call, batch) for call, batch in zip(stream.calls(), batches, strict=True)]
-        rows = [real_rows(target, batch) for target, batch in zip(targets, batches, strict=True)]
+        """What came of it, and the new values of `tensors`, which are those that `block` is loaded with.
+
+        `calls` are how the samples' batches are about to call it, `targets` the hidden states to reach, one a batch.
+        Raises PruneError where the hidden states are not finite, or a dtype cannot hold new weights (by name).
+        """
+        fit, seen = len(self.samples.fit), len(self.samples.fit) + len(self.samples.held_out)
+        batches = self.samples.batches[:seen]
+        forwards = [_forward(self.model, call, batch) for call, batch in zip(calls[:seen], batches, strict=True)]
+        rows = [real_rows(target, batch) for target, batch in zip(targets[:seen], batches, strict=True)]
         generator = torch.Generator().manual_seed(seed_of(f"block {block}", self.matching.seed))
-        with trainable(student, trained_names(student, block)) as parameters:
+        with trainable(self.model, trained_names(self.model, block)) as parameters:
             examples = Examples(forwards[:fit], rows[:fit]), Examples(forwards[fit:], rows[fit:])
             matched = match(parameters, *examples, self.matching.schedule, generator)
             if not math.isfinite(matched.before):
@@ -115,27 +162,29 @@ class _Matcher:
                     f"The hidden states of block {block} are not finite: the forward pass overflows; try "
                     "--dtype float32."
                 )
-            return matched, as_stored(student, tensors, parameters)
-
-    def _write(self, block: int, new: dict[str, torch.Tensor], matched: Matched, seconds: float) -> None:
-        record: dict[str, Any] = {"seconds": seconds, "matched": asdict(matched)}
-        stored = self.pair.student.checkpoint.as_stored(new)
-        self.output.write_block(self.matching.first_group + block, stored, record)
+            return matched, as_stored(self.model, tensors, parameters)
 
 
-def _pass_run(dense: Stream, run: Sequence[int]) -> list[torch.Tensor]:
+def pass_run(dense: Stream, run: Sequence[int]) -> list[torch.Tensor]:
     """Take the teacher through the blocks of `run`; the hidden states behind the last, one tensor a batch."""
+    states: list[torch.Tensor] = []
+    for block in run:
+        dense.load(block)
+        states = states_behind(dense, block)
+        dense.unload(block)
+    return states
+
+
+def states_behind(dense: Stream, block: int) -> list[torch.Tensor]:
+    """Take all batches through `block`, which is loaded; the hidden states that it returns, one tensor a batch."""
     found: dict[int, torch.Tensor] = {}
 
-    def keep(original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def keep(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = original(*args, **kwargs)
         found[dense.current()] = hidden_states(output)
         return output
 
-    for block in run:
-        dense.load(block)
-        dense.run_block(block, keep if block == run[-1] else None)
-        dense.unload(block)
+    dense.run_block(block, keep)
     return [found[number] for number in sorted(found)]
 
 

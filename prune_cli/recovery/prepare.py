@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -22,15 +23,10 @@ from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.packed.output import as_asked, output_bytes
 from prune_cli.progress import Progress
 from prune_cli.recovery.counterparts import counterparts
-from prune_cli.recovery.match_blocks import Pair, Samples
+from prune_cli.recovery.match_blocks import Pair, Samples, held_out_of, samples_per_step
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sparse.dense_view import refuse_sparse
-
-# One sample of so many is held out.
-_HELD_OUT_OF = 8
-# Smaller batches are more steps for as many tokens; larger ones are quicker.
-_TOKENS_PER_STEP = 1024
 
 
 @dataclass(frozen=True)
@@ -66,10 +62,10 @@ class RecoveryTexts:
     sampled: Batch | None
     evaluation: TokenSet
 
-    def samples(self, asked: int | str) -> Samples:
-        """In batches of the size `asked` for (auto: a step of about 1024 tokens)."""
+    def samples(self, asked: int | Literal["auto"]) -> Samples:
+        """In batches of one step."""
         windows = self.calibration.windows
-        size = asked if isinstance(asked, int) else max(1, _TOKENS_PER_STEP // windows.length)
+        size = samples_per_step(asked, windows.length)
         fit, held_out = windows[: -self.held_out], windows[-self.held_out :]
         sampled = [] if self.sampled is None else self.sampled.split(size)
         return Samples([*fit.split(size), *sampled], held_out.split(size))
@@ -164,8 +160,7 @@ def read_texts(plan: RecoveryPlan, progress: Progress) -> RecoveryTexts:
             "more text or a smaller --seq-len."
         )
     evaluation = reader.read(plan.evaluation, "evaluation", None)
-    held_out = max(1, len(calibration.windows) // _HELD_OUT_OF)
-    texts = RecoveryTexts(calibration, held_out, None, evaluation)
+    texts = RecoveryTexts(calibration, held_out_of(len(calibration.windows)), None, evaluation)
     for warning in texts.warnings:
         progress.say(f"warning: {warning}")
     return texts

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from prune_cli.recovery.request import RecoverRequest, recover_request_as_json
 from prune_cli.report.from_json import from_json
 from prune_cli.report.types import (
+    BlockRecovery,
     Count,
     Environment,
     Evaluation,
@@ -25,24 +26,6 @@ from prune_cli.report.types import (
 from prune_cli.request.json_schema import Keywords, schema_of
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class BlockRecovery:
-    """One block, matched to what the teacher has behind its `teacher_blocks`.
-
-    Errors are ||B - y||^2 / ||y||^2 of the block's outputs on held-out samples: before, after, and behind each epoch.
-    `best_epoch` is the one that was kept, 0 for the block as it was.
-    """
-
-    block: Count
-    teacher_blocks: tuple[Count, ...]
-    error_before: NotNegative
-    error_after: NotNegative
-    epochs: tuple[NotNegative, ...]
-    best_epoch: Count
-    seconds: NotNegative
-    resumed: bool
 
 
 @dataclass(frozen=True)

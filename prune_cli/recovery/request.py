@@ -11,6 +11,7 @@ from prune_cli.errors import RequestError
 from prune_cli.request.request import Dtype, check_counts, check_device
 
 How = Literal["block"]
+EPOCHS, RATE = 3, 0.02
 _MOST_EPOCHS, _MOST_COPIES = 1000, 64
 
 
@@ -22,8 +23,8 @@ class RecoverRequest:
     out: Path
     teacher: str
     how: How = "block"
-    epochs: int = field(default=3, metadata={"schema": {"minimum": 1}})
-    rate: float = field(default=0.02, metadata={"schema": {"exclusiveMinimum": 0}})
+    epochs: int = field(default=EPOCHS, metadata={"schema": {"minimum": 1}})
+    rate: float = field(default=RATE, metadata={"schema": {"exclusiveMinimum": 0}})
     calibration: str | None = None
     samples: int | None = field(default=None, metadata={"schema": {"minimum": 2}})
     seq_len: int | None = field(default=None, metadata={"schema": {"minimum": 2}})

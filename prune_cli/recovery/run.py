@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from methods._block_matching import Schedule
 from prune_cli.checkpoint.output_folder import OutputFolder, hash_files
 from prune_cli.engine.evaluate import PROTOCOL, evaluate
 from prune_cli.engine.memory import PeakMemory
@@ -23,9 +22,6 @@ from prune_cli.recovery.prepare import RecoveryPlan, RecoveryTexts, prepare, rea
 from prune_cli.recovery.report import Losses, RecoveryReport
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.report.types import Evaluation
-
-# Of the learning rate, at the end of the cosine.
-_LAST_RATE = 0.05
 
 
 @torch.no_grad()
@@ -49,7 +45,9 @@ def recover(request: RecoverRequest, progress: Progress | None = None) -> Recove
         before = _evaluation(plan, texts, plan.model, output, "Loss before", progress)
         texts = with_sampled(plan, texts, progress)
         samples = texts.samples(request.batch_size)
-        match_blocks(plan.pair, samples, _matching(request), output, progress, memory)
+        match_blocks(
+            plan.pair, samples, Matching.of(request.epochs, request.rate, request.seed), output, progress, memory
+        )
         after = _evaluation(plan, texts, plan.with_checkpoint(output.checkpoint()), output, "Loss after", progress)
         output.copy_side_files()
         losses = Losses(text_report(texts.evaluation), PROTOCOL, dense, before, after)
@@ -57,10 +55,6 @@ def recover(request: RecoverRequest, progress: Progress | None = None) -> Recove
         report = assemble_report(plan, texts, done)
         output.commit(recovery_files(report, plan.source.folder), config_of_output(plan.checkpoint))
     return report
-
-
-def _matching(request: RecoverRequest) -> Matching:
-    return Matching(Schedule(request.epochs, request.rate, _LAST_RATE), request.seed)
 
 
 def _fingerprint(plan: RecoveryPlan, texts: RecoveryTexts, teacher_files: dict[str, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.stored_values import to_stored
 from prune_cli.model.streamed_model import StreamedModel
-from prune_cli.model.tensor_map import TensorInfo
+from prune_cli.model.tensor_info import TensorInfo
 
 _TRAINED = frozenset({"linear map", "expert", "norm", "bias", "convolution"})
 
@@ -42,6 +42,11 @@ def trained_names(model: StreamedModel, block: int) -> list[str]:
     names = model.block_names(block)
     kept = {model.tensor_map[name].parameter for name in names if why_kept(model, name)}
     return [name for name in names if model.tensor_map[name].parameter not in kept]
+
+
+def all_trained(model: StreamedModel) -> set[str]:
+    """The tensors of all blocks that are trained."""
+    return {name for block in range(len(model.blocks)) for name in trained_names(model, block)}
 
 
 @contextmanager

@@ -81,6 +81,24 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
+class BlockRecovery:
+    """One block, trained to give what the dense model, the teacher, has behind its `teacher_blocks`.
+
+    Errors are ||B - y||^2 / ||y||^2 of the block's outputs on held-out samples: before, after, and behind each epoch.
+    `best_epoch` is the one that was kept, 0 for the block as it was.
+    """
+
+    block: Count
+    teacher_blocks: tuple[Count, ...]
+    error_before: NotNegative
+    error_after: NotNegative
+    epochs: tuple[NotNegative, ...]
+    best_epoch: Count
+    seconds: NotNegative
+    resumed: bool
+
+
+@dataclass(frozen=True)
 class TextReport:
     """Which text was used and how; `sha256` is that of the token ids."""
 
@@ -265,7 +283,8 @@ class Report:
     """Everything about one run. Sparse weights have an `allocation`, smaller dense models a `structure`.
 
     `inputs` has the sha256 of all that was read, calibration before windows of the model's own were added.
-    `output_error_rows` stand for the calibration tokens in output_error; as many as tokens means exact.
+    `output_error_rows` stand for the calibration tokens in output_error; as many as tokens means exact. `matched` is
+    what --match-blocks did to each block.
     """
 
     schema_version: Annotated[int, Keywords(const=SCHEMA_VERSION)]
@@ -285,6 +304,7 @@ class Report:
     structure: StructureReport | None = None
     gain: Annotated[str, Keywords(minLength=1)]
     blocks: Sequence[BlockReport]
+    matched: Sequence[BlockRecovery] = ()
     tensors: Annotated[Sequence[TensorReport], Keywords(minItems=1)]
     seconds: NotNegative
     peak_host_bytes: Count
@@ -308,6 +328,8 @@ class Report:
 
     def to_json(self) -> str:
         document = asdict(self) | {"request": request_as_json(self.request)}
+        if not self.matched:
+            del document["matched"]  # as in every report of a run without --match-blocks
         if not self.output.dense_files:
             del document["output"]["dense_files"]  # as in every report of dense files
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -11,6 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda"},
     "balanced": {"method": "admm"},
     "best": {"method": "admm", "target": "dense", "self_calibration": 1},
+    "max": {"method": "admm", "target": "dense", "self_calibration": 1, "match_blocks": True},
 }
 
 

@@ -45,6 +45,7 @@ class PruneRequest:
     pattern: str | None = field(default=None, metadata={"schema": {"pattern": "^[0-9]+:[0-9]+$"}})
     refine: str | None = None
     reconstruct: bool = False
+    match_blocks: bool = False
     allocate: str = "uniform"
     options: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
@@ -220,6 +221,7 @@ def check_structured(request: PruneRequest) -> None:
         "--pattern": request.pattern is not None,
         "--refine": request.refine is not None,
         "--reconstruct": request.reconstruct,
+        "--match-blocks": request.match_blocks,
         "--allocate": request.allocate != "uniform",
         "--target": request.target != "pruned",
         "--calibrate-by": request.calibrate_by != "sublayer",

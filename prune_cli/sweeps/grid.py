@@ -70,13 +70,14 @@ def parse_method(text: str) -> dict[str, Any]:
     first, *following = text.split("+")
     if not all(_WORD.fullmatch(word) for word in (first, *following)):
         raise RequestError(f"--method holds {text!r}: give METHOD or METHOD+STEP+STEP, as wanda+swaps.")
-    if first in PRESETS:
+    presets = [name for name, said in PRESETS.items() if not said.get("match_blocks")]  # a sweep trains nothing
+    if first in presets:
         said = dict(PRESETS[first])
     elif first in method_names():
         said = {"method": first}
     else:
         raise RequestError(
-            f"There is no method or preset {first!r}: choose of {', '.join((*method_names(), *PRESETS))}."
+            f"There is no method or preset {first!r}: choose of {', '.join((*method_names(), *presets))}."
         )
     for word in following:
         key, value = {_DENSE: ("target", "dense"), _RECONSTRUCT: ("reconstruct", True)}.get(word, ("refine", word))

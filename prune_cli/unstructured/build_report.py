@@ -27,6 +27,8 @@ from prune_cli.engine.run_context import Run
 from prune_cli.engine.texts import Texts
 from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.output import describe
+from prune_cli.recovery.build_report import block_recoveries
+from prune_cli.recovery.trained_block import all_trained
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
 from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.types import (
@@ -46,6 +48,7 @@ from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import Decision, n_of_m
 from prune_cli.unstructured.prepare import PruningPlan
 
+_TRAINED = "trained with its block (--match-blocks)"
 _UNREACHED = "no calibration input reached it (the model may use this weight without calling its module)"
 
 
@@ -65,6 +68,7 @@ def fingerprint(plan: PruningPlan, texts: Texts) -> dict[str, Any]:
         "calibrate_by": request.calibrate_by,
         "target": request.target,
         "self_calibration": request.self_calibration,
+        "match_blocks": request.match_blocks,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
         "calibration": texts.calibration.sha256 if texts.calibration else None,
         "batch_size": batch_size_of(plan, texts.calibration),
@@ -94,6 +98,11 @@ def assemble_report(
     tensors = [
         _tensor_report(plan, allocation, d, zeros[d.name], errors.get(d.name), notes.get(d.name, ())) for d in decisions
     ]
+    trained = all_trained(plan.model) if run.request.match_blocks else set()
+    tensors = [
+        replace(each, action="refitted", reason=_TRAINED) if each.action == "kept" and each.name in trained else each
+        for each in tensors
+    ]
     return Report(
         schema_version=SCHEMA_VERSION,
         tool=tool_facts(),
@@ -114,6 +123,7 @@ def assemble_report(
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
         ],
+        matched=block_recoveries(_alone(plan), output) if run.request.match_blocks else (),
         tensors=tensors,
         seconds=seconds,
         peak_host_bytes=run.memory.host_bytes,
@@ -131,6 +141,11 @@ def what_is_not_loaded(plan: PruningPlan) -> tuple[NotLoaded, ...]:
         return f"{pruned} of its tensors pruned, as --include asks" if pruned else "kept as it was"
 
     return not_loaded(plan.model.tensor_map, plan.checkpoint, became)
+
+
+def _alone(plan: PruningPlan) -> list[tuple[int, ...]]:
+    """Every block is its own counterpart."""
+    return [(block,) for block in range(len(plan.model.blocks))]
 
 
 def _method(plan: PruningPlan) -> MethodReport:

@@ -10,8 +10,9 @@ from methods._pattern import Pattern, Unstructured
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.open_model import OpenModel, open_model
+from prune_cli.errors import RequestError
 from prune_cli.model.tensor_info import TensorInfo
-from prune_cli.packed.output import config_of_output, output_bytes
+from prune_cli.packed.output import config_of_output, keeps_packed, output_bytes
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import (
@@ -53,8 +54,11 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> PruningPlan:
     """Check all that can be checked without weights; raises as `open_model` does."""
     request.check()
     pipeline = request.pipeline()
-    needs_text = bool(pipeline.needs) or request.calibration is not None or _allocation_needs_text(request)
+    needs_text = bool(pipeline.needs) or request.calibration is not None or request.match_blocks
+    needs_text = needs_text or _allocation_needs_text(request)
     opened = open_model(request, needs_text=needs_text, writes=writes)
+    if request.match_blocks and keeps_packed(opened.checkpoint):
+        raise RequestError("--match-blocks trains weights, which --packed keep cannot store: add --packed bf16.")
     config, sparse = config_of_output(opened.checkpoint), request.format == "sparse"
     if sparse:
         config = sparse_config(opened.checkpoint, opened.source.folder, config, self_contained=request.self_contained)

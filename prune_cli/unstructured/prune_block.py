@@ -41,7 +41,7 @@ class BlockPruner:
         self.pruned: dict[str, PrunedLinear] = {}
         self._infos = infos
         self._experts = experts_by_module(infos)
-        self._tensors = tensors
+        self.tensors = tensors
         self._progress = progress
         self._slices: dict[str, list[PrunedLinear]] = {}
         self._same_inputs = SameInputs()
@@ -62,7 +62,7 @@ class BlockPruner:
 
     def stored(self, inputs: LinearInputs) -> torch.Tensor:
         """The matrix as stored."""
-        tensor = self._tensors[inputs.info.entry.name]
+        tensor = self.tensors[inputs.info.entry.name]
         return tensor[inputs.expert] if inputs.info.slices > 1 else tensor
 
     def put(self, inputs: LinearInputs, result: PrunedLinear) -> None:
@@ -83,7 +83,7 @@ class BlockPruner:
     def inputs_of_pruned(self, block: int) -> Iterator[LinearInputs]:
         """Single pass: a layer is pruned when all batches wait at it, so its inputs come from layers already pruned."""
         yield from self.without_inputs()
-        for name, inputs in self.stream.pause_at(block, self.stops):
+        for name, inputs in self.stream.pause_at(block, self.stops, again=self.settings.again):
             yield from self.arrived(name, inputs)
 
     def inputs_of_dense(self, block: int) -> Iterator[LinearInputs]:
@@ -95,7 +95,8 @@ class BlockPruner:
             here = AtExperts(self.stream.model.model.get_submodule(name), routed)
             yield from self._of_experts(name, here).inputs(from_dense_block=True)
         yield from self.without_inputs()
-        self.stream.run_block(block)
+        if not self.settings.again:
+            self.stream.run_block(block)
 
     def inputs_outside_blocks(self) -> Iterator[LinearInputs]:
         """The batches end at the output head if it is among what lies outside the blocks."""
@@ -209,7 +210,9 @@ def _beside_dense(pruners: Sequence[BlockPruner], dense: Stream, block: int) -> 
         for pruner in pruners:
             yield from _of(pruner, pruner.without_inputs())
         names = pruners[0].stops
-        stops = [stream.pause_at(block, names) for stream in (*(pruner.stream for pruner in pruners), dense)]
+        again = pruners[0].settings.again
+        streams = (*(pruner.stream for pruner in pruners), dense)
+        stops = [stream.pause_at(block, names, again=again) for stream in streams]
         for *arrived, (same, others) in zip(*stops, strict=True):
             for pruner, drift, (name, inputs) in zip(pruners, drifts, arrived, strict=True):
                 assert name == same

@@ -34,6 +34,8 @@ class Settings:
     tokens: int = 0
     # Values of a tensor, or of one of its experts, as the output will give them back.
     rounded: Callable[[str, torch.Tensor, int | None], torch.Tensor] | None = None
+    # Whether the batches wait before a block, after it was pruned, to pass it again.
+    again: bool = False
 
 
 @dataclass(frozen=True)

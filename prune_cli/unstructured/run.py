@@ -22,6 +22,7 @@ from prune_cli.engine.stream import Stream
 from prune_cli.engine.texts import Texts
 from prune_cli.packed.output import output_layout
 from prune_cli.progress import Progress
+from prune_cli.recovery.match_blocks import Samples
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
 from prune_cli.request.allocation import Allocation
@@ -30,6 +31,7 @@ from prune_cli.sparse.config import LOADER, loader
 from prune_cli.sparse.reencode import decode_shards, encode_shards
 from prune_cli.unstructured.allocate import allocate
 from prune_cli.unstructured.build_report import assemble_report, fingerprint, of_sparse_files
+from prune_cli.unstructured.match_block import MatchedBlock, match_block, matching_samples
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.unstructured.prune_block import BlockPruner, prune_block, prune_outside_blocks
 from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_data_free
@@ -99,7 +101,8 @@ def _settings(run: Run[PruningPlan], allocation: Allocation) -> Settings:
     plan, calibration = run.plan, run.texts.calibration
     tokens = calibration.windows.tokens if calibration is not None else 0
     patterns = _patterns(plan, allocation)
-    return Settings(plan.pipeline, patterns, run.request.seed, plan.device, tokens, plan.checkpoint.rounded)
+    rounded, again = plan.checkpoint.rounded, run.request.match_blocks
+    return Settings(plan.pipeline, patterns, run.request.seed, plan.device, tokens, rounded, again)
 
 
 def _patterns(plan: PruningPlan, allocation: Allocation) -> dict[str, Pattern]:
@@ -116,7 +119,7 @@ def _prune_without_text(run: Run[PruningPlan], settings: Settings) -> None:
         if group not in run.output.done and infos:
             begun = time.monotonic()
             pruned = {name: prune_data_free(info, plan.checkpoint.read(name), settings) for name, info in infos.items()}
-            _write(run, group, pruned, [], begun)
+            _write(run, group, pruned, begun)
             run.memory.look()
         run.progress.advance(len(infos))
     run.output.wait()
@@ -125,8 +128,10 @@ def _prune_without_text(run: Run[PruningPlan], settings: Settings) -> None:
 def _prune_with_text(run: Run[PruningPlan], settings: Settings) -> None:
     """One pass of the calibration batches, block by block; blocks done before are passed as they were left."""
     plan, output = run.plan, run.output
+    samples = matching_samples(run) if run.request.match_blocks else None
     with ExitStack() as stack:
-        stream, *beside = streams = _streams(run, stack)
+        stream, *beside = streams = _streams(run, stack, samples)
+        dense = beside[0] if run.request.target == "dense" else None
         for block in range(len(plan.model.blocks)):
             if block in output.done:
                 _pass_done_block(run, streams, block)
@@ -134,8 +139,9 @@ def _prune_with_text(run: Run[PruningPlan], settings: Settings) -> None:
                 begun = time.monotonic()
                 tensors, *_ = [each.load(block) for each in streams]
                 pruner = BlockPruner(stream, plan.pruned_infos(block), tensors, settings, run.progress)
-                prune_block([pruner], block, run.request.calibrate_by, *beside)
-                _write(run, block, pruner.pruned, pruner.unreached, begun)
+                prune_block([pruner], block, run.request.calibrate_by, dense)
+                matched = None if samples is None else match_block(run, samples, block, (stream, beside[0]), pruner)
+                _write(run, block, pruner.pruned, begun, pruner.unreached, matched)
             run.memory.look()
             for each in streams:
                 each.unload(block)
@@ -143,11 +149,11 @@ def _prune_with_text(run: Run[PruningPlan], settings: Settings) -> None:
     output.wait()
 
 
-def _streams(run: Run[PruningPlan], stack: ExitStack) -> list[Stream]:
-    """The model's that is pruned and, where it is the target, the dense one's."""
-    plan, batches = run.plan, run.batches()
+def _streams(run: Run[PruningPlan], stack: ExitStack, samples: Samples | None) -> list[Stream]:
+    """The model's that is pruned and, where it is the target or blocks are matched to it, the dense one's."""
+    plan, batches = run.plan, run.batches() if samples is None else samples.batches
     models = [plan.model]
-    if run.request.target == "dense":
+    if run.request.target == "dense" or samples is not None:
         models.append(plan.with_checkpoint(plan.checkpoint))
     return [stack.enter_context(Stream(model, batches, ActivationOffload(run.output.partial))) for model in models]
 
@@ -172,14 +178,19 @@ def _prune_outside_blocks(run: Run[PruningPlan], settings: Settings, stream: Str
         prune_outside_blocks(pruner)
         heads = {name: prune_data_free(infos[name], tensors[name], settings) for name in infos.keys() - computed.keys()}
         run.progress.advance(len(heads))
-        _write(run, group, {**pruner.pruned, **heads}, pruner.unreached, begun)
+        _write(run, group, {**pruner.pruned, **heads}, begun, pruner.unreached)
 
 
 def _write(
-    run: Run[PruningPlan], group: int, pruned: Mapping[str, PrunedLinear], unreached: Sequence[str], begun: float
+    run: Run[PruningPlan],
+    group: int,
+    pruned: Mapping[str, PrunedLinear],
+    begun: float,
+    unreached: Sequence[str] = (),
+    matched: MatchedBlock | None = None,
 ) -> None:
     """Hand a group's tensors to the writer, a tied tensor that is stored twice to both its places."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {} if matched is None else dict(matched.tensors)
     for name, result in pruned.items():
         for each in (name, *run.model.tied_names(name)):
             tensors.setdefault(each, result.stored)
@@ -188,5 +199,6 @@ def _write(
         "output_errors": {name: result.output_error for name, result in pruned.items()},
         "notes": {name: list(result.notes) for name, result in pruned.items() if result.notes},
         "unreached": list(unreached),
+        **({} if matched is None else {"matched": asdict(matched.result)}),
     }
     run.output.write_block(group, run.model.checkpoint.as_stored(tensors), record)
