@@ -52,6 +52,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "sparsity": st.none() | st.floats(0, 1, exclude_max=True),
     "refine": st.none(),
     "reconstruct": st.booleans(),
+    "match_blocks": st.booleans(),
     "allocate": st.sampled_from(["uniform", "erk"]),
     "options": st.just({}),
     "calibration": st.none() | _WORDS,

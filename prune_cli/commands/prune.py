@@ -30,7 +30,7 @@ def prune(
     allocate: its.Allocate = None,
     refine: its.Refine = None,
     reconstruct: its.Reconstruct = False,
-    match_blocks: its.MatchBlocks = False,
+    match_blocks: its.MatchBlocks = None,
     option: its.Option = None,
     include: its.Include = None,
     exclude: its.Exclude = None,

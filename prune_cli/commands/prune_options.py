@@ -81,11 +81,12 @@ Reconstruct = Annotated[
     bool, typer.Option("--reconstruct", help="Fit the kept weights by least squares.", rich_help_panel=RUN)
 ]
 MatchBlocks = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--match-blocks",
+        "--match-blocks/--no-match-blocks",
         help="Train all kept weights of each block, once it is pruned, to do what the dense block did (as prune-cli "
-        "recover does afterwards; about as long again as --preset best).",
+        "recover does afterwards) [default: no; yes with --preset max].",
+        show_default=False,
         rich_help_panel=RUN,
     ),
 ]

@@ -56,8 +56,8 @@ def _option(name: str, value: Any) -> Iterator[str]:
             yield from ("-o", f"{key}={_text(chosen)}")
         return
     option = "--" + name.replace("_", "-")
-    if value is True:
-        yield option
+    if isinstance(value, bool):
+        yield option if value else f"--no-{option.removeprefix('--')}"
         return
     for each in value if isinstance(value, list | tuple) else [value]:
         yield from (option, _text(each))
