@@ -23,7 +23,7 @@ from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.recovery.read import read_recovery
 from prune_cli.recovery.report import recovery_schema
-from prune_cli.recovery.request import EPOCHS
+from prune_cli.recovery.request import EPOCHS, RATE
 from tests.broken import change_config, copy_of, refused
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.reference import adam_with_a_mask
@@ -42,7 +42,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def options(texts: tuple[Path, Path], teacher: Path) -> list[object]:
     fit, judge = texts
     told = ["--teacher", teacher, "--calibration", fit, "--eval", judge, "--epochs", 2, "--batch-size", 2]
-    return [*told, "--self-calibration", 0, "-q"]
+    return [*told, "--rate", 0.008, "--self-calibration", 0, "-q"]
 
 
 def pruned(model: Path, out: Path, command: RunCommand, *how: object) -> Path:
@@ -300,7 +300,8 @@ def test_prune_matches_blocks_as_recover_does(
     """The first block alone is pruned alike with and without: what is trained before it would change the others."""
     text = ("--calibration", texts[0], "--batch-size", 2)
     model = pruned(llama, tmp_path / "pruned", command, *how, *text)
-    recovered = command("recover", model, tmp_path / "recovered", *options(texts, llama), "--epochs", EPOCHS, "--json")
+    usual = ("--epochs", EPOCHS, "--rate", RATE)
+    recovered = command("recover", model, tmp_path / "recovered", *options(texts, llama), *usual, "--json")
     matching = ["prune", llama, tmp_path / "out", *how, *text, "--match-blocks"]
     done = command(*matching, "-q", "--json")
     assert done.code == 0, done.stderr
