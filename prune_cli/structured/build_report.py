@@ -192,6 +192,7 @@ def _tensors(
     for name, entry in written.entries.items():
         info = prepared.model.tensor_map[change.tensors[name].source]
         action, reason = _became(change.tensors[name].shape, info.entry.shape)
+        reason = "names experts by their new numbers" if name in change.tables else reason
         if change.tensors[name].source != name:
             reason += f" ({change.tensors[name].source})"
         block = None if info.block is None else number[info.block]

@@ -19,6 +19,14 @@ class TensorSlice:
 
 
 @dataclass(frozen=True)
+class NewNumbers:
+    """Of a tensor whose values are experts: those `kept` get new numbers, of others `router` tells what is alike."""
+
+    router: str
+    kept: Sequence[int]
+
+
+@dataclass(frozen=True)
 class StructuredPlan:
     """A structured method's decision, whole: the same request comes to the same one.
 
@@ -28,7 +36,8 @@ class StructuredPlan:
     `shapes` are the model's parameters (named as in the input's model) that get another shape, `narrowed` the plain
     attributes of modules that differ because of it; both are for the check against the rebuilt model. `cuts` tell of
     tensors with a shape what they are of their source, where that is all; `shares` tells how much of each kind of unit
-    went, where there are several. `misfits` are the extra heads that config.json does not describe rightly.
+    went, where there are several. `tables` are tensors whose values are numbers of experts, `misfits` the extra heads
+    that config.json does not describe rightly.
     """
 
     config: dict[str, Any]
@@ -42,5 +51,6 @@ class StructuredPlan:
     slices: Mapping[str, TensorSlice] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, NewNumbers] = field(default_factory=dict)
     misfits: tuple[str, ...] = ()
     compared: ExpertComparison | None = None

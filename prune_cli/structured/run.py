@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from methods.structured._expert_tables import without_removed
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.engine.inputs import check_weights, inputs_before
@@ -26,6 +27,7 @@ from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
 from prune_cli.structured.method import removal_of
+from prune_cli.structured.plan import NewNumbers
 from prune_cli.structured.prepare import PreparedStructure, prepare_structured
 from prune_cli.structured.stored_output import StoredOutput, stored_output
 
@@ -51,7 +53,7 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
         stored = stored_output(prepared, change)
         progress.stage(f"Writing {len(stored.layout.files)} file(s)", 1)
         output.lay_out(stored.layout, stored.source, stored.read_as)
-        write_slices(run, stored)
+        write_slices(run, stored, change.tables)
         change = removal.write(run, change)
         memory.look()
         after = perplexity_after(run, config_from(change.config, prepared.model))
@@ -84,10 +86,10 @@ def fingerprint(prepared: PreparedStructure, texts: Texts, inputs: Mapping[str, 
     }
 
 
-def write_slices(run: Run[PreparedStructure], stored: StoredOutput) -> None:
-    """Fill the places of `stored.slices`; blocks done before by an interrupted run are passed over."""
+def write_slices(run: Run[PreparedStructure], stored: StoredOutput, tables: Mapping[str, NewNumbers]) -> None:
+    """Fill the places of `stored.slices` and of `tables`; blocks that an interrupted run has done are passed over."""
     by_block: dict[int, list[str]] = {}
-    for name in stored.slices:
+    for name in (*stored.slices, *tables):
         block = stored.block[name]
         by_block.setdefault(len(run.model.blocks) if block is None else block, []).append(name)
     if by_block:
@@ -95,10 +97,16 @@ def write_slices(run: Run[PreparedStructure], stored: StoredOutput) -> None:
     for block, names in sorted(by_block.items()):
         if block not in run.output.done:
             begun = time.monotonic()
-            tensors = {name: _sliced(stored, name) for name in names}
+            tensors = {name: _sliced(stored, name) for name in names if name in stored.slices}
+            tensors |= {name: _renumbered(run, name, tables[name]) for name in names if name in tables}
             run.output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
         run.progress.advance()
     run.output.wait()
+
+
+def _renumbered(run: Run[PreparedStructure], name: str, table: NewNumbers) -> torch.Tensor:
+    read = run.plan.checkpoint.read
+    return without_removed(read(name), torch.tensor(table.kept), read(table.router))
 
 
 def _sliced(stored: StoredOutput, name: str) -> torch.Tensor:

@@ -15,6 +15,7 @@ from prune_cli.errors import RequestError
 from prune_cli.packed.output import output_bytes
 from prune_cli.report.types import BlockChange
 from prune_cli.request.request import DEFAULT_SAMPLES
+from prune_cli.structured.block_tables import check_no_block_tables
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cost import Cost, how_chosen, how_known
@@ -57,6 +58,7 @@ class DepthRemoval:
             raise RequestError(
                 "-o alpha=0 follows the dense model not at all, so nothing is fitted: use -o refit=none."
             )
+        check_no_block_tables(prepared.model)
         removed = named_blocks(prepared)
         change_without(prepared, removed if removed is not None else [len(prepared.model.blocks) - 1])
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from methods.structured.experts import Options, choose, keep_count, scores
+from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.seeds import seed_of
 from prune_cli.engine.texts import open_text
@@ -29,6 +30,7 @@ from prune_cli.structured.moe.mixtures import (
     find_mixtures,
     without_experts,
 )
+from prune_cli.structured.moe.tables import expert_tables
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
@@ -160,6 +162,8 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
     smaller = model_on_meta(new, prepared.model.dtype, prepared.trust_remote_code)
     axes = changed_shapes(prepared.model, smaller, experts, keep)
     tensors, dropped, slices = without_experts(prepared.model, axes, {**choice.kept}, heads_to_drop(prepared))
+    tables = expert_tables(prepared.model, axes, {**choice.kept}, experts)
+    tensors |= {name: OutputTensor(name, prepared.model.tensor_map[name].entry.shape) for name in tables}
     blocks, whole = range(len(prepared.model.blocks)), whole_heads(prepared, axes)
     change = StructuredPlan(
         config=config,
@@ -172,6 +176,7 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
         narrowed=_COUNTS,
         slices=slices,
         notes=tuple(refused_by_runtimes(head, keep) for head in whole),
+        tables=tables,
         misfits=whole,
     )
     check_module_lists(prepared, change)
