@@ -249,3 +249,10 @@ def test_samples_longer_than_the_model_takes(tmp_path: Path, command: RunCommand
     for option in ("--calibration", "--eval"):
         message = refused(command, model, tmp_path / "out", "-m", "magnitude", option, tokens)
         assert "holds samples of 65 tokens, but the model takes at most 64 positions" in message
+
+
+def test_a_model_whose_own_code_fails(tmp_path: Path, tokens_file: Path, command: RunCommand) -> None:
+    model = save_tiny(tmp_path / "model", "deepseek_v3", shards=False, tokenizer=False, num_key_value_heads=2)
+    result = command("prune", model, tmp_path / "out", "--calibration", tokens_file, "-q")
+    assert result.code == 1
+    assert "The code of DeepseekV3ForCausalLM fails on this text (The size of tensor a" in result.stderr

@@ -199,6 +199,16 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return max(lists, key=rank)
 
 
+def setting(config: Any, name: str) -> Any:
+    """What `config` has under `name`; None where it has nothing, or something else for each layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception as error:  # transformers' own, which not all its versions have
+        if type(error).__name__ != "AmbiguousGlobalPerLayerAttributeError":
+            raise
+        return None
+
+
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
     """The checkpoint's tokenizer, or None where the folder has none."""
     known = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
@@ -216,8 +226,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
 def position_limit(config: Any) -> int | None:
     """The longest sequence that the config allows, None where it names none."""
     text = config.get_text_config()
-    limits = [getattr(text, name) for name in _POSITION_LIMITS if isinstance(getattr(text, name, None), int)]
-    return limits[0] if limits else None
+    limits = [setting(text, name) for name in _POSITION_LIMITS]
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def calm_libraries() -> None:

@@ -23,7 +23,15 @@ from transformers.utils import logging as transformers_logging
 from calibration.batch import Batch
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import PruneError
-from prune_cli.model.architecture import causal_config, check_block_count, find_blocks, model_on_meta, position_limit
+from prune_cli.model.architecture import (
+    causal_config,
+    check_block_count,
+    find_blocks,
+    model_on_meta,
+    position_limit,
+    setting,
+)
+from prune_cli.model.own_failure import own_failures_told
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.model.tensor_map import TensorMapper
 
@@ -264,7 +272,9 @@ class StreamedModel:
 
     @property
     def hidden_size(self) -> int:
-        return self.config.get_text_config().hidden_size
+        """As the config has it, or else as the embeddings of the tokens do (BLT)."""
+        size = setting(self.config.get_text_config(), "hidden_size")
+        return size if isinstance(size, int) else self.model.get_input_embeddings().weight.shape[-1]
 
     @property
     def vocab_size(self) -> int:
@@ -275,13 +285,17 @@ class StreamedModel:
         return position_limit(self.config)
 
     def forward(self, batch: Batch) -> Any:
-        """The model's own forward on token ids and what stands beside them, without cache."""
+        """The model's own forward on token ids and what stands beside them, without cache.
+
+        Raises PruneError where the model's own code fails.
+        """
         padding = {}
         # A model that takes no mask is causal all the same: padding behind the tokens does not reach them.
         if batch.mask is not None and self.takes("attention_mask"):
             padding = {"attention_mask": batch.mask.to(self.device, torch.int64)}
         beside = {name: self._as_input(each) for sample in batch.beside for name, each in sample.items()}
-        return self.model(input_ids=batch.ids.to(self.device), use_cache=False, **padding, **beside)
+        with own_failures_told(self.model):
+            return self.model(input_ids=batch.ids.to(self.device), use_cache=False, **padding, **beside)
 
     def _as_input(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)

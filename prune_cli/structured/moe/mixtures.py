@@ -11,6 +11,7 @@ from torch import nn
 
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.errors import RequestError
+from prune_cli.model.architecture import setting
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.structured.config import text_config
@@ -64,7 +65,12 @@ def _mixture(model: StreamedModel, tensor: str, block: int, module: str, experts
     parent = model.model.get_submodule(module.rpartition(".")[0])
     top_k = _attribute(parent, ("top_k", "num_experts_per_tok"))
     if top_k is None:
-        top_k = getattr(model.config.get_text_config(), "num_experts_per_tok", 1)
+        top_k = setting(model.config.get_text_config(), "num_experts_per_tok")
+    if not isinstance(top_k, int):
+        raise RequestError(
+            f"Neither config.json nor {module.rpartition('.')[0]} says to how many of its {experts} experts a token is "
+            "sent: correct config.json (num_experts_per_tok)."
+        )
     groups = _attribute(parent, ("num_group", "n_group")) or 1
     return Mixture(block, module, tensor, experts, top_k, groups, _attribute(parent, ("topk_group",)) or groups)
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prune_cli.engine.open_model import OpenModel
-from prune_cli.errors import RequestError
-from prune_cli.model.architecture import model_on_meta
+from prune_cli.errors import RequestError, one_line
+from prune_cli.model.architecture import model_on_meta, setting
 from prune_cli.model.shape_overrides import sizes_entry
 from prune_cli.structured.units import WORDS, CoupledGroup, GroupName, UnitLayout
 
@@ -65,8 +65,8 @@ def _key(config: Any, standard: str) -> str:
 
 def _width(opened: OpenModel, config: Any) -> tuple[str, int]:
     for key in _WIDTH_KEYS:
-        if hasattr(config, key):
-            value = getattr(config, key)
+        value = setting(config, key)
+        if value is not None or key in config.to_dict():
             return key, value if isinstance(value, int) else 4 * opened.model.hidden_size
     raise RequestError(
         f"The config of {type(opened.model.model).__name__} has no key for the MLP's width, which cannot change then: "
@@ -79,24 +79,25 @@ def _mlp_changes(opened: OpenModel, config: Any, keep: int) -> dict[str, Any]:
 
 
 def _head_counts(opened: OpenModel, config: Any) -> tuple[int, int]:
-    heads = getattr(config, "num_attention_heads", None)
+    heads = setting(config, "num_attention_heads")
     if not isinstance(heads, int):
         raise RequestError(
-            f"The config of {type(opened.model.model).__name__} has no number of attention heads: use -o parts=mlp."
+            f"The config of {type(opened.model.model).__name__} has no number of attention heads for all blocks: use "
+            "-o parts=mlp."
         )
     for key in ("num_key_value_heads", "num_kv_heads"):
-        if isinstance(getattr(config, key, None), int):
-            return heads, getattr(config, key) if not getattr(config, "multi_query", False) else 1
+        if isinstance(setting(config, key), int):
+            return heads, setting(config, key) if not getattr(config, "multi_query", False) else 1
     return heads, heads
 
 
 def _head_changes(opened: OpenModel, config: Any, keep: int) -> dict[str, Any]:
     heads, groups = _head_counts(opened, config)
-    head_dim = getattr(config, "head_dim", None) or opened.model.hidden_size // heads
+    head_dim = setting(config, "head_dim") or opened.model.hidden_size // heads
     changes = {_key(config, "num_attention_heads"): keep * (heads // groups if groups > 1 else 1)}
     if groups > 1:
         changes |= {
-            key: keep for key in ("num_key_value_heads", "num_kv_heads") if isinstance(getattr(config, key, None), int)
+            key: keep for key in ("num_key_value_heads", "num_kv_heads") if isinstance(setting(config, key), int)
         }
     # Some configs compute head_dim from the hidden size and take no other.
     computed = isinstance(getattr(type(config), "head_dim", None), property)
@@ -110,7 +111,14 @@ def config_with(opened: OpenModel, changes: Mapping[str, Any]) -> Any:
     if opened.model.config.get_text_config() is not opened.model.config:
         text = raw["text_config"]
     text.update(changes)
-    return type(opened.model.config).from_dict(raw)
+    try:
+        return type(opened.model.config).from_dict(raw)
+    except Exception as error:  # whatever transformers' validators raise
+        told = ", ".join(f"{key}={value}" for key, value in changes.items())
+        raise RequestError(
+            f"The config of {type(opened.model.model).__name__} does not take {told} ({one_line(error)}): "
+            "choose another share, or --method depth."
+        ) from error
 
 
 def overridden_config(opened: OpenModel, groups: Sequence[CoupledGroup]) -> Any:

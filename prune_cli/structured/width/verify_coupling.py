@@ -9,7 +9,7 @@ import torch
 from calibration.batch import Batch
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.stream import Stream
-from prune_cli.errors import RequestError
+from prune_cli.errors import PruneError, RequestError
 from prune_cli.structured.units import WORDS, CoupledGroup, GroupName
 from prune_cli.structured.width.checkpoint_views import SlicedCheckpoint
 from prune_cli.structured.width.coupling import config_with, find_group, overridden_config
@@ -26,10 +26,20 @@ def verified_group(opened: OpenModel, name: GroupName, keep: int, *, with_overri
     where no reading of the tensors passes.
     """
     misses: list[float] = []
+    fails: PruneError | None = None
     for group in find_group(opened, name, keep):
-        misses.append(_difference(opened, group, with_overrides=with_overrides))
+        try:
+            misses.append(_difference(opened, group, with_overrides=with_overrides))
+        except PruneError as error:
+            fails = error
+            continue
         if misses[-1] <= _TOLERANCE:
             return group
+    if not misses and fails is not None:
+        raise RequestError(
+            f"{type(opened.model.model).__name__} does not run on a batch of any tokens, or not without some of its "
+            f"{WORDS[name]}: {fails}"
+        ) from fails
     raise RequestError(
         f"Removing {WORDS[name]} from {type(opened.model.model).__name__} changes what the others compute (by "
         f"{min(misses):.2g} of what the block adds, beyond zeroing them), as with norms over all heads or ALiBi: "
