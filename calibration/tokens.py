@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
+from calibration.batch import Batch
 from calibration.errors import CalibrationError
 from calibration.opening import Opening, find_opening
 from calibration.packing import packed
 from calibration.papers import paper_windows
 from calibration.sources import Role, Source
 from calibration.stored import stored_windows
-from calibration.token_set import Tokenizer, TokenRequest, TokenSet
+from calibration.token_set import Tokenizer, TokenRequest, TokenSet, sha256_of
 
-__all__ = ["TokenSet", "Tokenizer", "load_tokens"]
+__all__ = ["TokenSet", "Tokenizer", "load_tokens", "some_windows"]
 
 
 def load_tokens(
@@ -47,6 +50,20 @@ def load_tokens(
         tokens = packed(want, tokenizer)
     _check_ids(tokens, source, vocab_size)
     return tokens
+
+
+def some_windows(tokens: TokenSet, count: int, seed: int) -> TokenSet:
+    """`count` of the windows, drawn with the seed and in their order; all of them where there are no more."""
+    total = len(tokens.ids)
+    if count >= total:
+        return tokens
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    mask = None if tokens.mask is None else tokens.mask[drawn]
+    beside = tuple(tokens.beside[row] for row in drawn.tolist()) if tokens.beside else ()
+    windows = Batch(tokens.ids[drawn], mask, beside)
+    protocol = f"{tokens.protocol}; {count} of the {total} windows, drawn with the seed"
+    facts = {"protocol": protocol, "seed": seed, "sha256": sha256_of(windows)}
+    return replace(tokens, ids=windows.ids, mask=mask, beside=beside, **facts)
 
 
 def _told_beginning(tokens: TokenSet, opening: Opening) -> TokenSet:

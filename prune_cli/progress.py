@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
+# Seconds from which a time is told in minutes.
+_LONG = 120
 
 
 class Progress(Protocol):
@@ -60,7 +62,8 @@ class Lines(Silent):
         if now - self._last >= _SECONDS_BETWEEN_LINES and self._done < self._steps:
             self._last = now
             left = (now - self._begun) / self._done * (self._steps - self._done)
-            self.say(f"{self._title}: {self._done}/{self._steps}, about {left:.0f} s left")
+            told = f"{left:.0f} s" if left < _LONG else f"{left / 60:.0f} min"
+            self.say(f"{self._title}: {self._done}/{self._steps}, about {told} left")
 
     def say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)

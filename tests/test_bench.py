@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -76,7 +75,9 @@ def test_two_models_side_by_side_in_processes_of_their_own(llama: Path, shorter:
         theirs["first_token_seconds"] / ours["first_token_seconds"]
         for ours, theirs in zip(mine["rounds"], other["rounds"], strict=True)
     ]
-    assert ratios["prefill"]["ratio"] == pytest.approx(statistics.median(by_round))
+    # Of the two medians in the columns beside it.
+    assert ratios["prefill"]["ratio"] == mine["prefill"]["median"] / other["prefill"]["median"]
+    assert min(by_round) <= ratios["prefill"]["ratio"] <= max(by_round)
     assert ratios["prefill"]["highest"] == pytest.approx(max(by_round))
 
 

@@ -70,14 +70,20 @@ def test_many_windows_in_several_passes(
     llama: Path, tokens_file: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
-    monkeypatch.setattr("prune_cli.engine.evaluate._GROUP_BYTES", 1)
+    monkeypatch.setattr("prune_cli.engine.evaluate.GROUP_BYTES", 1)
     passes = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
     assert whole["evaluation"] == passes["evaluation"]
 
 
-def test_samples_limits_the_windows(llama: Path, tokens_file: Path, command: RunCommand) -> None:
-    result = command("eval", llama, "--data", tokens_file, "--samples", 2, "--json").json
-    assert result["evaluation"]["windows"] == 2
+def test_windows_are_drawn_with_the_seed(llama: Path, tokens_file: Path, command: RunCommand) -> None:
+    result = command("eval", llama, "--data", tokens_file, "--eval-windows", 2, "--seed", 3, "--json").json
+    rows = torch.randperm(6, generator=torch.Generator().manual_seed(3))[:2].sort().values
+    assert (result["evaluation"]["windows"], result["text"]["seed"]) == (2, 3)
+    assert "2 of the 6 windows, drawn with the seed" in result["text"]["protocol"]
     assert result["evaluation"]["perplexity"] == pytest.approx(
-        reference.perplexity(load_plain(llama), token_ids()[:2]), rel=1e-5
+        reference.perplexity(load_plain(llama), token_ids()[rows]), rel=1e-5
+    )
+    everything = command("eval", llama, "--data", tokens_file, "--samples", 7, "--json").json
+    assert (
+        everything["text"]["sha256"] == command("eval", llama, "--data", tokens_file, "--json").json["text"]["sha256"]
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
+from prune_cli.engine.memory import PeakMemory
 from tests.conftest import token_ids
 from tests.forked import ForkedRun
 from tests.tiny import save_tiny
@@ -34,6 +36,18 @@ def peak_of(*arguments: object) -> int:
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr
     return peak
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_that_comes_and_goes_is_seen() -> None:
+    with PeakMemory(torch.device("cpu")) as memory:
+        taken = torch.ones(1 << 24)
+        time.sleep(0.2)
+        del taken
+    before = memory.host_bytes
+    with PeakMemory(torch.device("cpu")) as memory:
+        time.sleep(0.1)
+    assert before > memory.host_bytes + (1 << 25)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

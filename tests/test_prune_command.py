@@ -211,6 +211,22 @@ def test_methods_are_listed_with_their_options(command: RunCommand) -> None:
     assert ", ".join(method_names()) in unknown.stderr
 
 
+def test_a_preset_is_told_by_name_with_all_it_does(
+    llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    text = ("--calibration", tokens_file, "--eval", tokens_file, "--eval-windows", 3, "-o", "steps=2")
+    shown = command("prune", llama, tmp_path / "out", "--preset", "best", *text)
+    name = "preset best (admm, dense target, self-calibration)"
+    out = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.[mh]*")}
+    told = (shown.stdout, out["README.md"], out["prune_report.md"], out["prune_report.html"])
+    assert all(name in " ".join(each.split()) for each in told)
+    assert all("follows the outputs of the dense model" in " ".join(each.split()) for each in told)
+    assert all(paper in out["README.md"] for paper in ("2401.02938", "2504.02692", "2410.17170"))
+    report = json.loads((tmp_path / "out" / "prune_report.json").read_text())
+    assert report["evaluation"]["text"]["samples"] == report["evaluation"]["before"]["windows"] == 3
+    assert report["evaluation"]["text"]["sha256"] in out["prune_report.md"]
+
+
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_steps_follow_a_method(name: str, tokens_file: Path, tmp_path: Path, command: RunCommand) -> None:
     model, out = save_tiny(tmp_path / "model", name), tmp_path / "out"
@@ -219,7 +235,7 @@ def test_steps_follow_a_method(name: str, tokens_file: Path, tmp_path: Path, com
     jsonschema.validate(report, report_schema())
     assert report["method"]["name"] == "dsnot + swaps + reconstruct"
     assert report["method"]["options"]["swaps.rounds"] == 2
-    assert len(report["method"]["papers"]) == 3
+    assert len(report["method"]["papers"]) == 4  # the dense target has one too
     pruned = [tensor for tensor in report["tensors"] if tensor["action"] == "pruned"]
     assert {tensor["sparsity"] for tensor in pruned} == {0.5}
     errors = {tensor["name"]: tensor["output_error"] for tensor in pruned}

@@ -68,6 +68,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "target": st.sampled_from(["pruned", "dense"]),
     "self_calibration": st.integers(0, 64),
     "eval": st.none() | _WORDS,
+    "eval_windows": st.sampled_from([None, 3, "all"]),
     "format": st.sampled_from(["dense", "sparse"]),
     "resume": st.booleans(),
     "overwrite": st.booleans(),
@@ -84,6 +85,8 @@ def test_the_command_of_a_request_parses_back_to_it(data: st.DataObject) -> None
     values = {name: data.draw(strategy, label=name) for name, strategy in _VALUES.items()}
     if values["method"] == "wanda":
         values["target"] = "pruned" if not values["reconstruct"] else values["target"]
+    if values["eval"] is None:
+        values["eval_windows"] = None
     if values["allocate"] == "erk" and values["sparsity"] == 0:
         values["sparsity"] = 0.5
     request = PruneRequest(**with_preset({key: value for key, value in values.items() if value is not None}))

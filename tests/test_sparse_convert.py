@@ -68,6 +68,15 @@ def test_sparse_and_back_gives_the_same_files(pruned: Path, tmp_path: Path, comm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "sparse"]
 
 
+def test_a_model_without_zeros_is_not_made_larger(whole: Path, tmp_path: Path, command: RunCommand) -> None:
+    refused = command("convert", whole, tmp_path / "out", "-q")
+    assert refused.code == 2
+    assert "has too few zeros for sparse files: they would take " in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+    forced = command("convert", whole, tmp_path / "out", "--force", "--json").json
+    assert forced["bytes_after"] > forced["bytes_before"]
+
+
 def test_files_sent_to_the_disk_while_they_are_written(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
     assert command("convert", pruned, tmp_path / "expected", "-q").code == 0
     synced: list[int] = []

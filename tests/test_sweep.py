@@ -255,7 +255,7 @@ def test_methods_with_steps() -> None:
         (["--pattern", "4:2"], "N:M"),
         (["--pattern", "3:7"], "no multiple of 7"),
         (["--sensitivity", 1], "--sensitivity"),
-        (["--windows", 0], "--windows"),
+        (["--windows", 0], "--eval-windows"),
         (["--device", "cpu,tpu"], "--device"),
         (["-m", "magnitude", "--include", "lm_head.weight"], "outside the blocks"),
     ],

@@ -121,7 +121,7 @@ def figure_of(rate: Rate, rounds: Sequence[Round]) -> Figure:
 
 
 def compare(ours: ModelFigures, other: ModelFigures, rates: Mapping[str, Rate]) -> tuple[Ratio, ...]:
-    """Facts first, then the timings, each round of `ours` divided by the round of `other` beside it."""
+    """Facts first, then timings: the ratio of the medians, and the span of the ratios round by round."""
     ratios = [
         _ratio(figure, [getattr(ours, figure) / getattr(other, figure)])
         for figure in ("parameters", "bytes_on_disk", "load_seconds", "peak_loading_bytes", "peak_running_bytes")
@@ -129,18 +129,19 @@ def compare(ours: ModelFigures, other: ModelFigures, rates: Mapping[str, Rate]) 
     ]
     for figure, rate in rates.items():
         pairs = zip(ours.rounds, other.rounds, strict=True)
-        ratios.append(_ratio(figure, [rate(mine) / rate(theirs) for mine, theirs in pairs]))
+        medians = getattr(ours, figure).median / getattr(other, figure).median
+        ratios.append(_ratio(figure, [rate(mine) / rate(theirs) for mine, theirs in pairs], medians))
     return tuple(ratios)
 
 
-def _ratio(figure: str, values: Sequence[float]) -> Ratio:
+def _ratio(figure: str, values: Sequence[float], ratio: float | None = None) -> Ratio:
     lowest, highest = min(values), max(values)
     verdict = "undecided"
     if lowest > 1 or highest < 1:
         verdict = "higher" if lowest > 1 else "lower"
     elif lowest == highest == 1:
         verdict = "equal"
-    return Ratio(figure, statistics.median(values), lowest, highest, verdict)
+    return Ratio(figure, values[0] if ratio is None else ratio, lowest, highest, verdict)
 
 
 def spread_warnings(models: Sequence[ModelFigures], ratios: Sequence[Ratio]) -> tuple[str, ...]:

@@ -41,8 +41,8 @@ def check_space(out: Path, nbytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < nbytes + _SPARE_BYTES:
         raise RequestError(
-            f"{existing} has {free / 1e9:.1f} GB free, but the output needs {nbytes / 1e9:.1f} GB: "
-            "make space, or choose an OUT on another disk."
+            f"{existing} has {free / 1e6:,.0f} MB free, but the output needs {nbytes / 1e6:,.0f} MB and "
+            f"{_SPARE_BYTES / 1e6:,.0f} MB are kept in reserve: make space, or choose an OUT on another disk."
         )
 
 

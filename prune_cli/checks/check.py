@@ -8,7 +8,7 @@ from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.read import read_report
 
-_MEASURING = ("data", "against", "samples", "seq_len", "revision")
+_MEASURING = ("data", "against", "eval_windows", "seq_len", "revision")
 
 
 def check(request: GateRequest, progress: Progress | None = None) -> GateResult:

@@ -136,6 +136,14 @@ def _sparsity(folder: Path, report: Report | None) -> dict[str, Any]:
     return {"sparsity": sum(tensor.zeros or 0 for tensor in chosen) / count, "sparsity_of": words}
 
 
+def _windows(request: GateRequest, report: Report | None) -> tuple[int | None, int]:
+    """How many windows, None for all, and the seed that they are drawn with: the report's, unless said otherwise."""
+    text = report.evaluation.text if report is not None and report.evaluation is not None else None
+    if request.eval_windows is not None or request.data is not None or text is None or text.seed is None:
+        return request.eval_windows, 0
+    return text.samples, text.seed
+
+
 def _run(
     request: GateRequest,
     weights: Path,
@@ -148,12 +156,14 @@ def _run(
     from prune_cli.evaluation.perplexity import EvaluationRequest, measure
 
     own_length = report.request.seq_len if report is not None and request.data is None else None
+    windows, seed = _windows(request, report)
     result = measure(
         EvaluationRequest(
             model=str(weights),
             data=data,
             against=str(dense.folder) if dense is not None else None,
-            samples=request.samples,
+            eval_windows=windows,
+            seed=seed,
             seq_len=own_length if request.seq_len is None else request.seq_len,
             device=request.device,
             dtype=request.dtype,

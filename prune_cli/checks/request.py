@@ -23,7 +23,7 @@ class GateRequest:
     asked: Thresholds
     data: str | None = None
     against: str | None = None
-    samples: int | None = None
+    eval_windows: int | None = None
     seq_len: int | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
@@ -35,7 +35,7 @@ class GateRequest:
     @property
     def asks_for_the_reports_text(self) -> bool:
         """Whether the very windows are meant that the report of the model was measured on."""
-        return self.data is None and self.samples is None and self.seq_len is None
+        return self.data is None and self.eval_windows is None and self.seq_len is None
 
     @property
     def is_report(self) -> bool:

@@ -62,7 +62,15 @@ Against = Annotated[
     str | None,
     typer.Option(metavar="DENSE", help="The dense model [default: the report's].", rich_help_panel=TEXT),
 ]
-Samples = Annotated[int | None, typer.Option(help="Only the first windows [default: all].", rich_help_panel=TEXT)]
+EvalWindows = Annotated[
+    int | None,
+    typer.Option(
+        "--eval-windows",
+        "--samples",
+        help="So many windows of the text, drawn with the seed 0 [default: those of the report, or all].",
+        rich_help_panel=TEXT,
+    ),
+]
 Junit = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, a test case per rule.", rich_help_panel=CI)
 ]

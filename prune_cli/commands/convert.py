@@ -34,6 +34,9 @@ def convert(
             "--compress", help="Deflate exponents too: about a third smaller again, slower to write and to read."
         ),
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write sparse files even where they are larger than the dense ones.")
+    ] = False,
     revision: options.Revision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an interrupted run.")] = False,
@@ -52,7 +55,7 @@ def convert(
         from prune_cli.sparse.convert import convert as run
 
         request = ConvertRequest(
-            model, out, options.checked_later(into), resume, overwrite, revision, self_contained, compress
+            model, out, options.checked_later(into), resume, overwrite, revision, self_contained, compress, force
         )
         request.check()
         with progress_on(Console(stderr=True), quiet=quiet) as progress:

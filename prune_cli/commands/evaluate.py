@@ -31,8 +31,12 @@ def evaluate(
         str | None, typer.Option(metavar="SOURCE", help="Text for perplexity, as for --calibration of prune.")
     ] = None,
     against: Annotated[str | None, typer.Option(metavar="DENSE", help="The dense model to compare with.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Only the first windows [default: all].")] = None,
+    eval_windows: Annotated[
+        int | None,
+        typer.Option("--eval-windows", "--samples", help="So many windows, drawn with --seed [default: all]."),
+    ] = None,
     seq_len: options.SeqLen = None,
+    seed: Annotated[int, typer.Option(help="Of the windows that are drawn.", rich_help_panel=options.TEXT)] = 0,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -74,7 +78,7 @@ def evaluate(
         _check(
             data,
             tasks,
-            {"--samples": samples, "--seq-len": seq_len},
+            {"--eval-windows": eval_windows, "--seq-len": seq_len},
             {"--limit": limit, "--include-path": include_path},
         )
         if not verbose:
@@ -105,8 +109,9 @@ def evaluate(
             if data is not None:
                 asked_for_text = EvaluationRequest(
                     data=data,
-                    samples=samples,
+                    eval_windows=eval_windows,
                     seq_len=seq_len,
+                    seed=seed,
                     allow_changed_inputs=allow_changed_inputs,
                     **shared,
                 )

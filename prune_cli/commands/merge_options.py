@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from prune_cli.commands.options import batch_size_of, key_values
+from prune_cli.commands.options import batch_size_of, eval_windows_of, key_values
 from prune_cli.errors import RequestError
 from prune_cli.report.types import ALLOCATION_TABLE, CALIBRATION, EVALUATION, STATISTICS_FILE
 from prune_cli.request.presets import PRESETS, with_preset
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 # Parameters of the command that are named or typed otherwise than the fields.
 _FIELDS = {"option": "options", "evaluation": "eval", "into": "format"}
-_READ = {"options": key_values, "batch_size": batch_size_of, "include": tuple, "exclude": tuple, "out": Path}
+_READ = {
+    "options": key_values,
+    "batch_size": batch_size_of,
+    "eval_windows": eval_windows_of,
+    "include": tuple,
+    "exclude": tuple,
+    "out": Path,
+}
 
 
 # Another value of these asks for other inputs than a recipe's hashes are of.
@@ -30,6 +37,7 @@ _INPUTS_OF = {
     "seed": (CALIBRATION, EVALUATION),
     "seq_len": (CALIBRATION, EVALUATION),
     "eval": (EVALUATION,),
+    "eval_windows": (EVALUATION,),
     "allocate": (ALLOCATION_TABLE,),
     "statistics": (STATISTICS_FILE,),
 }

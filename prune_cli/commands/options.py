@@ -67,6 +67,14 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
+def eval_windows_of(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise RequestError(f"--eval-windows is {text!r}, but must be a whole number or all.")
+    return int(text)
+
+
 def checked_later(text: str) -> Any:
     """For the words of a Literal: the request checks them, with the rest."""
     return text

@@ -44,6 +44,7 @@ def prune(
     target: its.Target = None,
     self_calibration: its.SelfCalibration = None,
     evaluation: its.Evaluation = None,
+    eval_windows: its.EvalWindows = None,
     statistics: its.Statistics = None,
     save_statistics: its.SaveStatistics = None,
     compare_calibration: its.CompareCalibration = None,

@@ -164,6 +164,14 @@ Evaluation = Annotated[
     str | None,
     typer.Option("--eval", metavar="SOURCE", help="Perplexity on this text, before and after.", rich_help_panel=TEXT),
 ]
+EvalWindows = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="So many windows of --eval, drawn with --seed, or all [default: no more than take as long as pruning].",
+        rich_help_panel=TEXT,
+    ),
+]
 Statistics = Annotated[
     str | None,
     typer.Option(

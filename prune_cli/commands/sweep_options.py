@@ -19,7 +19,13 @@ Data = Annotated[
     ),
 ]
 Windows = Annotated[
-    int | None, typer.Option(help="Only the first windows of --data [default: all].", rich_help_panel=TEXT)
+    int | None,
+    typer.Option(
+        "--eval-windows",
+        "--windows",
+        help="So many windows of --data, drawn with the seed [default: all].",
+        rich_help_panel=TEXT,
+    ),
 ]
 Methods = Annotated[
     str,

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from prune_cli.checkpoint.file_names import why_not_copied
 from prune_cli.report.figures import FIGURES, figures_of
-from prune_cli.report.format import percent, size
+from prune_cli.report.format import method_name, percent, size
 from prune_cli.report.structure_tables import (
     BLOCKS,
     NOT_LOADED,
@@ -42,13 +42,15 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def show_report(console: Console, report: Report, *, verbose: bool) -> None:
-    table = _table(f"{report.request.model} pruned with {report.method.name}", *FIGURES)
+    table = _table(f"{report.request.model} pruned with {method_name(report)}", *FIGURES)
     for figure in figures_of(report):
         table.add_row(*figure.cells())
     console.print(table)
     structure = report.structure
     if verbose:
         console.print(_pruned_tensors(report) if structure is None else _blocks(structure))
+    if report.request.preset is not None:
+        console.print(f"{report.method.summary}.", highlight=False)
     console.print(_what_was_done(report), highlight=False)
     show_not_loaded(console, report.not_loaded)
     console.print(report.gain, highlight=False)

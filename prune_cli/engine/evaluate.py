@@ -20,8 +20,8 @@ PROTOCOL = (
     "own and its first token is not predicted"
 )
 # Hidden states of the windows on their way together; more windows mean another pass over the weights.
-_GROUP_BYTES = 4 << 30
-_STATES_PER_TOKEN = 3
+GROUP_BYTES = 4 << 30
+STATES_PER_TOKEN = 3
 
 
 def evaluate(model: StreamedModel, windows: Batch, batch_size: int, progress: Progress) -> Evaluation:
@@ -78,8 +78,8 @@ def compare(
 
 def grouped_batches(model: StreamedModel, windows: Batch, batch_size: int) -> Iterator[Sequence[Batch]]:
     """Batches that travel together: as many as their hidden states allow."""
-    window_bytes = windows.length * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN
-    together = max(1, _GROUP_BYTES // (window_bytes * batch_size)) * batch_size
+    window_bytes = windows.length * model.hidden_size * model.dtype.itemsize * STATES_PER_TOKEN
+    together = max(1, GROUP_BYTES // (window_bytes * batch_size)) * batch_size
     for group in windows.split(together):
         yield group.split(batch_size)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import torch
 
 # A scaled copy, its factor and its inverse.
 _SOLVER_MATRICES = 3
+_SECONDS_BETWEEN_LOOKS = 0.02
 _STATUS = Path("/proc/self/status")
 # Inputs of paused batches beyond this wait in files; it is also from where on holes in the heap are worth avoiding.
 LARGE_INPUTS = 1 << 27
@@ -19,7 +21,7 @@ _M_MMAP_THRESHOLD, _OWN_MAP_BYTES = -3, 1 << 19
 
 
 class PeakMemory:
-    """The highest memory seen at the points where `look` is called.
+    """The highest memory seen while this context lasts, by a thread that looks all the time.
 
     On Linux the host's figure is anonymous memory: mapped checkpoint files are the system's cache, not ours.
     """
@@ -29,9 +31,22 @@ class PeakMemory:
         self.host_bytes = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="prune-cli-memory", daemon=True)
 
-    def look(self) -> None:
-        self.host_bytes = max(self.host_bytes, _host_bytes())
+    def __enter__(self) -> PeakMemory:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            self.host_bytes = max(self.host_bytes, _host_bytes())
+            ended = self._ended.wait(_SECONDS_BETWEEN_LOOKS)
 
     @property
     def device_bytes(self) -> int | None:

@@ -146,6 +146,11 @@ def pick_batch_size(asked: int | Literal["auto"], device: torch.device, seq_len:
     return asked if asked != "auto" else max(1, _BATCH_TOKENS.get(device.type, 2048) // seq_len)
 
 
+def usual_length(opened: OpenModel) -> int:
+    """Tokens of a window of plain text."""
+    return opened.request.seq_len or min(DEFAULT_SEQ_LEN, opened.model.position_limit or DEFAULT_SEQ_LEN)
+
+
 def calibration_tokens(opened: OpenModel) -> int | None:
     """Samples x length, sampled ones too, of a text as far as it can be told unread; stored tokens are counted."""
     if opened.calibration is None:
@@ -155,5 +160,4 @@ def calibration_tokens(opened: OpenModel) -> int | None:
         reader = TextReader(opened.model, None, request.seq_len, request.seed)
         given = reader.read(opened.calibration, "calibration", request.samples).windows.tokens
         return given * (1 + request.self_calibration)
-    seq_len = request.seq_len or min(DEFAULT_SEQ_LEN, opened.model.position_limit or DEFAULT_SEQ_LEN)
-    return (request.samples or DEFAULT_SAMPLES) * seq_len * (1 + request.self_calibration)
+    return (request.samples or DEFAULT_SAMPLES) * usual_length(opened) * (1 + request.self_calibration)

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.engine.eval_windows import usual_windows
 from prune_cli.engine.evaluate import evaluate
-from prune_cli.engine.open_model import OpenModel
+from prune_cli.engine.open_model import OpenModel, usual_length
 from prune_cli.engine.run_context import Run
-from prune_cli.engine.texts import TextReader, Texts
+from prune_cli.engine.texts import TextReader, Texts, read_evaluation
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.packed.output import exact_values
 from prune_cli.progress import Progress
@@ -17,7 +18,7 @@ from prune_cli.report.types import Evaluation
 
 
 def read_texts(opened: OpenModel, progress: Progress) -> Texts:
-    """The calibration and the evaluation windows, where asked for. Evaluation always takes the whole text."""
+    """The calibration and the evaluation windows, where asked for."""
     if opened.calibration is None and opened.evaluation is None:
         return Texts(None, None)
     progress.stage("Reading text", 1)
@@ -28,7 +29,11 @@ def read_texts(opened: OpenModel, progress: Progress) -> Texts:
     if opened.calibration is not None:
         calibration = reader.read(opened.calibration, "calibration", request.samples)
     if opened.evaluation is not None:
-        evaluation = reader.read(opened.evaluation, "evaluation", None)
+        windows = request.eval_windows
+        if windows is None:
+            samples, length = (0, usual_length(opened)) if calibration is None else calibration.ids.shape
+            windows = usual_windows(opened, samples, length)
+        evaluation = read_evaluation(reader, opened.evaluation, windows)
     for tokens in (calibration, evaluation):
         for warning in tokens.warnings if tokens is not None else ():
             progress.say(f"warning: {warning}")

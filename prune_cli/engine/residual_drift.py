@@ -16,6 +16,10 @@ from torch import nn
 from prune_cli.engine.stream import Stream
 
 # The sum may miss what rounding takes, for nearly every element; and must explain most of what the block changes.
+# The idea of solving with the pruned model's inputs towards the dense one's outputs, there for quantisation.
+DENSE_TARGET_PAPER = (
+    "asymmetric calibration as in Li et al., GPTAQ: Efficient Finetuning-Free Quantization, arXiv:2504.02692"
+)
 _ROUNDINGS, _NEARLY_ALL, _MOST = 8.0, 0.98, 0.5
 _LEAST_FACTOR, _DIGITS = 1e-2, 4
 

@@ -18,6 +18,10 @@ from prune_cli.errors import PruneError, RequestError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
 
+SELF_CALIBRATION_PAPER = (
+    "Williams, Chrysostomou & Aletras, Self-calibration for Language Model Quantization and Pruning, arXiv:2410.17170"
+)
+
 
 def self_calibrated(
     tokens: TokenSet, copies: int, model: StreamedModel, batch_size: int, seed: int, progress: Progress

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from calibration.errors import CalibrationError
 from calibration.sources import Role, parse_source
 from calibration.sources import Source as TextSource
-from calibration.tokens import TokenSet, load_tokens
+from calibration.tokens import TokenSet, load_tokens, some_windows
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN
@@ -74,6 +74,12 @@ class TextReader:
         beside = tuple({name: each for name, each in s.items() if name not in left} for s in tokens.beside)
         warning = f"{tokens.source} holds {', '.join(left)}, which {type(self.model.model).__name__} does not take."
         return replace(tokens, beside=beside if any(beside) else (), warnings=(*tokens.warnings, warning))
+
+
+def read_evaluation(reader: TextReader, text: TextSource, windows: int | Literal["all"] | None) -> TokenSet:
+    """So many windows of `text`, drawn with the reader's seed; None and "all" are all of them."""
+    tokens = reader.read(text, "evaluation", None)
+    return some_windows(tokens, windows, reader.seed) if isinstance(windows, int) else tokens
 
 
 def check_seq_len(model: StreamedModel, seq_len: int | None) -> None:

@@ -12,7 +12,7 @@ from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.evaluate import PROTOCOL, compare, evaluate
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.provenance import text_report
-from prune_cli.engine.texts import TextReader, check_seq_len, open_text
+from prune_cli.engine.texts import TextReader, check_seq_len, open_text, read_evaluation
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import open_checkpoint
@@ -20,18 +20,19 @@ from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.dense_model import check_dense, revision_of_dense
 from prune_cli.report.types import Comparison, Evaluation, TextReport
-from prune_cli.request.request import Dtype, check_counts, check_device
+from prune_cli.request.request import Dtype, check_counts, check_device, check_eval_windows
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What `prune-cli eval` was asked for. None means that the user did not say."""
+    """What `prune-cli eval` was asked for. None means that the user did not say; `eval_windows` are then all."""
 
     model: str
     data: str
     against: str | None = None
-    samples: int | None = None
+    eval_windows: int | None = None
     seq_len: int | None = None
+    seed: int = 0
     device: str = "auto"
     dtype: Dtype = "auto"
     batch_size: int | Literal["auto"] = "auto"
@@ -62,7 +63,8 @@ class EvaluationResult:
 def measure(request: EvaluationRequest, progress: Progress | None = None) -> EvaluationResult:
     """Evaluate as `request` says. Raises RequestError where it cannot be met, PruneError where the run fails."""
     progress = progress or Silent()
-    check_counts(request.samples, request.seq_len, request.batch_size)
+    check_counts(None, request.seq_len, request.batch_size)
+    check_eval_windows(request.eval_windows)
     check_device(request.device)
     text = open_text(request.data)
     device = pick_device(request.device)
@@ -79,8 +81,8 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
         )
     progress.stage("Reading the text", 1)
     tokenizer = load_tokenizer(source.folder, request.trust_remote_code)
-    reader = TextReader(model, tokenizer, request.seq_len, seed=0)
-    tokens = reader.read(text, "evaluation", request.samples)
+    reader = TextReader(model, tokenizer, request.seq_len, request.seed)
+    tokens = read_evaluation(reader, text, request.eval_windows)
     batch_size = pick_batch_size(request.batch_size, device, tokens.ids.shape[1])
     progress.stage("Evaluating", len(model.blocks) * (1 if against is None else 2))
     comparison = compare(model, against, tokens.windows, batch_size, progress) if against is not None else None

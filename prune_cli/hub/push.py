@@ -15,6 +15,7 @@ from prune_cli.errors import RequestError
 from prune_cli.hub.errors import hub_failures
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.card import read_card, warnings_of
+from prune_cli.report.format import method_name
 from prune_cli.report.read import read_report
 from prune_cli.report.types import Report
 from prune_cli.sparse.bit_patterns import StoredTensors
@@ -172,7 +173,7 @@ def _warnings(out: Path, report: Report) -> list[str]:
 def _message(report: Report) -> str:
     sparsity = report.totals.sparsity_of_pruned
     return (
-        f"{report.model.given.rstrip('/').rpartition('/')[2]} pruned with {report.method.name}, "
+        f"{report.model.given.rstrip('/').rpartition('/')[2]} pruned with {method_name(report)}, "
         f"{100 * sparsity:.4g} % of the pruned tensors are zero (prune-cli {report.tool.version})"
     )
 

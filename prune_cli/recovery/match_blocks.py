@@ -20,7 +20,6 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.block_outputs import hidden_states
 from prune_cli.engine.lockstep import Call
-from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.padding import real_rows
 from prune_cli.engine.seeds import seed_of
 from prune_cli.engine.stream import Stream
@@ -83,9 +82,7 @@ class Matching:
         return cls(Schedule(epochs, rate, _LAST_RATE), seed)
 
 
-def match_blocks(
-    pair: Pair, samples: Samples, matching: Matching, output: OutputFolder, progress: Progress, memory: PeakMemory
-) -> None:
+def match_blocks(pair: Pair, samples: Samples, matching: Matching, output: OutputFolder, progress: Progress) -> None:
     """Train every block in turn and write it to `output`; one that an earlier run wrote is passed as it was left.
 
     Raises PruneError where the hidden states are not finite, or a dtype cannot hold new weights (by name).
@@ -97,7 +94,6 @@ def match_blocks(
     with Stream(pair.student, batches, parking) as stream, Stream(pair.teacher, batches, parking) as dense:
         for block in range(len(pair.runs)):
             matcher.take(block, stream, dense)
-            memory.look()
             progress.advance()
     output.wait()
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prune_cli.recovery.tables import BLOCK_HEADER, LOSS_HEADER, block_rows, lead, loss_rows
-from prune_cli.report.format import size
+from prune_cli.report.format import duration, size
 
 if TYPE_CHECKING:
     from prune_cli.recovery.report import RecoveryReport
@@ -23,7 +23,7 @@ def show_recovery(console: Console, report: RecoveryReport, *, verbose: bool) ->
     told = (
         lead(report),
         *(f"warning: {warning}" for warning in report.warnings),
-        f"{report.seconds:.1f} s, peak memory {size(report.peak_host_bytes)}. Written to {report.output.folder}; "
+        f"{duration(report.seconds)}, peak memory {size(report.peak_host_bytes)}. Written to {report.output.folder}; "
         "recover_report.html there shows each block.",
     )
     for each in told:

@@ -34,26 +34,25 @@ def recover(request: RecoverRequest, progress: Progress | None = None) -> Recove
     progress = progress or Silent()
     begun = time.monotonic()
     plan = prepare(request)
-    memory = PeakMemory(plan.device)
-    texts = read_texts(plan, progress)
-    teacher = plan.pair.teacher.checkpoint
-    teacher_files = hash_files(teacher.folder, teacher.files)
-    with OutputFolder(request.out, plan.checkpoint) as output:
-        progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
-        output.begin(_fingerprint(plan, texts, teacher_files), output_layout(plan.checkpoint), resume=request.resume)
-        dense = _evaluation(plan, texts, plan.pair.teacher, output, "Loss of the teacher", progress)
-        before = _evaluation(plan, texts, plan.model, output, "Loss before", progress)
-        texts = with_sampled(plan, texts, progress)
-        samples = texts.samples(request.batch_size)
-        match_blocks(
-            plan.pair, samples, Matching.of(request.epochs, request.rate, request.seed), output, progress, memory
-        )
-        after = _evaluation(plan, texts, plan.with_checkpoint(output.checkpoint()), output, "Loss after", progress)
-        output.copy_side_files()
-        losses = Losses(text_report(texts.evaluation), PROTOCOL, dense, before, after)
-        done = Done(output, memory, losses, teacher_files, time.monotonic() - begun)
-        report = assemble_report(plan, texts, done)
-        output.commit(recovery_files(report, plan.source.folder), config_of_output(plan.checkpoint))
+    with PeakMemory(plan.device) as memory:
+        texts = read_texts(plan, progress)
+        teacher = plan.pair.teacher.checkpoint
+        teacher_files = hash_files(teacher.folder, teacher.files)
+        with OutputFolder(request.out, plan.checkpoint) as output:
+            progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
+            asked = _fingerprint(plan, texts, teacher_files)
+            output.begin(asked, output_layout(plan.checkpoint), resume=request.resume)
+            dense = _evaluation(plan, texts, plan.pair.teacher, output, "Loss of the teacher", progress)
+            before = _evaluation(plan, texts, plan.model, output, "Loss before", progress)
+            texts = with_sampled(plan, texts, progress)
+            samples = texts.samples(request.batch_size)
+            match_blocks(plan.pair, samples, Matching.of(request.epochs, request.rate, request.seed), output, progress)
+            after = _evaluation(plan, texts, plan.with_checkpoint(output.checkpoint()), output, "Loss after", progress)
+            output.copy_side_files()
+            losses = Losses(text_report(texts.evaluation), PROTOCOL, dense, before, after)
+            done = Done(output, memory, losses, teacher_files, time.monotonic() - begun)
+            report = assemble_report(plan, texts, done)
+            output.commit(recovery_files(report, plan.source.folder), config_of_output(plan.checkpoint))
     return report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prune_cli.report.format import percent, size, text_name
+from prune_cli.report.format import duration, percent, size, text_name
 
 if TYPE_CHECKING:
     from prune_cli.recovery.report import RecoveryReport
@@ -68,7 +68,7 @@ def facts(report: RecoveryReport) -> list[tuple[str, str]]:
             f"sampled by the teacher, {fitted.held_out} held out",
         ),
         ("judged on", f"{report.losses.text.source}: {report.losses.text.samples} windows; {report.losses.protocol}"),
-        ("time", f"{report.seconds:.1f} s"),
+        ("time", duration(report.seconds)),
         ("peak memory", size(report.peak_host_bytes)),
         ("made", f"{report.created} by {report.tool.name} {report.tool.version}, on {report.environment.device}"),
     ]

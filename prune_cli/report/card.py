@@ -13,7 +13,7 @@ import yaml
 from prune_cli.checkpoint.file_names import SOURCE_CARD
 from prune_cli.errors import one_line
 from prune_cli.report.figures import FIGURES, OF_THE_RUN, figures_of
-from prune_cli.report.format import table, text_name
+from prune_cli.report.format import method_name, table, text_name
 from prune_cli.report.html.summary import exact_request, tell
 from prune_cli.report.loading_section import Form, loading_section
 from prune_cli.request.command_line import command_of
@@ -118,7 +118,7 @@ def _title(report: Report) -> str:
     name, revision = report.model.given, report.model.revision
     source = f"[{name}](https://huggingface.co/{name}) (commit `{revision}`)" if revision else f"`{report.model.name}`"
     return (
-        f"# {report.model.name.rpartition('/')[2]}, pruned with {report.method.name}\n\n"
+        f"# {report.model.name.rpartition('/')[2]}, pruned with {method_name(report)}\n\n"
         f"This is {source}, pruned in one shot, without training. {' '.join(tell(report, '').lead)}"
     )
 
@@ -142,7 +142,7 @@ def _form(report: Report) -> Form:
 
 def _method(report: Report) -> str:
     method, calibration = report.method, report.calibration
-    lines = [f"`{method.name}`: {method.summary}.", ""]
+    lines = [f"{method_name(report)[0].upper()}{method_name(report)[1:]}: {method.summary}.", ""]
     lines += [f"- {_linked(paper)}" for paper in dict.fromkeys(method.papers)]
     if calibration is not None:
         windows = f"{calibration.samples} windows of {calibration.seq_len} tokens"

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prune_cli.report.format import change_of, count_of, percent, size, text_name
+from prune_cli.report.format import change_of, count_of, duration, percent, size, text_name
 
 if TYPE_CHECKING:
-    from prune_cli.report.types import EvaluationReport, Report, StructureReport, Totals
+    from prune_cli.report.types import Evaluation, EvaluationReport, Report, StructureReport, Totals
 
 FIGURES = ("", "before", "after", "change")
 OF_THE_RUN = ("Time of the run", "Peak memory")
@@ -43,7 +43,7 @@ def figures_of(report: Report) -> list[Figure]:
         _changed("Weights on disk", totals.bytes_before, totals.bytes_after, size),
         *_as_sparse(totals.bytes_as_sparse),
         *_of_quality(report.evaluation),
-        Figure(OF_THE_RUN[0], f"{report.seconds:.1f} s"),
+        Figure(OF_THE_RUN[0], duration(report.seconds)),
         Figure(OF_THE_RUN[1], _memory(report)),
     ]
 
@@ -79,6 +79,10 @@ def _changed(name: str, before: float, after: float, text: Callable[[float], str
     return Figure(name, text(after), text(before), change_of(before, after))
 
 
+def _with_error(measured: Evaluation) -> str:
+    return f"{measured.loss:.4f} ± {measured.loss_standard_error:.4f}"
+
+
 def _of_quality(evaluation: EvaluationReport | None) -> Sequence[Figure]:
     if evaluation is None:
         return []
@@ -86,7 +90,7 @@ def _of_quality(evaluation: EvaluationReport | None) -> Sequence[Figure]:
     more = after.loss - before.loss
     return [
         _changed(f"Perplexity on {text_name(evaluation.text)}", before.perplexity, after.perplexity, "{:.2f}".format),
-        Figure("Loss, nats per token", f"{after.loss:.4f}", f"{before.loss:.4f}", f"{more:+.4f}"),
+        Figure("Loss, nats per token", _with_error(after), _with_error(before), f"{more:+.4f}"),
     ]
 
 

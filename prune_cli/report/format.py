@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prune_cli.report.types import TextReport
+    from prune_cli.report.types import Report, TextReport
 
 _MB, _GB = 1e6, 1e9
 
@@ -24,8 +24,24 @@ def size(count: float) -> str:
     return f"{count / _GB:.2f} GB" if count >= _GB else f"{count / _MB:.1f} MB" if count >= 1e5 else f"{count:,.0f} B"
 
 
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def count_of(number: float) -> str:
     return next((f"{number / unit:.2f} {name}" for unit, name in _COUNTS if number >= unit), f"{number:.0f}")
+
+
+def method_name(report: Report) -> str:
+    """The method with its steps, and what else was asked of it: 'preset best (admm, dense target)'."""
+    request = report.request
+    parts = [report.method.name, *(["dense target"] if request.target == "dense" else [])]
+    parts += ["self-calibration"] if request.self_calibration else []
+    told = ", ".join(parts)
+    return told if request.preset is None else f"preset {request.preset} ({told})"
 
 
 def text_name(text: TextReport) -> str:

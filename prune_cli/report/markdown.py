@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prune_cli.report.compared_experts import compared_table
 from prune_cli.report.figures import FIGURES, figures_of
-from prune_cli.report.format import percent, table
+from prune_cli.report.format import method_name, percent, table
 from prune_cli.report.structure_tables import BLOCKS, NOT_LOADED, block_rows, not_loaded_rows, share_text
 from prune_cli.request.request import request_as_json
 
@@ -31,7 +31,7 @@ def _summary(report: Report) -> str:
     rows = [
         ("model", f"`{report.model.given}`{revision}"),
         ("architecture", str(report.model.architecture)),
-        ("method", f"{report.method.name} ({'; '.join(report.method.papers)})"),
+        ("method", f"{method_name(report)}: {report.method.summary} ({'; '.join(report.method.papers)})"),
         ("allocation", _allocation(report))
         if structure is None
         else ("asked to remove", f"{structure.asked}; removed {share_text(structure)}"),
@@ -82,7 +82,8 @@ def _evaluation(report: Report) -> str:
     return (
         "## Perplexity\n\n"
         + table(("", "perplexity", "loss (nats per token)"), rows)
-        + f"\n\nText: {text.source}, {text.samples} windows of {text.seq_len} tokens. {report.evaluation.protocol}."
+        + f"\n\nText: {text.source}, {text.samples} windows of {text.seq_len} tokens ({text.protocol}); "
+        f"sha256 of the tokens {text.sha256}. {report.evaluation.protocol[0].upper()}{report.evaluation.protocol[1:]}."
     )
 
 

@@ -15,6 +15,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What each does, for people; the second sentence of a report about a run with one.
+SUMMARIES = {
+    "fast": "Wanda: a score of weight times input decides what goes; what stays is not changed.",
+    "balanced": "ADMM: for each linear layer, mask and kept weights are solved for together.",
+    "best": "ADMM towards the outputs of the dense model (--target dense), on twice the text: the model samples "
+    "as much again (--self-calibration 1).",
+}
+
+
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` options, those that are None left out, over those of the preset among them.
 

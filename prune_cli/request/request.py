@@ -62,6 +62,7 @@ class PruneRequest:
     target: Target = "pruned"
     self_calibration: int = field(default=0, metadata={"schema": {"minimum": 0}})
     eval: str | None = None
+    eval_windows: int | Literal["all"] | None = field(default=None, metadata={"schema": {"minimum": 1}})
     statistics: str | None = None
     save_statistics: str | None = None
     compare_calibration: str | None = None
@@ -93,6 +94,11 @@ class PruneRequest:
         if self.pattern is not None:
             split_pattern(self.pattern)
         check_counts(self.samples, self.seq_len, self.batch_size)
+        check_eval_windows(self.eval_windows)
+        if self.eval_windows is not None and self.eval is None:
+            raise RequestError(
+                "--eval-windows says how much of --eval is measured: add --eval SOURCE, or leave it out."
+            )
         check_device(self.device)
         if self.dtype not in typing.get_args(Dtype):
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
@@ -190,6 +196,11 @@ def check_counts(samples: int | None, seq_len: int | None, batch_size: int | Lit
             raise RequestError(f"{option} is {value}, but must be at least {least}.")
         if isinstance(value, int) and value > _MOST:
             raise RequestError(f"{option} is {value}, but must be at most {_MOST}.")
+
+
+def check_eval_windows(windows: int | Literal["all"] | None) -> None:
+    if isinstance(windows, int) and not 1 <= windows <= _MOST:
+        raise RequestError(f"--eval-windows is {windows}, but must be 1 to {_MOST}, or all.")
 
 
 def check_format(name: str, *, self_contained: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ class ConvertRequest:
     revision: str | None = None
     self_contained: bool = False
     compress: bool = False
+    force: bool = False
 
     @property
     def version(self) -> int:
@@ -96,6 +98,7 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
         done = _begin(request, checkpoint, folder)
         progress.stage(f"Writing {len(checkpoint.files)} {request.format} file(s)", len(checkpoint.entries))
         files = _convert_files(checkpoint, folder, request, done, progress)
+        _check_gain(request, files, folder)
         not_copied = _copy_side_files(checkpoint, folder)
         if request.self_contained:
             (folder.partial / LOADER).write_text(loader(), encoding="utf-8")
@@ -150,6 +153,18 @@ def _check_input(request: ConvertRequest, checkpoint: Checkpoint) -> None:
         )
     if all(sparse) == (request.format == "sparse"):
         raise RequestError(f"{request.model} is {request.format} already: there is nothing to convert.")
+
+
+def _check_gain(request: ConvertRequest, files: Sequence[ConvertedFile], folder: JournaledFolder) -> None:
+    """Refuse sparse files that are larger than the dense ones, and leave nothing behind."""
+    before, after = sum(file.bytes_before for file in files), sum(file.bytes_after for file in files)
+    if request.format != "sparse" or after <= before or request.force:
+        return
+    shutil.rmtree(folder.partial)
+    raise RequestError(
+        f"{request.model} has too few zeros for sparse files: they would take {after:,} bytes, the dense ones take "
+        f"{before:,}. Nothing was written; --compress makes them smaller, --force writes them as they are."
+    )
 
 
 def _needed_bytes(request: ConvertRequest, checkpoint: Checkpoint) -> int:

@@ -39,31 +39,29 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
     prepared = prepare_structured(request)
     removal = removal_of(prepared)
     check_space(request.out, removal.bytes_at_most())
-    memory = PeakMemory(prepared.device)
-    texts = read_texts(prepared, progress)
-    inputs = inputs_before(prepared, texts)
-    with OutputFolder(request.out, prepared.checkpoint, prepared.source.folder) as output:
-        run = Run(prepared, texts, output, progress, memory, inputs)
-        progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
-        output.begin(fingerprint(prepared, texts, inputs), resume=request.resume)
-        check_weights(run)
-        before = perplexity_before(run)
-        change = removal.decide(run)
-        memory.look()
-        stored = stored_output(prepared, change)
-        progress.stage(f"Writing {len(stored.layout.files)} file(s)", 1)
-        output.lay_out(stored.layout, stored.source, stored.read_as)
-        write_slices(run, stored, change.tables)
-        change = removal.write(run, change)
-        memory.look()
-        after = perplexity_after(run, config_from(change.config, prepared.model))
-        output.copy_side_files()
-        evaluation = measured(texts, before, after)
-        report = assemble_structured(run, removal.asked(), change, evaluation, time.monotonic() - begun)
-        output.commit(
-            report_files(report, prepared.source.folder),
-            config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
-        )
+    with PeakMemory(prepared.device) as memory:
+        texts = read_texts(prepared, progress)
+        inputs = inputs_before(prepared, texts)
+        with OutputFolder(request.out, prepared.checkpoint, prepared.source.folder) as output:
+            run = Run(prepared, texts, output, progress, memory, inputs)
+            progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
+            output.begin(fingerprint(prepared, texts, inputs), resume=request.resume)
+            check_weights(run)
+            before = perplexity_before(run)
+            change = removal.decide(run)
+            stored = stored_output(prepared, change)
+            progress.stage(f"Writing {len(stored.layout.files)} file(s)", 1)
+            output.lay_out(stored.layout, stored.source, stored.read_as)
+            write_slices(run, stored, change.tables)
+            change = removal.write(run, change)
+            after = perplexity_after(run, config_from(change.config, prepared.model))
+            output.copy_side_files()
+            evaluation = measured(texts, before, after)
+            report = assemble_structured(run, removal.asked(), change, evaluation, time.monotonic() - begun)
+            output.commit(
+                report_files(report, prepared.source.folder),
+                config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
+            )
     return report
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.report.format import percent, size
+from prune_cli.report.format import duration, percent, size
 
 if TYPE_CHECKING:
     from prune_cli.sweeps.estimate import Estimate
@@ -38,7 +38,7 @@ def show_sweep(console: Console, report: SweepReport) -> None:
             increase = f"{block.loss_increase:+.5f} ± {block.loss_increase_standard_error:.5f}"
             blocks.add_row(str(block.block), increase)
         console.print(blocks)
-    console.print(f"{report.seconds:.1f} s. Written to {report.request['out']}", highlight=False, soft_wrap=True)
+    console.print(f"{duration(report.seconds)}. Written to {report.request['out']}", highlight=False, soft_wrap=True)
 
 
 def show_search(console: Console, report: SearchReport) -> None:
@@ -54,7 +54,7 @@ def show_search(console: Console, report: SearchReport) -> None:
         blocks.add_row(block, percent(value))
     console.print(blocks)
     console.print(report.verdict[0].upper() + report.verdict[1:], highlight=False)
-    told = f"{report.seconds:.1f} s. For prune: --allocate file:{report.request['out']}/allocation.json"
+    told = f"{duration(report.seconds)}. For prune: --allocate file:{report.request['out']}/allocation.json"
     console.print(told, highlight=False, soft_wrap=True)
 
 

@@ -84,7 +84,7 @@ class SweepRequest:
         if not 0 <= self.sensitivity < 1:
             raise RequestError(f"--sensitivity is {self.sensitivity:g}, but must be at least 0 (no table) and below 1.")
         if self.windows is not None and self.windows < 1:
-            raise RequestError(f"--windows is {self.windows}, but must be at least 1.")
+            raise RequestError(f"--eval-windows is {self.windows}, but must be at least 1.")
         unused = set(self.options) - {key for _, _, keys in self._methods() for key in keys}
         if unused:
             raise RequestError(

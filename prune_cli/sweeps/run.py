@@ -16,7 +16,7 @@ from prune_cli.checkpoint.inputs import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report, versions
 from prune_cli.engine.self_calibration import self_calibrated
-from prune_cli.engine.texts import TextReader, open_text
+from prune_cli.engine.texts import TextReader, open_text, read_evaluation
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.progress import Progress, Silent
@@ -127,7 +127,7 @@ def read_texts(request: SweepRequest, plan: PruningPlan, points: Sequence[Point]
     if any(point.request.pipeline().needs for point in points):
         source = open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration)
         calibration = reader.read(source, "calibration", request.samples)
-    evaluation = reader.read(open_text(request.data), "evaluation", request.windows)
+    evaluation = read_evaluation(reader, open_text(request.data), request.windows)
     return SweepTexts(calibration, evaluation)
 
 

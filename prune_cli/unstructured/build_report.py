@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,7 +23,9 @@ from prune_cli.engine.provenance import (
     warnings_of,
     zeros_in,
 )
+from prune_cli.engine.residual_drift import DENSE_TARGET_PAPER
 from prune_cli.engine.run_context import Run
+from prune_cli.engine.self_calibration import SELF_CALIBRATION_PAPER
 from prune_cli.engine.texts import Texts
 from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.output import describe
@@ -43,7 +45,7 @@ from prune_cli.report.types import (
     TensorReport,
     Totals,
 )
-from prune_cli.request.allocation import Allocation
+from prune_cli.request.allocation import STRATEGIES, Allocation
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.plan import Decision, n_of_m
 from prune_cli.unstructured.prepare import PruningPlan
@@ -152,10 +154,34 @@ def _method(plan: PruningPlan) -> MethodReport:
     pipeline = plan.pipeline
     return MethodReport(
         name=str(pipeline),
-        summary=pipeline.method.summary,
-        papers=[pipeline.method.paper, *(step.step.paper for step in pipeline.steps)],
+        summary=_told(plan),
+        papers=list(dict.fromkeys(_papers(plan))),
         options=pipeline.options_as_json(),
     )
+
+
+def _told(plan: PruningPlan) -> str:
+    """What method, steps and settings do, without a full stop."""
+    request, pipeline = plan.request, plan.pipeline
+    parts = [pipeline.method.summary, *(step.step.summary for step in pipeline.steps)]
+    if request.target == "dense":
+        parts.append("what is solved for follows the outputs of the dense model")
+    if request.self_calibration:
+        parts.append("the dense model sampled calibration text of its own beside the given one")
+    return "; ".join(parts)
+
+
+def _papers(plan: PruningPlan) -> Iterator[str]:
+    """Of the method and of every part beside it."""
+    request = plan.request
+    yield plan.pipeline.method.paper
+    yield from (step.step.paper for step in plan.pipeline.steps)
+    if request.allocate in STRATEGIES and request.allocate != "uniform":
+        yield STRATEGIES[request.allocate].paper
+    if request.target == "dense":
+        yield DENSE_TARGET_PAPER
+    if request.self_calibration:
+        yield SELF_CALIBRATION_PAPER
 
 
 def _tensor_report(

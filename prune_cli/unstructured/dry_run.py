@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from prune_cli.engine.eval_windows import evaluation_memory
 from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
 from prune_cli.engine.open_model import calibration_tokens
 from prune_cli.model.orientation import matrix_shape
@@ -39,7 +40,10 @@ class ClassOfTensors:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Nothing was read but headers; memory is an estimate in bytes, `peak_device_bytes` None on a CPU."""
+    """Nothing was read but headers; `bytes_written` are those of the output's weights.
+
+    Memory is an estimate in bytes, evaluation included; `peak_device_bytes` is None on a CPU.
+    """
 
     model: str
     revision: str | None
@@ -69,7 +73,7 @@ def dry_run(request: PruneRequest) -> DryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
     plan = prepare(request)
     tokens = calibration_tokens(plan)
-    work = _working_memory(plan, tokens)
+    work = max(_working_memory(plan, tokens), evaluation_memory(plan, tokens))
     on_cpu = plan.device.type == "cpu"
     zeros = {name: pruned_parameters(plan.decisions[name].info, plan.pattern) for name in plan.pruned_names()}
     sparse = _sparse_bytes(plan, zeros)
@@ -87,9 +91,7 @@ def dry_run(request: PruneRequest) -> DryRun:
         pruned_parameters=sum(plan.checkpoint.entries[name].count for name in plan.pruned_names()),
         zeros=sum(zeros.values()),
         bytes_read=plan.checkpoint.nbytes * 2,
-        bytes_written=output_bytes(plan.checkpoint)
-        + sum(plan.checkpoint.entries[n].nbytes for n in plan.pruned_names())
-        + (sparse or 0),
+        bytes_written=output_bytes(plan.checkpoint) if sparse is None else sparse,
         calibration_tokens=tokens,
         peak_host_bytes=_LIBRARIES + largest + (work if on_cpu else 0),
         peak_device_bytes=None if on_cpu else work,

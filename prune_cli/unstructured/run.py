@@ -41,31 +41,31 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
     """The run of a method that makes weights sparse. Raises as `prune_cli.run.prune` does."""
     begun = time.monotonic()
     plan = prepare(request)
-    memory = PeakMemory(plan.device)
-    texts = read_texts(plan, progress)
-    inputs = inputs_before(plan, texts, allocation=plan.allocation_file)
-    texts = _with_sampled(plan, texts, progress)
-    with OutputFolder(request.out, plan.checkpoint, plan.source.folder) as output:
-        run = Run(plan, texts, output, progress, memory, inputs)
-        progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
-        output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
-        check_weights(run)
-        if request.format == "sparse":
-            decode_shards(output.partial, output.layout.files)
-        before = perplexity_before(run)
-        allocation = _allocation(run)
-        progress.stage(f"Pruning with {plan.pipeline}", len(plan.pruned_names()))
-        if texts.calibration is None:
-            _prune_without_text(run, _settings(run, allocation))
-        else:
-            _prune_with_text(run, _settings(run, allocation))
-        after = perplexity_after(run)
-        output.copy_side_files()
-        report = assemble_report(run, allocation, measured(texts, before, after), time.monotonic() - begun)
-        if request.format == "sparse":
-            report = _encode(run, report)
-        beside = {LOADER: loader()} if request.self_contained else {}
-        output.commit({**report_files(report, plan.source.folder), **beside}, plan.config)
+    with PeakMemory(plan.device) as memory:
+        texts = read_texts(plan, progress)
+        inputs = inputs_before(plan, texts, allocation=plan.allocation_file)
+        texts = _with_sampled(plan, texts, progress)
+        with OutputFolder(request.out, plan.checkpoint, plan.source.folder) as output:
+            run = Run(plan, texts, output, progress, memory, inputs)
+            progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
+            output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
+            check_weights(run)
+            if request.format == "sparse":
+                decode_shards(output.partial, output.layout.files)
+            before = perplexity_before(run)
+            allocation = _allocation(run)
+            progress.stage(f"Pruning with {plan.pipeline}", len(plan.pruned_names()))
+            if texts.calibration is None:
+                _prune_without_text(run, _settings(run, allocation))
+            else:
+                _prune_with_text(run, _settings(run, allocation))
+            after = perplexity_after(run)
+            output.copy_side_files()
+            report = assemble_report(run, allocation, measured(texts, before, after), time.monotonic() - begun)
+            if request.format == "sparse":
+                report = _encode(run, report)
+            beside = {LOADER: loader()} if request.self_contained else {}
+            output.commit({**report_files(report, plan.source.folder), **beside}, plan.config)
     return report
 
 
@@ -120,7 +120,6 @@ def _prune_without_text(run: Run[PruningPlan], settings: Settings) -> None:
             begun = time.monotonic()
             pruned = {name: prune_data_free(info, plan.checkpoint.read(name), settings) for name, info in infos.items()}
             _write(run, group, pruned, begun)
-            run.memory.look()
         run.progress.advance(len(infos))
     run.output.wait()
 
@@ -142,7 +141,6 @@ def _prune_with_text(run: Run[PruningPlan], settings: Settings) -> None:
                 prune_block([pruner], block, run.request.calibrate_by, dense)
                 matched = None if samples is None else match_block(run, samples, block, (stream, beside[0]), pruner)
                 _write(run, block, pruner.pruned, begun, pruner.unreached, matched)
-            run.memory.look()
             for each in streams:
                 each.unload(block)
         _prune_outside_blocks(run, settings, stream)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prune_cli.report.compared_experts import compared_table
 from prune_cli.report.figures import Figure, figures_of
-from prune_cli.report.format import change_of, percent, size, text_name
+from prune_cli.report.format import change_of, method_name, percent, size, text_name
 from prune_cli.report.structure_tables import BlockTable, block_table, not_loaded_rows
 from prune_cli.request.command_line import command_of
 
@@ -42,7 +42,7 @@ def tell(report: Report, label: str) -> Run:
     """The story of one report, called `label` where several stand side by side."""
     return Run(
         label=label,
-        title=f"{report.model.name} pruned with {report.method.name}",
+        title=f"{report.model.name} pruned with {method_name(report)}",
         lead=_lead(report),
         figures=figures_of(report),
         gain=report.gain,
@@ -150,7 +150,7 @@ def _settings(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("Model", model.given + (f" at {model.revision}" if model.revision else "")),
         ("Architecture", model.architecture),
-        ("Method", f"{report.method.name}: {report.method.summary}"),
+        ("Method", f"{method_name(report)}: {report.method.summary}"),
         ("Options", ", ".join(f"{key} = {value}" for key, value in report.method.options.items()) or "none"),
         *([("Allocation", report.allocation.strategy)] if report.allocation else []),
         *([("Removed", report.structure.asked)] if report.structure else []),

@@ -57,7 +57,6 @@ def refit(run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan
     if any(refitter.number[block] not in output.done for block in names):
         run.progress.stage(f"Refitting {len(names)} blocks", max(names) + 1)
         for _ in refitter.pass_blocks(run.batches()):
-            run.memory.look()
             run.progress.advance()
     output.wait()
     return replace(change, notes=(*change.notes, *_notes(refitter, output)))

@@ -243,7 +243,6 @@ def _narrow_with_text(run: Run[PreparedStructure], groups: Sequence[CoupledGroup
                         each.run_block(block)
                 if not done:
                     _hand_over(output, block, NarrowedBlock(), begun)
-            run.memory.look()
             for each in (stream, dense):
                 if each is not None:
                     each.unload(block)
