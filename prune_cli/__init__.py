@@ -210,6 +210,7 @@ def sweep(
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    packed: Packed | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     resume: bool = False,

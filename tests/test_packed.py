@@ -188,6 +188,23 @@ def test_keep_requantises_new_values(command: RunCommand, model: Packed, tokens_
 
 
 @pytest.mark.parametrize("model", ["int4"], indirect=True)
+def test_a_sweep_measures_what_prune_writes(
+    command: RunCommand, model: Packed, tokens_file: Path, tmp_path: Path
+) -> None:
+    data = ("--calibration", tokens_file, "--data", tokens_file, "--sparsity", "0.6", "--sensitivity", "0")
+    for choice in ("keep", "bf16"):
+        swept = done(command, "sweep", model.folder, tmp_path / f"sweep-{choice}", *data, "--packed", choice, "--json")
+        out = tmp_path / choice
+        pruned = ("--calibration", tokens_file, "--eval", tokens_file, "-s", "0.6", "--packed", choice)
+        done(command, "prune", model.folder, out, *pruned)
+        measured = report(out)["evaluation"]
+        assert swept.json["dense"]["perplexity"] == measured["before"]["perplexity"]
+        assert swept.json["points"][0]["evaluation"]["perplexity"] == measured["after"]["perplexity"]
+    against = ("--data", tokens_file, "--against", model.folder, "--max-perplexity-increase", "900%")
+    done(command, "check", tmp_path / "keep", *against)
+
+
+@pytest.mark.parametrize("model", ["int4"], indirect=True)
 def test_dry_run_tells_how_the_output_is_stored(command: RunCommand, model: Packed, tmp_path: Path) -> None:
     for choice, words in (("keep", "so is the output"), ("bf16", "the output is plain")):
         options = ("--method", "magnitude", "--dry-run", "--json", "--packed", choice)

@@ -28,6 +28,7 @@ from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.open_model import pick_device, pick_dtype
 from prune_cli.errors import RequestError
 from prune_cli.model.open_checkpoint import open_checkpoint
+from prune_cli.packed.dequantised import Dequantised
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.request import Dtype, check_device
 from prune_cli.version import __version__
@@ -138,6 +139,8 @@ def _start(request: BenchRequest, device: torch.device, stack: ExitStack) -> lis
     contestants = []
     for source, checkpoint in opened:
         dtype = pick_dtype(request.dtype, device, checkpoint)
+        if request.dtype == "auto" and isinstance(checkpoint, Dequantised):
+            dtype = torch.bfloat16  # transformers leaves what stands beside the codes in 16 bits
         spec = Spec(
             given=source.given,
             folder=source.folder,

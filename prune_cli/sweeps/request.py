@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prune_cli.errors import RequestError
-from prune_cli.request.request import CalibrateBy, Dtype, PruneRequest
+from prune_cli.request.request import CalibrateBy, Dtype, Packed, PruneRequest
 from prune_cli.sweeps.grid import options_of, parse_list, parse_method, parse_sparsities
 
 DEFAULT_SPARSITIES = "0:0.9:0.1"
@@ -74,6 +74,7 @@ class SweepRequest:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_unsupported: bool = False
+    packed: Packed | None = None
     resume: bool = False
     overwrite: bool = False
     trust_remote_code: bool = False
@@ -160,6 +161,7 @@ class SweepRequest:
             exclude=self.exclude,
             eval=self.data,
             allow_unsupported=self.allow_unsupported,
+            packed=self.packed,
             trust_remote_code=self.trust_remote_code,
             revision=self.revision,
             **said,

@@ -19,6 +19,7 @@ from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.texts import TextReader, open_text, read_evaluation
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
+from prune_cli.packed.output import describe, exact_values
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.request import DEFAULT_SOURCE, check_device
 from prune_cli.sweeps.curves import knees, point_reports, sensitivity
@@ -157,6 +158,7 @@ def fingerprint(request: SweepRequest, prospect: SweepPlan, files: dict[str, str
         "calibration": texts.calibration and texts.calibration.sha256,
         "batch_size": sizes,
         "seed": request.seed,
+        "packed": describe(plan.checkpoint),
         "calibrate_by": request.calibrate_by,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
         "device": plan.device.type,
@@ -173,7 +175,9 @@ def evaluate_dense(prospect: SweepPlan, journal: Journal, progress: Progress) ->
     if "dense" not in journal.notes:
         plan, windows = prospect.plan, prospect.texts.evaluation.windows
         progress.stage("Evaluating the dense model", len(plan.model.blocks))
-        journal.notes["dense"] = losses_of_windows(plan.model, windows, plan.batch_size(windows), progress)
+        checkpoint = exact_values(plan.checkpoint)
+        model = plan.model if checkpoint is plan.checkpoint else plan.with_checkpoint(checkpoint)
+        journal.notes["dense"] = losses_of_windows(model, windows, plan.batch_size(windows), progress)
         summary(journal.notes["dense"], windows)
         journal.note("dense", journal.notes["dense"])
     return journal.notes["dense"]
