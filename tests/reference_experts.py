@@ -87,3 +87,18 @@ def _prune(
     sq_norm = sum((rows.double().pow(2).sum(0) for rows in batches), torch.zeros(weight.shape[1], dtype=torch.float64))
     keep = choose(score(weight, sq_norm.float()))
     weight.copy_(torch.where(keep, weight, torch.zeros_like(weight)))
+
+
+def removal_scores(module: Any, calls: Sequence[tuple[torch.Tensor, ...]], score: str) -> list[float]:
+    """Of each expert for its removal, token by token; each call has hidden states, chosen experts and gates."""
+    sums, counts = [0.0] * module.num_experts, [0] * module.num_experts
+    for hidden, chosen, gates in calls:
+        for token in range(len(hidden)):
+            for expert, gate in zip(chosen[token].tolist(), gates[token].tolist(), strict=True):
+                first, last = (matrix(module, name, expert) for name in ("gate_up_proj", "down_proj"))
+                out = activation(module, hidden[token : token + 1], first, expert) @ last.T
+                out = out + module.down_proj_bias[expert] if hasattr(module, "down_proj_bias") else out
+                norm = float(out.double().norm())
+                counts[expert] += 1
+                sums[expert] += {"reap": gate * norm, "man": norm, "msan": norm**2, "frequency": 1.0}[score]
+    return [s / max(c, 1) if score != "frequency" else s for s, c in zip(sums, counts, strict=True)]

@@ -111,17 +111,7 @@ def naive_scores(model: Any, ids: torch.Tensor, block: int, score: str) -> list[
     hook = module.register_forward_pre_hook(lambda _module, args: calls.append(args))
     model(input_ids=ids, use_cache=False)
     hook.remove()
-    sums, counts = [0.0] * module.num_experts, [0] * module.num_experts
-    for hidden, chosen, gates in calls:
-        for token in range(len(hidden)):
-            for expert, gate in zip(chosen[token].tolist(), gates[token].tolist(), strict=True):
-                first, last = (reference_experts.matrix(module, n, expert) for n in ("gate_up_proj", "down_proj"))
-                out = reference_experts.activation(module, hidden[token : token + 1], first, expert) @ last.T
-                out = out + module.down_proj_bias[expert] if hasattr(module, "down_proj_bias") else out
-                norm = float(out.double().norm())
-                counts[expert] += 1
-                sums[expert] += {"reap": gate * norm, "man": norm, "msan": norm**2, "frequency": 1.0}[score]
-    return [s / c if score != "frequency" else s for s, c in zip(sums, counts, strict=True)]
+    return reference_experts.removal_scores(module, calls, score)
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from methods.structured.experts import choose
+from tests import reference_experts
 from tests.broken import copy_of, refused
-from tests.conftest import RunCommand
-from tests.heads import Tensors, add, save_deepseek, save_qwen, tensors_of
+from tests.conftest import RunCommand, token_ids
+from tests.heads import SHARD, Tensors, add, save_deepseek, save_qwen, tensors_of
 from tests.tiny import load_plain, save_gpt2_without_prefix
 
 HEAD = "model.layers.3."
@@ -158,3 +162,70 @@ def test_what_the_class_ignores_in_a_block_moves_with_it(tmp_path: Path, command
     assert [(each["name"], each["kind"]) for each in report["not_loaded"]] == [
         ("h.*.attn.bias", "ignored by the class")
     ]
+
+
+JOINS = {"deepseek": ("eh_proj", "enorm", "hnorm"), "qwen": ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+
+
+@torch.no_grad()
+def _scores_of_head(model: Path, scratch: Path, kind: str, start: str, block: int) -> list[float]:
+    """By the whole model in plain transformers, and a second one that has the head's block in place of its last."""
+    own, tensors = start + ("layers.0." if kind == "qwen" else ""), tensors_of(model)
+    in_place = {f"model.layers.{block}.{rest}": tensor for rest, tensor in of_head(tensors, own).items()}
+    names = tensors.keys() & in_place.keys()
+    dense, other = load_plain(model), load_plain(add(copy_of(model, scratch), {name: in_place[name] for name in names}))
+    ids = token_ids()
+    last, embedded = dense.model(input_ids=ids).last_hidden_state, dense.model.embed_tokens(ids)
+    join, *norms = (tensors[f"{start}{name}.weight"] for name in JOINS[kind])
+    normed = []
+    for weight, values in zip(norms, (embedded[:, 1:], last[:, :-1]), strict=True):
+        norm = deepcopy(dense.model.norm)
+        norm.weight.copy_(weight)
+        normed.append(norm(values))
+    layers: Any = other.model.layers
+    for layer in layers[:block]:
+        layer.forward = lambda hidden, *args, **kwargs: hidden
+    experts = next(iter(reference_experts.experts_of(layers[block]).values()))
+    calls: list[Any] = []
+    experts.register_forward_pre_hook(lambda _, args: calls.append(args))
+    other.model(inputs_embeds=torch.cat(normed, -1) @ join.T, use_cache=False)
+    return reference_experts.removal_scores(experts, calls, "reap")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "start", "block", "groups"), [("deepseek", HEAD, 2, 2), ("qwen", "mtp.", 3, 1)])
+def test_experts_leaves_a_head_as_many_by_its_own_inputs(
+    kind: str, start: str, block: int, groups: int, request: pytest.FixtureRequest, tmp_path: Path, tokens_file: Path,
+    command: RunCommand,
+) -> None:  # fmt: skip
+    model: Path = request.getfixturevalue(kind)
+    values = torch.tensor(_scores_of_head(model, tmp_path / "scratch", kind, start, block))
+    arguments = ("-m", "experts", "-s", "0.5", "--calibration", tokens_file, "--batch-size", "4")
+    report = pruned(command, model, tmp_path / "out", *arguments)
+    kept = choose(values, len(values) // 2, groups)
+    gone = [str(expert) for expert in range(len(values)) if expert not in kept]
+    assert [each["became"] for each in report["not_loaded"]] == [f"kept, without its experts {', '.join(gone)}"]
+    before, after = tensors_of(model), tensors_of(tmp_path / "out")
+    mlp = f"{start}mlp." if kind == "deepseek" else f"{start}layers.0.mlp."
+    assert torch.equal(after[f"{mlp}gate.weight"], before[f"{mlp}gate.weight"][kept])
+    for new, old in enumerate(kept):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            written = after[f"{mlp}experts.{new}.{name}.weight"]
+            assert torch.equal(written, before[f"{mlp}experts.{old}.{name}.weight"])
+    assert f"{mlp}experts.{len(kept)}.up_proj.weight" not in after
+    assert "every other runtime" in report["gain"]
+
+
+def test_experts_keeps_a_head_whole_that_it_cannot_run(deepseek: Path, tmp_path: Path, command: RunCommand) -> None:
+    model = copy_of(deepseek, tmp_path / "model")
+    tensors = tensors_of(model)
+    del tensors[f"{HEAD}enorm.weight"]
+    save_file(tensors, model / SHARD, metadata={"format": "pt"})
+    arguments = ("-m", "experts", "-s", "0.5", "-o", "score=random")
+    report = pruned(command, model, tmp_path / "out", *arguments)
+    assert_same(of_head(tensors_of(tmp_path / "out"), HEAD), of_head(tensors, HEAD))
+    assert "The extra head model.layers.3 keeps all of its experts, and config.json now says 4" in report["printed"]
+    assert "every other runtime" not in report["gain"]
+    pruned(command, model, tmp_path / "without", *arguments, "--drop-extra-heads")
+    assert not of_head(tensors_of(tmp_path / "without"), HEAD)
+    assert config_of(tmp_path / "without")["num_nextn_predict_layers"] == 0

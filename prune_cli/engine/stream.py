@@ -104,6 +104,12 @@ class Stream:
         """Go on from the last block to the map of the tensor `name`; returns its inputs, one per batch."""
         return self._lockstep.stop_after_blocks(self.module(name))
 
+    def last_states(self) -> list[torch.Tensor]:
+        """Go on from the last block; returns what each batch brings to the output head, whatever that computes with."""
+        head = self.model.model.get_output_embeddings()
+        assert head is not None, "a causal language model has an output head"
+        return self._lockstep.stop_after_blocks(head)
+
     def finish(self) -> Iterator[Any]:
         return self._lockstep.finish()
 

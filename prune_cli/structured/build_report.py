@@ -90,16 +90,16 @@ def assemble_structured(
 
 def what_is_not_loaded(prepared: PreparedStructure, change: StructuredPlan) -> tuple[NotLoaded, ...]:
     """Extra heads and other tensors without a parameter; what `change` makes of them."""
-    new = {planned.source: (name, planned) for name, planned in change.tensors.items()}
+    new = {planned.source: name for name, planned in change.tensors.items()}
 
     def became(names: Sequence[str]) -> str:
         stay = [name for name in names if name in new]
         if not stay:
             return "gone: " + "; ".join(dict.fromkeys(change.dropped[name] for name in names))
-        name, (renamed, _) = stay[0], new[stay[0]]
+        name, renamed = stay[0], new[stay[0]]
         now = "kept" if renamed == name else f"kept as {_head_name(prepared, name, renamed)}"
-        cut = len(stay) < len(names) or any(planned.shape is not None for _, planned in map(new.__getitem__, stay))
-        return now + (", cut like the blocks" if cut else "")
+        removed = change.heads.get(prepared.model.tensor_map[name].head or "")
+        return f"{now}, without its {removed}" if removed else now
 
     return not_loaded(prepared.model.tensor_map, prepared.checkpoint, became)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 from prune_cli.errors import RequestError
@@ -50,6 +50,14 @@ def by_head(infos: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
         if info.head:
             heads.setdefault(info.head, []).append(name)
     return heads
+
+
+def by_layer(prepared: PreparedStructure, kept: Mapping[int | str, Sequence[int]]) -> dict[int, Sequence[int]]:
+    """What is `kept` of blocks and heads, by the number in the names of both."""
+    infos = prepared.model.tensor_map.values()
+    numbers = {info.head: info.layer for info in infos if info.head is not None and info.layer is not None}
+    places = ((numbers.get(place, -1) if isinstance(place, str) else place, each) for place, each in kept.items())
+    return {number: each for number, each in places if number >= 0}
 
 
 def whole_heads(prepared: PreparedStructure, axes: Container[str]) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class StructuredPlan:
     attributes of modules that differ because of it; both are for the check against the rebuilt model. `cuts` tell of
     tensors with a shape what they are of their source, where that is all; `shares` tells how much of each kind of unit
     went, where there are several. `tables` are tensors whose values are numbers of experts, `misfits` the extra heads
-    that config.json does not describe rightly.
+    that config.json does not describe rightly; `heads` tells what was removed of others.
     """
 
     config: dict[str, Any]
@@ -53,4 +53,5 @@ class StructuredPlan:
     shares: Mapping[str, float] = field(default_factory=dict)
     tables: Mapping[str, NewNumbers] = field(default_factory=dict)
     misfits: tuple[str, ...] = ()
+    heads: Mapping[str, str] = field(default_factory=dict)
     compared: ExpertComparison | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,16 @@ from prune_cli.report.types import BlockChange
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cost import Cost, how_chosen, how_known
-from prune_cli.structured.extra_heads import count_no_heads, heads_to_drop, refused_by_runtimes, whole_heads
+from prune_cli.structured.extra_heads import (
+    by_layer,
+    count_no_heads,
+    heads_to_drop,
+    refused_by_runtimes,
+    whole_heads,
+)
 from prune_cli.structured.moe.compare_sources import compared_use
-from prune_cli.structured.moe.expert_statistics import measure_experts
+from prune_cli.structured.moe.expert_statistics import finite_sums, measure_experts
+from prune_cli.structured.moe.head_statistics import HeadMixture, find_head_mixtures, gather_head
 from prune_cli.structured.moe.mixtures import (
     Mixture,
     changed_shapes,
@@ -42,10 +49,11 @@ _COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "nu
 
 @dataclass(frozen=True)
 class Choice:
-    """The experts that stay in each block with any, and the scores of all."""
+    """The experts that stay in each block with any, and the scores of all; `heads` are those of extra heads."""
 
     kept: Mapping[int, Sequence[int]]
     scores: Mapping[int, Sequence[float]]
+    heads: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,8 @@ class ExpertRemoval:
         values = torch.arange(mixtures[0].experts, 0, -1)
         keep = asked_count(self.prepared, mixtures)
         kept = {each.block: choose(values, keep, each.groups) for each in mixtures}
-        return _change(self.prepared, mixtures, Choice(kept, {}))
+        heads = {each.head: choose(values, keep, each.like.groups) for each in _heads(self.prepared, mixtures)}
+        return _change(self.prepared, mixtures, Choice(kept, {}, heads))
 
     def cost(self, text: str) -> Cost:
         choice = 0.0 if self.prepared.options.score == "random" else 1.0
@@ -91,15 +100,17 @@ class ExpertRemoval:
     def decide(self, run: Run[PreparedStructure]) -> StructuredPlan:
         prepared, mixtures = run.plan, find_mixtures(run.model)
         keep, score = asked_count(prepared, mixtures), prepared.options.score
-        sums = _sums(run, mixtures)
-        values: dict[int, torch.Tensor] = {}
-        for mixture in mixtures:
-            found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums[mixture.block].items()}
-            generator = torch.Generator().manual_seed(seed_of(mixture.module, run.request.seed))
-            values[mixture.block] = scores(found, score, generator)
-        kept = {mixture.block: choose(values[mixture.block], keep, mixture.groups) for mixture in mixtures}
-        choice = Choice(kept, {block: each.tolist() for block, each in values.items()})
-        compared = compared_use(run, mixtures, sums, kept)
+        sums, heads = _sums(run, mixtures), _heads(prepared, mixtures)
+
+        def values(place: int | str, seed_name: str) -> torch.Tensor:
+            found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums[place].items()}
+            return scores(found, score, torch.Generator().manual_seed(seed_of(seed_name, run.request.seed)))
+
+        of_blocks = {mixture.block: values(mixture.block, mixture.module) for mixture in mixtures}
+        kept = {mixture.block: choose(of_blocks[mixture.block], keep, mixture.groups) for mixture in mixtures}
+        of_heads = {h.head: choose(values(h.head, h.head), keep, h.like.groups) for h in heads if h.head in sums}
+        choice = Choice(kept, {block: each.tolist() for block, each in of_blocks.items()}, of_heads)
+        compared = compared_use(run, mixtures, {each.block: sums[each.block] for each in mixtures}, kept)
         return replace(_change(prepared, mixtures, choice), compared=compared)
 
     def write(self, run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
@@ -134,21 +145,43 @@ def asked_count(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> int
     return keep
 
 
-def _sums(run: Run[PreparedStructure], mixtures: Sequence[Mixture]) -> dict[int, dict[str, list[float]]]:
+def _heads(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> list[HeadMixture]:
+    return [] if prepared.request.drop_extra_heads else find_head_mixtures(prepared.model, mixtures)
+
+
+def _sums(run: Run[PreparedStructure], mixtures: Sequence[Mixture]) -> dict[int | str, dict[str, list[float]]]:
+    """Of each block with experts, and of each extra head that could be run."""
+    heads = _heads(run.plan, mixtures)
     if run.plan.options.score == "random":
-        return {mixture.block: {"tokens": [0.0] * mixture.experts} for mixture in mixtures}
+        places = [mixture.block for mixture in mixtures] + [head.head for head in heads]
+        return {place: {"tokens": [0.0] * mixtures[0].experts} for place in places}
 
     def measure(known: Statistics) -> Statistics:
         if "experts" in known.facts:
             return known
         if "experts" in run.output.notes:
             return Statistics(facts={"experts": run.output.notes["experts"]})
-        sums = measure_experts(run.plan, mixtures, run.batches(), run.progress)
+        sums = _measured(run, mixtures, heads)
         run.output.note("experts", sums)
         return Statistics(facts={"experts": sums})
 
     sums = measured(run, measure).facts["experts"]
-    return {int(block): each for block, each in sums.items()}  # JSON has no numbers for keys
+    # JSON has no numbers for keys.
+    return {int(place) if str(place).isdecimal() else place: each for place, each in sums.items()}
+
+
+def _measured(
+    run: Run[PreparedStructure], mixtures: Sequence[Mixture], heads: Sequence[HeadMixture]
+) -> dict[int | str, dict[str, list[float]]]:
+    """Heads are run behind the blocks on text alone: embeddings of images are none of the tokens'."""
+    batches, states = run.batches(), []
+    if any(batch.beside for batch in batches):
+        heads = []
+    at_end = (lambda stream: states.extend(stream.last_states())) if heads else None
+    sums: dict[int | str, Any] = {**measure_experts(run.plan, mixtures, batches, run.progress, at_end)}
+    for head in heads:
+        sums[head.head] = finite_sums(head.head, gather_head(run.plan, head, states, batches, run.progress))
+    return sums
 
 
 def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Choice) -> StructuredPlan:
@@ -156,15 +189,17 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
     experts, keep = mixtures[0].experts, len(next(iter(choice.kept.values())))
     config = output_config(prepared.checkpoint, read_config(prepared.source.folder))
     config_with_experts(config, prepared.model.config, experts, keep)
-    keep_module_lists(prepared, config, range(len(prepared.model.blocks)), choice.kept)
+    everywhere = {**choice.kept, **choice.heads}
+    keep_module_lists(prepared, config, range(len(prepared.model.blocks)), by_layer(prepared, everywhere))
     count_no_heads(prepared, config)
     new = config_from(config, prepared.model)
     smaller = model_on_meta(new, prepared.model.dtype, prepared.trust_remote_code)
     axes = changed_shapes(prepared.model, smaller, experts, keep)
-    tensors, dropped, slices = without_experts(prepared.model, axes, {**choice.kept}, heads_to_drop(prepared))
-    tables = expert_tables(prepared.model, axes, {**choice.kept}, experts)
+    tensors, dropped, slices = without_experts(prepared.model, axes, everywhere, heads_to_drop(prepared))
+    tables = expert_tables(prepared.model, axes, everywhere, experts)
     tensors |= {name: OutputTensor(name, prepared.model.tensor_map[name].entry.shape) for name in tables}
-    blocks, whole = range(len(prepared.model.blocks)), whole_heads(prepared, axes)
+    blocks = range(len(prepared.model.blocks))
+    whole = [head for head in whole_heads(prepared, axes) if head not in choice.heads]
     change = StructuredPlan(
         config=config,
         tensors=tensors,
@@ -177,7 +212,8 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
         slices=slices,
         notes=tuple(refused_by_runtimes(head, keep) for head in whole),
         tables=tables,
-        misfits=whole,
+        misfits=tuple(whole),
+        heads={head: _removed(experts, kept) for head, kept in choice.heads.items()},
     )
     check_module_lists(prepared, change)
     rebuild(prepared.model, new, change, trust_remote_code=prepared.trust_remote_code)
@@ -188,8 +224,11 @@ def _told(prepared: PreparedStructure, block: int, experts: int, choice: Choice)
     kept = choice.kept.get(block)
     if kept is None:
         return BlockChange(block, block, "", "it has no experts", {})
-    gone = [str(expert) for expert in range(experts) if expert not in kept]
     values: dict[str, Any] = {f"expert {at}": value for at, value in enumerate(choice.scores.get(block, ()))}
     score = prepared.options.score
     why = "drawn by lot" if score == "random" else f"the lowest {score} of its {experts} experts"
-    return BlockChange(block, block, f"experts {', '.join(gone)}", why, values)
+    return BlockChange(block, block, _removed(experts, kept), why, values)
+
+
+def _removed(experts: int, kept: Sequence[int]) -> str:
+    return "experts " + ", ".join(str(expert) for expert in range(experts) if expert not in kept)

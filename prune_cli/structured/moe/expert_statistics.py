@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from prune_cli.errors import PruneError
 from prune_cli.model.moe import outputs_of
 from prune_cli.progress import Progress
 from prune_cli.structured.moe.mixtures import Mixture
+
+AtEnd = Callable[[Stream], None]
 
 
 @dataclass
@@ -44,24 +46,35 @@ class ExpertSums:
 
 
 def measure_experts(
-    opened: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
+    opened: OpenModel,
+    mixtures: Sequence[Mixture],
+    batches: Sequence[Batch],
+    progress: Progress,
+    at_end: AtEnd | None = None,
 ) -> dict[int, dict[str, list[float]]]:
     """For every block with experts the sums of `methods.structured.experts.SUMS`, one entry an expert.
 
-    Raises PruneError where outputs are not finite.
+    `at_end` is called when all batches have passed the blocks. Raises PruneError where outputs are not finite.
     """
-    sums = gather_experts(opened, mixtures, batches, progress)
-    for block, found in sums.items():
-        if not torch.isfinite(torch.stack(list(found.by_name.values())).float()).all():
-            raise PruneError(
-                f"The outputs of the experts of block {block} are not finite: the forward pass overflows; "
-                "try --dtype float32."
-            )
-    return {block: {name: values.tolist() for name, values in found.by_name.items()} for block, found in sums.items()}
+    sums = gather_experts(opened, mixtures, batches, progress, at_end)
+    return {block: finite_sums(f"block {block}", found) for block, found in sums.items()}
+
+
+def finite_sums(where: str, sums: ExpertSums) -> dict[str, list[float]]:
+    """As JSON has them. Raises PruneError where outputs are not finite."""
+    if not torch.isfinite(torch.stack(list(sums.by_name.values())).float()).all():
+        raise PruneError(
+            f"The outputs of the experts of {where} are not finite: the forward pass overflows; try --dtype float32."
+        )
+    return {name: values.tolist() for name, values in sums.by_name.items()}
 
 
 def gather_experts(
-    opened: OpenModel, mixtures: Sequence[Mixture], batches: Sequence[Batch], progress: Progress
+    opened: OpenModel,
+    mixtures: Sequence[Mixture],
+    batches: Sequence[Batch],
+    progress: Progress,
+    at_end: AtEnd | None = None,
 ) -> dict[int, ExpertSums]:
     """The sums behind `measure_experts` over `batches`, which may be a part of them; one entry a block with experts."""
     by_block = {mixture.block: mixture for mixture in mixtures}
@@ -72,13 +85,16 @@ def gather_experts(
             stream.load(block)
             names = [by_block[block].tensor] if block in by_block else []
             for module, _ in stream.pause_at(block, names):
-                sums[block] = _sums(at_experts(stream, module), by_block[block].experts)
+                sums[block] = sums_at(at_experts(stream, module), by_block[block].experts)
             stream.unload(block)
             progress.advance()
+        if at_end is not None:
+            at_end(stream)
     return sums
 
 
-def _sums(here: AtExperts, experts: int) -> ExpertSums:
+def sums_at(here: AtExperts, experts: int) -> ExpertSums:
+    """Over all batches that wait at the experts."""
     sums = ExpertSums.of(experts)
     for expert in range(experts):
         for batch in here.batches:
