@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from prune_cli.report.html.charts import OUTPUT_ERROR, SCORE, SPARSITY, Chart, by_block, charts_of, is_flat
 from prune_cli.report.html.summary import labels_of, remarks_on, side_by_side, tell
 from prune_cli.report.html.tensor_table import points_of, rows_of, scores_of
-from prune_cli.report.structure_tables import NOT_LOADED
 from prune_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ def page_of(reports: Sequence[Report]) -> str:
         remarks=remarks_on(reports),
         measured=[*_scores(reports, labels), *_of_sparse_maps(reports, labels)],
         rows=rows,
-        not_loaded=NOT_LOADED,
         actions=[action for action in ("narrowed", "refitted", "removed") if any(action in row.action for row in rows)],
         safe=Markup,
     )

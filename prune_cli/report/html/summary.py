@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prune_cli.report.compared_experts import compared_table
 from prune_cli.report.figures import Figure, figures_of
 from prune_cli.report.format import change_of, method_name, percent, size, text_name
-from prune_cli.report.structure_tables import BlockTable, block_table, not_loaded_rows
+from prune_cli.report.structure_tables import NOT_LOADED, BlockTable, block_table, not_loaded_rows
 from prune_cli.request.command_line import command_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Run:
     files: Sequence[tuple[str, str]]
     blocks: BlockTable | None
     compared: BlockTable | None
-    not_loaded: Sequence[Sequence[str]]
+    not_loaded: BlockTable | None
 
 
 def tell(report: Report, label: str) -> Run:
@@ -54,7 +54,7 @@ def tell(report: Report, label: str) -> Run:
         files=_files(report),
         blocks=None if report.structure is None else block_table(report.structure),
         compared=_compared(report.structure),
-        not_loaded=not_loaded_rows(report.not_loaded),
+        not_loaded=BlockTable(NOT_LOADED, not_loaded_rows(report.not_loaded)) if report.not_loaded else None,
     )
 
 
