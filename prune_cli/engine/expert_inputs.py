@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import Routed
 from prune_cli.model.tensor_info import TensorInfo
+
+# With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
+_FEWEST_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -36,3 +40,14 @@ def at_experts(stream: Stream, module: str) -> AtExperts:
         experts,
         [Routed.of(experts, each, batch.mask) for each, batch in zip(stream.arguments(), stream.here(), strict=True)],
     )
+
+
+def tokens_of(expert: int, batches: Sequence[Routed]) -> tuple[list[torch.Tensor], list[str]]:
+    """The numbers of the expert's tokens, batch by batch; where they are too few those of all, and a note on it."""
+    tokens = [batch.tokens_of(expert) for batch in batches]
+    count = sum(len(each) for each in tokens)
+    if count >= _FEWEST_TOKENS:
+        return tokens, []
+    everything = [batch.all_tokens() for batch in batches]
+    note = f"only {count} calibration tokens were sent to this expert: pruned by what all tokens would give it"
+    return everything, [note]

@@ -12,6 +12,7 @@ from methods._gram import dense_target
 from methods.structured._units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
 from prune_cli.checkpoint.stored_values import to_stored
+from prune_cli.engine.expert_inputs import AtExperts, at_experts
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
@@ -20,6 +21,7 @@ from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo
+from prune_cli.structured.narrow_experts import ExpertNarrower
 from prune_cli.structured.units import CoupledGroup
 
 
@@ -62,7 +64,9 @@ class BlockNarrower:
         self._model = model
         self._block = block
         self._tensors = dict(tensors)
-        self._parts = {group.consumers[block]: group for group in groups if block in group.consumers}
+        here = [group for group in groups if block in group.consumers]
+        self._parts = {group.consumers[block]: group for group in here if group.name != "experts"}
+        self._experts = {group.consumers[block]: group for group in here if group.name == "experts"}
         self._options = options
         self._same_inputs = SameInputs()
         self._shared: InputStatistics | None = None
@@ -72,6 +76,8 @@ class BlockNarrower:
     def run(self, stream: Stream, dense: Stream | None) -> NarrowedBlock:
         """Let all batches pass; raises PruneError naming the tensor that cannot be fitted."""
         names = self._model.linear_maps(self._block) if self._options.refit == "all" else list(self._parts)
+        names = [*names, *self._experts]
+        mixtures = {self._model.tensor_map[name].module_name: group for name, group in self._experts.items()}
         with ExitStack() as stack:
             drift, stops = None, [stream.pause_at(self._block, names)]
             if dense is not None:
@@ -81,6 +87,10 @@ class BlockNarrower:
                 stops.append(dense.pause_at(self._block, names))
             for arrived in zip(*stops, strict=True):
                 name, inputs = arrived[0]
+                if name in mixtures:
+                    beside = at_experts(dense, name) if dense is not None else None
+                    self._narrow_experts(mixtures[name], at_experts(stream, name), beside)
+                    continue
                 error_sq = drift.at(name, len(inputs)) if drift is not None else None
                 self._serve(name, stream, inputs, arrived[1][1] if dense is not None else None, error_sq)
         self._cut_the_rest()
@@ -91,8 +101,18 @@ class BlockNarrower:
         for name in self._parts:
             info = self._model.tensor_map[name]
             self._narrow(name, self._matrix(info), None, None, {})
+        for group in self._experts.values():
+            self._narrow_experts(group, None, None)
         self._cut_the_rest()
         return self.result
+
+    def _narrow_experts(self, group: CoupledGroup, here: AtExperts | None, dense: AtExperts | None) -> None:
+        narrower = ExpertNarrower(self._model, self._block, self._tensors, group, self._options)
+        narrower.run(here, dense)
+        self.result.tensors |= {name: self._tensors[name] for name in narrower.changed}
+        self.result.kept[group.name] = torch.stack(narrower.kept)
+        self.result.errors |= narrower.errors
+        self.result.notes |= narrower.notes
 
     def _serve(
         self,
@@ -219,7 +239,7 @@ class BlockNarrower:
 
     def _cut_the_rest(self) -> None:
         """Take the rows of units that went out of every tensor that carries them."""
-        for group in self._parts.values():
+        for group in (*self._parts.values(), *self._experts.values()):
             kept = self.result.kept.get(group.name)
             if kept is None:
                 raise PruneError(

@@ -10,10 +10,15 @@ import torch
 
 from prune_cli.model.tensor_info import TensorInfo
 
-GroupName = Literal["mlp", "heads"]
+GroupName = Literal["mlp", "heads", "experts", "shared"]
 
 
-WORDS: dict[GroupName, str] = {"mlp": "channels of the MLP", "heads": "attention heads"}
+WORDS: dict[GroupName, str] = {
+    "mlp": "channels of the MLP",
+    "heads": "attention heads",
+    "experts": "channels of every expert",
+    "shared": "channels of the shared experts",
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,14 @@ class UnitLayout:
     """How a tensor holds its units along `axis` (as stored).
 
     For each of `sections`, all units one after the other with that many rows each; then `tail` rows that are no unit's.
+    Of experts, each of which keeps units of its own, a tensor holds one (`expert`) or all along axis 0 (`stacked`).
     """
 
     axis: int
     sections: tuple[int, ...]
     tail: int = 0
+    expert: int | None = None
+    stacked: bool = False
 
     def rows(self, kept: torch.Tensor, units: int) -> torch.Tensor:
         """The rows along the axis that belong to the units `kept`, and the tail."""
@@ -36,15 +44,35 @@ class UnitLayout:
         return torch.cat([*found, torch.arange(begin, begin + self.tail)])
 
     def apply(self, tensor: torch.Tensor, kept: torch.Tensor, units: int) -> torch.Tensor:
-        return tensor.index_select(self.axis, self.rows(kept, units)).contiguous()
+        """`tensor` without the units that are not among `kept`: (keep,), or (experts, keep)."""
+        if self.stacked:
+            parts = zip(tensor, kept, strict=True)
+            return torch.stack([part.index_select(self.axis - 1, self.rows(own, units)) for part, own in parts])
+        return tensor.index_select(self.axis, self.rows(self._own(kept), units)).contiguous()
+
+    def put(self, whole: torch.Tensor, tensor: torch.Tensor, kept: torch.Tensor, units: int) -> torch.Tensor:
+        """`whole` with what `apply` left of a tensor, `tensor`, in its places."""
+        if self.stacked:
+            for part, left, own in zip(whole, tensor, kept, strict=True):
+                part.index_copy_(self.axis - 1, self.rows(own, units), left)
+            return whole
+        return whole.index_copy_(self.axis, self.rows(self._own(kept), units), tensor)
+
+    def zeroed(self, tensor: torch.Tensor, kept: torch.Tensor, units: int) -> torch.Tensor:
+        """`tensor` with zeros for the units that are not among `kept`."""
+        return self.put(torch.zeros_like(tensor), self.apply(tensor, kept, units), kept, units)
+
+    def _own(self, kept: torch.Tensor) -> torch.Tensor:
+        return kept if self.expert is None else kept[self.expert]
 
 
 @dataclass(frozen=True)
 class CoupledGroup:
     """The MLP's channels or attention's heads of all blocks: `units` of them a block, of which `keep` stay.
 
-    `consumers` maps a block to the map that reads the units, `width` inputs each; `cuts` and `blocks` have every tensor
-    that shrinks; `changes` are the new values of the text config. `sizes` has blocks that keep another number.
+    `consumers` maps a block to the map that reads the units, `width` inputs each; `slices` and `blocks` have every
+    tensor that shrinks; `changes` are the new values of the text config. `sizes` has blocks that keep another number.
+    Of `experts`, each has so many units, and `consumers` has the last map of one of them, which stands for all.
     """
 
     name: GroupName
@@ -56,6 +84,19 @@ class CoupledGroup:
     blocks: Mapping[str, int]
     changes: Mapping[str, Any]
     sizes: Mapping[int, int] = field(default_factory=dict)
+    experts: int = 1
+
+    def reads(self, name: str, infos: Mapping[str, TensorInfo]) -> bool:
+        """Whether the tensor `name` is a map that reads the units."""
+        expert = infos[name].expert
+        return name in self.consumers.values() or (name in self.slices and expert is not None and expert.down)
+
+    def draw(self, generator: torch.Generator) -> torch.Tensor:
+        """Units of one block that might stay: (keep,), or (experts, keep)."""
+        drawn = [
+            torch.randperm(self.units, generator=generator)[: self.keep].sort().values for _ in range(self.experts)
+        ]
+        return torch.stack(drawn) if self.name == "experts" else drawn[0]
 
     def kept_in(self, block: int) -> int:
         """How many units stay in a block: `keep`, unless its size is its own."""

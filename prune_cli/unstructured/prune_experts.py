@@ -9,7 +9,7 @@ from itertools import repeat
 import torch
 from torch import nn
 
-from prune_cli.engine.expert_inputs import AtExperts
+from prune_cli.engine.expert_inputs import AtExperts, tokens_of
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.model.moe import Routed, before_down
 from prune_cli.model.orientation import as_matrix, matrix_shape
@@ -17,8 +17,6 @@ from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.unstructured.prune_linear import LinearInputs, Settings
 
-# With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
-FEWEST_TOKENS = 32
 _OWN_TARGET = "follows its own dense outputs: the dense model's inputs of its tokens are not known in this architecture"
 
 
@@ -49,7 +47,7 @@ class Experts:
                 self.model.make_own(info)
         experts = next(info.expert.experts for info in self.infos.values() if info.expert is not None)
         for expert in range(experts):
-            tokens, few = _tokens_of(expert, self.here.batches)
+            tokens, few = tokens_of(expert, self.here.batches)
             notes = (*few, *own)
             early = self._statistics(expert, dense, tokens, down=True) if from_dense_block else None
             yield from self._maps(expert, self._statistics(expert, dense, tokens, down=False), notes, down=False)
@@ -88,17 +86,6 @@ class Experts:
                 yield LinearInputs(self.infos[name], expert, statistics.values(), statistics.rows(), notes)
 
 
-def _tokens_of(expert: int, batches: Sequence[Routed]) -> tuple[list[torch.Tensor], list[str]]:
-    """The numbers of the expert's tokens, batch by batch; where they are too few those of all, and a note on it."""
-    tokens = [batch.tokens_of(expert) for batch in batches]
-    count = sum(len(each) for each in tokens)
-    if count >= FEWEST_TOKENS:
-        return tokens, []
-    everything = [batch.all_tokens() for batch in batches]
-    note = f"only {count} calibration tokens were sent to this expert: pruned by what all tokens would give it"
-    return everything, [note]
-
-
 def _inputs(module: nn.Module, expert: int, batch: Routed, numbers: torch.Tensor, *, down: bool) -> torch.Tensor:
     rows = batch.hidden[numbers]
     return before_down(module, expert, rows) if down else rows
@@ -111,7 +98,7 @@ def expert_scores(
     scores: dict[str, list[torch.Tensor]] = {name: [] for name in infos}
     experts = next(info.expert.experts for info in infos.values() if info.expert is not None)
     for expert in range(experts):
-        tokens, _ = _tokens_of(expert, here.batches)
+        tokens, _ = tokens_of(expert, here.batches)
         norms: dict[bool, torch.Tensor] = {}
         for name, info in infos.items():
             if info.expert is None or info.expert.index not in (None, expert):

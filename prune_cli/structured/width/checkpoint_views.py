@@ -15,25 +15,59 @@ from prune_cli.structured.units import CoupledGroup
 
 
 class SlicedCheckpoint(Checkpoint):
-    """`source` without the units of `part` that `kept` (block -> the ones that stay) leaves out; nothing is stored."""
+    """`source` without the units of `groups` that `kept` (name of the group -> block -> those that stay) leaves out.
+
+    Nothing is stored.
+    """
 
     def __init__(
-        self, source: Checkpoint, group: CoupledGroup, infos: Mapping[str, TensorInfo], kept: Mapping[int, torch.Tensor]
+        self,
+        source: Checkpoint,
+        groups: Sequence[CoupledGroup],
+        infos: Mapping[str, TensorInfo],
+        kept: Mapping[str, Mapping[int, torch.Tensor]],
     ) -> None:
         entries = dict(source.entries)
-        for name, shape in group.shapes(infos).items():
-            entry = entries[name]
-            entries[name] = replace(entry, shape=shape, end=entry.begin + data_bytes(entry.dtype, prod(shape)))
+        for group in groups:
+            for name, shape in group.shapes(infos).items():
+                entry = entries[name]
+                entries[name] = replace(entry, shape=shape, end=entry.begin + data_bytes(entry.dtype, prod(shape)))
         super().__init__(source.folder, entries, source.files, source.index)
         self._source = source
-        self._part = group
+        self._groups = groups
         self._kept = kept
 
     def read(self, name: str) -> torch.Tensor:
-        tensor, group = self._source.read(name), self._part
-        if name not in group.slices:
-            return tensor
-        return group.slices[name].apply(tensor, self._kept[group.blocks[name]], group.units)
+        tensor = self._source.read(name)
+        for group in self._groups:
+            if name in group.slices:
+                tensor = group.slices[name].apply(tensor, self._kept[group.name][group.blocks[name]], group.units)
+        return tensor
+
+
+class ZeroedCheckpoint(Checkpoint):
+    """`source` with zeros in the maps that read units, for those that `kept` leaves out; `kept` as above."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        groups: Sequence[CoupledGroup],
+        infos: Mapping[str, TensorInfo],
+        kept: Mapping[str, Mapping[int, torch.Tensor]],
+    ) -> None:
+        super().__init__(source.folder, source.entries, source.files, source.index)
+        self._source = source
+        self._groups = groups
+        self._infos = infos
+        self._kept = kept
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self._source.read(name)
+        for group in self._groups:
+            if group.reads(name, self._infos):
+                block = group.blocks[name]
+                tensor = group.slices[name].zeroed(tensor, self._kept[group.name][block], group.units)
+        return tensor
 
 
 class ScatteredCheckpoint(Checkpoint):
@@ -43,23 +77,27 @@ class ScatteredCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, source: Checkpoint, written: Checkpoint, groups: Sequence[CoupledGroup], kept: Mapping[str, torch.Tensor]
+        self,
+        source: Checkpoint,
+        written: Checkpoint,
+        groups: Sequence[CoupledGroup],
+        infos: Mapping[str, TensorInfo],
+        kept: Mapping[str, torch.Tensor],
     ) -> None:
         super().__init__(source.folder, source.entries, source.files, source.index)
         self._source = source
         self._written = written
-        self._parts = groups
+        self._groups = groups
+        self._infos = infos
         self._kept = kept
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._written.read(name)
-        for group in self._parts:
+        for group in self._groups:
             if name in group.slices:
-                cut = group.slices[name]
-                rows = cut.rows(self._kept[group.name], group.units)
-                output_sq = self._source.read(name)
-                base = torch.zeros_like(output_sq) if name in group.consumers.values() else output_sq.clone()
-                tensor = base.index_copy_(cut.axis, rows, tensor)
+                dense = self._source.read(name)
+                whole = torch.zeros_like(dense) if group.reads(name, self._infos) else dense.clone()
+                tensor = group.slices[name].put(whole, tensor, self._kept[group.name], group.units)
         return tensor
 
     def read_ahead(self, names: Iterator[str]) -> None:

@@ -17,8 +17,8 @@ from prune_cli.model.architecture import model_on_meta, setting
 from prune_cli.model.shape_overrides import sizes_entry
 from prune_cli.structured.units import WORDS, CoupledGroup, GroupName, UnitLayout
 
-_OTHER: dict[GroupName, GroupName] = {"mlp": "heads", "heads": "mlp"}
-_WIDTH_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+_OTHER: dict[GroupName, GroupName] = {"mlp": "heads", "heads": "mlp", "experts": "heads", "shared": "heads"}
+WIDTH_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 _MOST_LAYOUTS = 64
 
 
@@ -35,15 +35,23 @@ def find_group(opened: OpenModel, group: GroupName, keep: int) -> Iterator[Coupl
     """All ways in which the tensors may hold the units, the likeliest first; raises RequestError, with the reason."""
     config = opened.model.config.get_text_config()
     changes = _mlp_changes(opened, config, keep) if group == "mlp" else _head_changes(opened, config, keep)
-    units = unit_count(opened, group)
-    shapes = _shapes_with(opened, changes)
+    return group_choices(opened, group, (unit_count(opened, group), keep), changes, changed_shapes(opened, changes))
+
+
+def group_choices(
+    opened: OpenModel,
+    group: GroupName,
+    counts: tuple[int, int],
+    changes: Mapping[str, Any],
+    changed: Mapping[str, tuple[int, ...]],
+) -> Iterator[CoupledGroup]:
+    """As `find_group`, for units of which `counts` are there and stay: `changed` are the parameters that shrink."""
+    units, keep = counts
     smaller: dict[str, tuple[int, int, int]] = {}
     named = {info.parameter: name for name, info in opened.model.tensor_map.items()}
-    for parameter, tensor in opened.model.model.state_dict().items():
-        if shapes[parameter] == tuple(tensor.shape):
-            continue
+    for parameter, shape in changed.items():
         _check_place(opened, named.get(parameter), parameter, group)
-        smaller[named[parameter]] = _shrinks(parameter, tuple(tensor.shape), shapes[parameter], units, keep, group)
+        smaller[named[parameter]] = _shrinks(parameter, opened.model.shape_of(parameter), shape, units, keep, group)
     consumers = _consumers(opened, smaller, group)
     blocks = {name: opened.model.tensor_map[name].block or 0 for name in smaller}
     width = _one_width(smaller, consumers, group)
@@ -64,7 +72,7 @@ def _key(config: Any, standard: str) -> str:
 
 
 def _width(opened: OpenModel, config: Any) -> tuple[str, int]:
-    for key in _WIDTH_KEYS:
+    for key in WIDTH_KEYS:
         value = setting(config, key)
         if value is not None or key in config.to_dict():
             return key, value if isinstance(value, int) else 4 * opened.model.hidden_size
@@ -72,6 +80,11 @@ def _width(opened: OpenModel, config: Any) -> tuple[str, int]:
         f"The config of {type(opened.model.model).__name__} has no key for the MLP's width, which cannot change then: "
         "use -o parts=heads or --method depth."
     )
+
+
+def width_key(opened: OpenModel) -> str:
+    """The key of the MLP's width; raises RequestError where the config has none."""
+    return _width(opened, opened.model.config.get_text_config())[0]
 
 
 def _mlp_changes(opened: OpenModel, config: Any, keep: int) -> dict[str, Any]:
@@ -136,9 +149,12 @@ def override_entry(opened: OpenModel, groups: Sequence[CoupledGroup]) -> dict[st
     )
 
 
-def _shapes_with(opened: OpenModel, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def changed_shapes(opened: OpenModel, changes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The parameters that have another shape with `changes` in the config, and that shape."""
     model = model_on_meta(config_with(opened, changes), opened.dtype, opened.trust_remote_code)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    there = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    here = opened.model.model.state_dict()
+    return {name: there[name] for name, tensor in here.items() if there[name] != tuple(tensor.shape)}
 
 
 def _check_place(opened: OpenModel, name: str | None, parameter: str, group: GroupName) -> None:
@@ -210,7 +226,7 @@ def _one_width(smaller: Mapping[str, tuple[int, int, int]], consumers: Mapping[i
 def _layouts(cut: tuple[int, int, int], width: int, group: GroupName) -> tuple[tuple[int, ...], ...]:
     """The orders that a unit's rows may lie in: together, or each kind (queries, keys, values; gate, up) by itself."""
     _, rows, _ = cut
-    if group == "mlp" and rows > width:
+    if group != "heads" and rows > width:
         return ((width,) * (rows // width), (rows,))
     head, odd = divmod(rows - width, 2)
     if group == "heads" and head > 0 and not odd and width % head == 0:

@@ -18,6 +18,7 @@ from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta, read_config
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.packed.output import output_bytes, output_config
 from prune_cli.report.types import BlockChange
 from prune_cli.structured.check_rebuilt import compare_shapes
@@ -31,8 +32,12 @@ from prune_cli.structured.statistics_file import check_statistics
 from prune_cli.structured.units import WORDS, CoupledGroup, GroupName
 from prune_cli.structured.width.checkpoint_views import ScatteredCheckpoint
 from prune_cli.structured.width.coupling import override_entry, unit_count
+from prune_cli.structured.width.mlp_keys import find_groups, width_keys
 from prune_cli.structured.width.nonuniform import angles_of_blocks, with_sizes
-from prune_cli.structured.width.verify_coupling import verified_group
+from prune_cli.structured.width.verify_coupling import verified_group, verified_groups
+
+# Numbers of two bytes each.
+_ALIGNED = 8
 
 
 @dataclass(frozen=True)
@@ -116,25 +121,44 @@ class WidthRemoval:
 def _groups(prepared: PreparedStructure) -> list[CoupledGroup]:
     """Find what carries the units and prove it."""
     options: Options = prepared.options
-    names: tuple[GroupName, ...] = ("mlp", "heads") if options.parts == "both" else (options.parts,)
-    sizes: dict[GroupName, tuple[int, int]] = {name: _keep(prepared, name) for name in names}
     with_overrides = not options.uniform
     every_block = "-o uniform=true, where no block has to wait for the others (only the sizes of -o uniform=false do)"
     check_statistics(prepared.request, None if with_overrides else every_block)
-    found = [
-        verified_group(prepared, name, keep, with_overrides=with_overrides)
-        for name, (units, keep) in sizes.items()
-        if keep < units
-    ]
+    found: list[CoupledGroup] = []
+    told: list[str] = []
+    for key, units in width_keys(prepared).items() if options.parts in ("mlp", "both") else ():
+        keep = _keep(prepared, "mlp", units)
+        told.append(f"{units} {WORDS['mlp']}")
+        if keep < units:
+            choices = list(find_groups(prepared, key, units, keep))
+            if with_overrides and any(group.name == "experts" for group in choices[0]):
+                raise RequestError(
+                    "-o uniform=false gives blocks sizes of their own, which experts cannot have: use -o uniform=true."
+                )
+            found += verified_groups(prepared, choices, with_overrides=with_overrides)
+    if options.parts in ("heads", "both"):
+        units = unit_count(prepared, "heads")
+        keep = _keep(prepared, "heads", units)
+        told.append(f"{units} {WORDS['heads']}")
+        if keep < units:
+            found.append(verified_group(prepared, "heads", keep, with_overrides=with_overrides))
     if not found:
-        told = " and ".join(f"{units} {WORDS[name]}" for name, (units, _) in sizes.items())
         raise RequestError(
-            f"--sparsity {asked_share(prepared.request, 'unit'):g} of {told} a block rounds to none: ask for more"
-            + (", or give a smaller -o multiple=." if "mlp" in sizes else ".")
+            f"--sparsity {asked_share(prepared.request, 'unit'):g} of {' and '.join(told)} a block rounds to none: ask "
+            "for more" + (", or give a smaller -o multiple=." if options.parts != "heads" else ".")
         )
+    _check_once(prepared, found)
     _check_biases(prepared, found)
-    too_wide(prepared, {name for group in found for name in group.slices})
     return found
+
+
+def _check_once(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> None:
+    names = [group.name for group in groups]
+    if len(names) > len(set(names)):
+        raise RequestError(
+            f"{type(prepared.model.model).__name__} has {' and '.join(WORDS[name] for name in names)} of several "
+            "widths: this architecture cannot be narrowed so. Use -o parts=heads, --method experts or depth."
+        )
 
 
 def _check_biases(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> None:
@@ -147,15 +171,20 @@ def _check_biases(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -
         )
 
 
-def _keep(prepared: PreparedStructure, group: GroupName) -> tuple[int, int]:
-    """How many units a block has, and how many it keeps."""
-    units = unit_count(prepared, group)
-    multiple = (prepared.options.multiple or default_multiple(units)) if group == "mlp" else 1
+def _keep(prepared: PreparedStructure, group: GroupName, units: int) -> int:
+    """How many of its `units` a block, or each of its experts, keeps."""
+    multiple = (prepared.options.multiple or _default_multiple(prepared, units)) if group == "mlp" else 1
     if multiple > units:
         raise RequestError(
             f"-o multiple={multiple} is more than the {units} {WORDS[group]} of a block: give a smaller."
         )
-    return units, kept_units(units, asked_share(prepared.request, "unit"), multiple)
+    return kept_units(units, asked_share(prepared.request, "unit"), multiple)
+
+
+def _default_multiple(prepared: PreparedStructure, units: int) -> int:
+    """Torch multiplies all experts at once only where their rows are whole numbers of 16 bytes."""
+    experts = any(info.role == "expert" for info in prepared.model.tensor_map.values())
+    return max(default_multiple(units), _ALIGNED if experts and units % _ALIGNED == 0 and units > _ALIGNED else 1)
 
 
 def _plan(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> WidthPlan:
@@ -171,7 +200,8 @@ def _plan(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> WidthP
             text.update(group.changes)
         for name, shape in group.shapes(prepared.model.tensor_map).items():
             tensors[name] = OutputTensor(name, shape)
-            shapes[prepared.model.tensor_map[name].parameter or ""] = shape
+            info = prepared.model.tensor_map[name]
+            shapes[info.parameter or ""] = _shape_in_model(prepared, info, group, shape)
     if not prepared.options.uniform:
         raw["quantization_config"] = override_entry(prepared, groups)
     for name in _refitted(prepared, groups):
@@ -195,6 +225,20 @@ def _plan(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> WidthP
     return change
 
 
+def _shape_in_model(
+    prepared: PreparedStructure, info: TensorInfo, group: CoupledGroup, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Of the parameter that a narrowed tensor is, or is a part of."""
+    part = info.expert
+    if part is None or (part.index is None and not part.turned):
+        return shape
+    whole = list(prepared.model.shape_of(info.parameter or ""))
+    axis = group.slices[info.entry.name].axis
+    axis = 3 - axis if part.turned else axis + 1
+    whole[axis] = whole[axis] // group.units * group.keep
+    return tuple(whole)
+
+
 def _units(groups: Sequence[CoupledGroup]) -> tuple[int, int]:
     counts = [_counts(group) for group in groups]
     return sum(before for before, _ in counts), sum(after for _, after in counts)
@@ -202,7 +246,8 @@ def _units(groups: Sequence[CoupledGroup]) -> tuple[int, int]:
 
 def _counts(group: CoupledGroup) -> tuple[int, int]:
     """Units of all blocks before and after."""
-    return group.units * len(group.consumers), sum(group.kept_in(block) for block in group.consumers)
+    kept = sum(group.kept_in(block) for block in group.consumers)
+    return group.units * len(group.consumers) * group.experts, kept * group.experts
 
 
 def _refitted(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> list[str]:
@@ -212,7 +257,7 @@ def _refitted(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> li
         return []
     names: list[str] = []
     for block in {block for group in groups for block in group.consumers}:
-        maps = [group.consumers[block] for group in groups if block in group.consumers]
+        maps = [group.consumers[block] for group in groups if block in group.consumers and group.name != "experts"]
         if options.refit == "all" and options.follows_dense:
             maps = prepared.model.linear_maps(block)
         names += maps_and_biases(prepared.model, block, maps)
@@ -256,6 +301,7 @@ def _as_left(run: Run[PreparedStructure], groups: Sequence[CoupledGroup], block:
         run.plan.checkpoint,
         run.output.checkpoint(),
         groups,
+        run.plan.model.tensor_map,
         {group: torch.tensor(units) for group, units in kept.items()},
     )
 
