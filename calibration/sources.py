@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ Role = Literal["calibration", "evaluation"]
 Kind = Literal["builtin", "paper", "hub", "files", "tokens"]
 
 PAPER_NAMES = ("c4", "wikitext2", "ptb")
+NAMES = ("builtin", *PAPER_NAMES)
 _NEVER_OPENED = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".npy", ".npz", ".ckpt"})
 _LONGEST_SHOWN = 120
 _BUILTIN = re.compile(r"builtin(:(?P<of>python))?(:(?P<split>train|test))?")
@@ -74,7 +76,7 @@ def _local_source(given: str) -> Source:
     if not path.is_file():
         if path.exists():
             raise CalibrationError(f"{path} is no regular file: save the text to one and give its path.")
-        raise CalibrationError(f"There is no text {_shown(given)}: give {_FORMS}.{_hub_hint(given)}")
+        raise CalibrationError(f"There is no text {_shown(given)}: give {_FORMS}{_near(given)}.{_hub_hint(given)}")
     _refuse_pickle(path)
     stored = path.suffix.lower() == ".safetensors"
     if column is not None and path.suffix.lower() not in LOADERS:
@@ -123,6 +125,11 @@ def _hub_hint(given: str) -> str:
     if not _REPO.fullmatch(given) or given.count("/") != 1:
         return ""
     return f" For the data set of that name on the hub, write hf:{given}."
+
+
+def _near(given: str) -> str:
+    near = difflib.get_close_matches(given, NAMES, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _split_column(given: str) -> tuple[Path, str | None]:

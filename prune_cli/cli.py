@@ -10,7 +10,9 @@ from prune_cli.commands.bench import bench
 from prune_cli.commands.check import check
 from prune_cli.commands.convert import convert
 from prune_cli.commands.evaluate import evaluate
+from prune_cli.commands.help import Command, Commands
 from prune_cli.commands.inspect import inspect
+from prune_cli.commands.installation import installation
 from prune_cli.commands.methods import methods
 from prune_cli.commands.prune import prune
 from prune_cli.commands.push import push
@@ -27,34 +29,35 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _show_version(value: bool) -> None:
-    if value:
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With --version: libraries, devices and folders too.")
+    ] = False,
+) -> None:
+    if version:
         typer.echo(f"prune-cli {__version__}")
+        for line in installation() if verbose else ():
+            typer.echo(line)
         raise typer.Exit
 
 
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
-
-
-app.command()(prune)
-app.command()(recover)
-app.command("eval")(evaluate)
-app.command()(check)
-app.command()(inspect)
-app.command()(bench)
-app.command()(soup)
-app.command()(methods)
-app.command()(convert)
-app.command()(sweep)
-app.command()(push)
-app.command()(report)
-app.command()(verify)
+app.command(cls=Command)(prune)
+app.command(cls=Command)(recover)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(check)
+app.command(cls=Command)(inspect)
+app.command(cls=Command)(bench)
+app.command(cls=Command)(soup)
+app.command(cls=Command)(methods)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(sweep)
+app.command(cls=Command)(push)
+app.command(cls=Command)(report)
+app.command(cls=Command)(verify)

@@ -1,5 +1,8 @@
 """The one kind of failure that a user sees without a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class PruneError(Exception):
     """The run failed; the message is one sentence that names what, what was expected and what to do."""
@@ -11,6 +14,12 @@ class RequestError(PruneError):
     """The request was wrong: an option, a path, or a checkpoint that cannot be used as it is."""
 
     exit_code = 2
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for the end of a sentence about an unknown name, empty where nothing known is like it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 _LONGEST = 300

@@ -75,7 +75,7 @@ def test_a_share_of_the_blocks_is_rounded_and_the_report_says_so(
     report = _depth(command, five, tmp_path / "out", tokens_file, "-s", "0.3", "--eval", tokens_file)
     structure = report["structure"]
     assert len(_removed(report)) == 2
-    assert "30 % of the 5 blocks, which is 2" in structure["asked"]
+    assert "30 % of the 5 blocks removed, which is 2" in structure["asked"]
     assert (structure["units_before"], structure["units_after"]) == (5, 3)
     assert structure["removed_shares"]["blocks"] == pytest.approx(0.4)
     assert structure["removed_shares"]["parameters of the blocks"] == pytest.approx(0.4)

@@ -135,7 +135,7 @@ def test_scores_are_the_papers(
 def test_the_report_counts_experts_bytes_and_work(models: dict[str, Path], outputs: dict[str, Path]) -> None:
     structure = report_of(outputs["olmoe"])["structure"]
     assert (structure["units_before"], structure["units_after"]) == (24, 18)
-    assert structure["asked"] == "25 % of the 8 experts of every mixture, which leaves 6 after rounding"
+    assert structure["asked"] == "25 % of the 8 experts of every mixture removed, which leaves 6 after rounding"
     assert structure["after"]["bytes"] == sum(f.stat().st_size for f in outputs["olmoe"].glob("*.safetensors"))
     router = 3 * 2 * 32
     assert structure["before"]["macs_per_token"] - structure["after"]["macs_per_token"] == router

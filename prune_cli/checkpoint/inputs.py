@@ -9,6 +9,9 @@ from pathlib import Path
 
 from prune_cli.errors import RequestError
 
+# Names of inputs beside weight files, which go by their own.
+CALIBRATION, EVALUATION = "calibration tokens", "evaluation tokens"
+ALLOCATION_TABLE, STATISTICS_FILE = "allocation table", "statistics file"
 ALLOW = "--allow-changed-inputs"
 _SHOWN = 12
 _FILE_THREADS = 2

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from prune_cli.checkpoint.file_names import REPORT_JSON
-from prune_cli.checkpoint.inputs import check_inputs, hash_file
+from prune_cli.checkpoint.inputs import EVALUATION, check_inputs, hash_file
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.checks.figures import Figures, told_text
@@ -21,7 +21,7 @@ from prune_cli.errors import RequestError
 from prune_cli.progress import Progress
 from prune_cli.report.dense_model import check_dense
 from prune_cli.report.read import read_report
-from prune_cli.report.types import EVALUATION, Report
+from prune_cli.report.types import Report
 from prune_cli.sparse.convert import ConvertRequest, convert
 from prune_cli.sparse.format import is_sparse
 

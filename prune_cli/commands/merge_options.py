@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from prune_cli.checkpoint.inputs import ALLOCATION_TABLE, CALIBRATION, EVALUATION, STATISTICS_FILE
 from prune_cli.commands.options import batch_size_of, eval_windows_of, key_values
 from prune_cli.errors import RequestError
-from prune_cli.report.types import ALLOCATION_TABLE, CALIBRATION, EVALUATION, STATISTICS_FILE
 from prune_cli.request.presets import PRESETS, with_preset
 from prune_cli.request.request import PruneRequest
 

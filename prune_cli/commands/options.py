@@ -12,9 +12,15 @@ from rich.console import Console
 from methods import method_names
 from methods.structured import structured_names
 from prune_cli.errors import RequestError
+from prune_cli.request.presets import PRESETS
 
 RUN, TEXT, MACHINE, OUTPUT = "What to prune", "Calibration and evaluation", "Machine", "Output"
 _MOST_DIGITS = 10
+
+
+def complete_device(incomplete: str) -> list[str]:
+    return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
 
 Model = Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint, or a model id of the hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
@@ -25,7 +31,14 @@ Trust = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings.", rich_help_panel=MACHINE),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:N or mps.",
+        autocompletion=complete_device,
+        rich_help_panel=MACHINE,
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -50,6 +63,18 @@ SeqLen = Annotated[
 
 def complete_method(incomplete: str) -> list[str]:
     return [name for name in (*method_names(), *structured_names()) if name.startswith(incomplete)]
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+def complete_pattern(incomplete: str) -> list[str]:
+    return [pattern for pattern in ("2:4", "4:8", "1:4") if pattern.startswith(incomplete)]
+
+
+def complete_source(incomplete: str) -> list[str]:
+    return [name for name in ("builtin", "c4", "wikitext2", "ptb", "hf:") if name.startswith(incomplete)]
 
 
 def key_values(pairs: list[str]) -> dict[str, str]:

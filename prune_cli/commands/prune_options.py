@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from prune_cli.commands.options import OUTPUT, RUN, TEXT, complete_method
+from prune_cli.commands.options import (
+    OUTPUT,
+    RUN,
+    TEXT,
+    complete_method,
+    complete_pattern,
+    complete_preset,
+    complete_source,
+)
 
 Model = Annotated[
     str | None,
@@ -39,6 +47,7 @@ Preset = Annotated[
     typer.Option(
         help="fast (wanda), balanced (admm), best (admm, dense target) or max (best, then --match-blocks); what else "
         "is said wins.",
+        autocompletion=complete_preset,
         rich_help_panel=RUN,
     ),
 ]
@@ -62,7 +71,10 @@ Sparsity = Annotated[
     ),
 ]
 Pattern = Annotated[
-    str | None, typer.Option(help="N:M instead: keep N of every M inputs, as 2:4.", rich_help_panel=RUN)
+    str | None,
+    typer.Option(
+        help="N:M instead: keep N of every M inputs, as 2:4.", autocompletion=complete_pattern, rich_help_panel=RUN
+    ),
 ]
 Allocate = Annotated[
     str | None,
@@ -132,6 +144,7 @@ Calibration = Annotated[
         metavar="SOURCE",
         help="Text: builtin, c4, wikitext2, ptb, hf:REPO[:CONFIG][:SPLIT][:COLUMN], a file or a folder "
         "[default: builtin].",
+        autocompletion=complete_source,
         rich_help_panel=TEXT,
     ),
 ]
@@ -162,7 +175,13 @@ SelfCalibration = Annotated[
 ]
 Evaluation = Annotated[
     str | None,
-    typer.Option("--eval", metavar="SOURCE", help="Perplexity on this text, before and after.", rich_help_panel=TEXT),
+    typer.Option(
+        "--eval",
+        metavar="SOURCE",
+        help="Perplexity on this text, before and after.",
+        autocompletion=complete_source,
+        rich_help_panel=TEXT,
+    ),
 ]
 EvalWindows = Annotated[
     str | None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prune_cli.commands.error_handling import told_failures
-from prune_cli.commands.options import Quiet, Verbose
+from prune_cli.commands.options import Json, Quiet, Verbose, print_result
 
 
 def report(
@@ -18,6 +19,7 @@ def report(
     page: Annotated[
         Path, typer.Option("--out", "-o", metavar="PAGE", help="The file to write; replaced if it is there.")
     ] = Path("prune_report.html"),
+    as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -26,14 +28,20 @@ def report(
     The page is a single file that loads nothing: figures, charts by block and by kind of map, every tensor with a
     search, and the command that repeats the run. Every prune writes it too, as OUT/prune_report.html.
     """
-    with told_failures(as_json=False, verbose=verbose):
+    with told_failures(as_json=as_json, verbose=verbose):
         from prune_cli.errors import RequestError
         from prune_cli.report.html.page import page_of
         from prune_cli.report.read import read_report
 
         if page.is_dir() or not page.parent.is_dir():
             raise RequestError(f"{page} cannot be written: give a file in a folder that exists to --out.")
-        text = page_of([read_report(each).report for each in reports])
+        read = [read_report(each).report for each in reports]
+        text = page_of(read)
         page.write_text(text, encoding="utf-8")
-        if not quiet:
-            typer.echo(f"Written to {page}")
+        document = {"page": str(page), "reports": [json.loads(each.to_json()) for each in read]}
+        print_result(
+            json.dumps(document, indent=1, ensure_ascii=False) + "\n",
+            as_json=as_json,
+            quiet=quiet,
+            show=lambda _: typer.echo(f"Written to {page}"),
+        )

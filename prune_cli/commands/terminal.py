@@ -23,7 +23,6 @@ from prune_cli.report.structure_tables import (
 
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
-    from prune_cli.checks.inspection import Inspection
     from prune_cli.checks.verify import Verification
     from prune_cli.evaluation.harness import TaskScores
     from prune_cli.evaluation.perplexity import EvaluationResult
@@ -34,21 +33,35 @@ if TYPE_CHECKING:
     from prune_cli.unstructured.dry_run import DryRun
 
 
-def _table(title: str, *columns: str) -> Table:
+# A table's own lines, and the fewest characters that a name is told with.
+_FRAME, _SHORTEST_NAME = 4, 20
+
+
+def table_of(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return table
 
 
+def elided(console: Console, name: str, cells: Sequence[str]) -> str:
+    """`name` beside `cells` on a line of the terminal, without its middle where it is too long. Never broken."""
+    room = max(_SHORTEST_NAME, console.width - sum(len(cell) + 3 for cell in cells) - _FRAME)
+    if len(name) <= room:
+        return name
+    return f"{name[: (room - 1) // 2]}…{name[len(name) - room // 2 :]}"
+
+
 def show_report(console: Console, report: Report, *, verbose: bool) -> None:
-    table = _table(f"{report.request.model} pruned with {method_name(report)}", *FIGURES)
+    table = table_of(f"{report.request.model} pruned with {method_name(report)}", *FIGURES)
     for figure in figures_of(report):
         table.add_row(*figure.cells())
     console.print(table)
     structure = report.structure
-    if verbose:
-        console.print(_pruned_tensors(report) if structure is None else _blocks(structure))
+    if verbose and structure is None:
+        _show_tensors(console, report)
+    elif verbose and structure is not None:
+        console.print(_blocks(structure))
     if report.request.preset is not None:
         console.print(f"{report.method.summary}.", highlight=False)
     console.print(_what_was_done(report), highlight=False)
@@ -61,7 +74,7 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
 
 
 def _blocks(structure: StructureReport) -> Table:
-    blocks = _table("Blocks", *BLOCKS)
+    blocks = table_of("Blocks", *BLOCKS)
     for row in block_rows(structure.blocks):
         blocks.add_row(*row)
     return blocks
@@ -71,25 +84,30 @@ def show_not_loaded(console: Console, found: Sequence[NotLoaded]) -> None:
     """What transformers leaves out when it loads the model."""
     if not found:
         return
-    table = _table("Not loaded by transformers", *NOT_LOADED)
+    table = table_of("Not loaded by transformers", *NOT_LOADED)
     for row in not_loaded_rows(found):
         table.add_row(*row)
     console.print(table)
 
 
-def _pruned_tensors(report: Report) -> Table:
-    tensors = _table("Pruned tensors", "tensor", "sparsity", "output error")
+def _show_tensors(console: Console, report: Report) -> None:
+    """Every pruned tensor: rows of a table on a terminal, lines with tabs in a pipe."""
+    table = table_of("Pruned tensors", "tensor", "sparsity", "output error")
     for tensor in report.tensors:
         if tensor.action == "pruned":
-            error = "–" if tensor.output_error is None else f"{tensor.output_error:.4f}"
-            tensors.add_row(tensor.name, percent(tensor.sparsity), error)
-    return tensors
+            cells = [percent(tensor.sparsity), "–" if tensor.output_error is None else f"{tensor.output_error:.4f}"]
+            if console.is_terminal:
+                table.add_row(elided(console, tensor.name, [*cells, " " * 8]), *cells)
+            else:
+                console.print("\t".join([tensor.name, *cells]), highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        console.print(table)
 
 
 def _what_was_done(report: Report) -> str:
     structure = report.structure
     if structure is not None:
-        asked = f"Asked to remove {structure.asked}; removed {share_text(structure)}"
+        asked = f"Asked for: {structure.asked}; removed {share_text(structure)}"
         return f"{asked} (each block and why in prune_report.md)."
     kept = sum(tensor.action == "kept" for tensor in report.tensors)
     return f"{len(report.tensors) - kept} tensors pruned, {kept} kept (reasons in prune_report.md)."
@@ -101,11 +119,11 @@ def show_dry_run(console: Console, plan: DryRun) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = _table("What would happen", "role", "action", "tensors", "parameters", "reason")
+    table = table_of("What would happen", "role", "action", "tensors", "parameters", "reason")
     for item in plan.classes:
         table.add_row(item.role, item.action, str(item.tensors), f"{item.parameters:,}", item.reason)
     console.print(table)
-    table = _table("Figures", "", "")
+    table = table_of("Figures", "", "")
     table.add_row("parameters", f"{plan.parameters:,}")
     table.add_row("in pruned tensors", f"{plan.pruned_parameters:,}")
     table.add_row("zeros to be made", f"{plan.zeros:,}")
@@ -129,7 +147,7 @@ def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = _table("What it would become", *SIZES)
+    table = table_of("What it would become", *SIZES)
     for row in size_rows(plan.before, plan.after):
         table.add_row(*row)
     console.print(table)
@@ -143,7 +161,7 @@ def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
 
 
 def show_evaluation(console: Console, result: EvaluationResult) -> None:
-    table = _table(f"{result.text.samples} windows of {result.text.seq_len} tokens of {result.text.source}", "", "")
+    table = table_of(f"{result.text.samples} windows of {result.text.seq_len} tokens of {result.text.source}", "", "")
     evaluation = result.evaluation
     table.add_row("perplexity", f"{evaluation.perplexity:.4f}")
     table.add_row("loss (nats per token)", f"{evaluation.loss:.5f} ± {evaluation.loss_standard_error:.5f}")
@@ -159,33 +177,10 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
         console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
 
 
-def show_inspection(console: Console, inspection: Inspection) -> None:
-    sparse = any(tensor.encoding for tensor in inspection.tensors)
-    columns = ("tensor", "shape", "dtype", "zeros", "pattern", *(["stored as"] if sparse else []))
-    table = _table(inspection.model, *columns)
-    for tensor in inspection.tensors:
-        pattern = "" if tensor.pattern is None else tensor.pattern + ("" if tensor.axis == 1 else " (columns)")
-        shape, stored = "x".join(map(str, tensor.shape)), [tensor.encoding or ""] if sparse else []
-        table.add_row(tensor.name, shape, tensor.dtype, percent(tensor.sparsity), pattern, *stored)
-    console.print(table)
-    table = _table("Totals", "part", "tensors", "parameters", "size", "zeros")
-    for total in inspection.totals:
-        row = (str(total.tensors), f"{total.parameters:,}", size(total.bytes), percent(total.sparsity))
-        table.add_row(total.part, *row)
-    console.print(table)
-    for name, file in inspection.absent.items():
-        console.print(f"The index says that {name} is in {file}, but it is not there.", highlight=False, soft_wrap=True)
-    if inspection.formats:
-        table = _table("Stored as", "form", "tensors", "parameters", "size", "bits a weight", "zeros")
-        for form in inspection.formats:
-            row = (str(form.tensors), f"{form.parameters:,}", size(form.bytes), f"{form.bits_per_weight:.2f}")
-            table.add_row(form.format, *row, percent(form.sparsity))
-        console.print(table)
-
-
 def show_methods(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
+    """All about each."""
     for facts in described:
-        table = _table(facts["option"], "", "")
+        table = table_of(facts["option"], "", "")
         table.columns[1].justify = "left"
         table.add_row("what it does", facts["summary"])
         table.add_row("needs", ", ".join(facts["needs"]) or "nothing but the weights")
@@ -196,8 +191,21 @@ def show_methods(console: Console, described: Sequence[Mapping[str, Any]]) -> No
         console.print(table)
 
 
+def show_choices(console: Console, groups: Mapping[str, Sequence[tuple[str, str, str]]]) -> None:
+    """What can be asked for, with what it does and costs, group by group."""
+    for title, rows in groups.items():
+        table = table_of(title, "", "what it does", "costs")
+        for column in table.columns:
+            column.justify = "left"
+        table.columns[0].no_wrap = True
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print("prune-cli methods NAME tells needs, options and paper.", highlight=False)
+
+
 def show_push(console: Console, push: Push) -> None:
-    table = _table(f"{push.repo}, branch {push.revision}", "file", "size")
+    table = table_of(f"{push.repo}, branch {push.revision}", "file", "size")
     for file in push.files:
         table.add_row(file.path, size(file.bytes))
     table.add_row("all", size(push.bytes))
@@ -213,7 +221,7 @@ def show_push(console: Console, push: Push) -> None:
 def show_tasks(console: Console, scores: TaskScores) -> None:
     compared = scores.against is not None
     columns = ("task", "metric", "score", *((f"of {scores.against}", "difference") if compared else ()))
-    table = _table(f"{scores.harness}" + (f", first {scores.limit} examples" if scores.limit else ""), *columns)
+    table = table_of(f"{scores.harness}" + (f", first {scores.limit} examples" if scores.limit else ""), *columns)
     for each in scores.scores:
         row = [each.task, each.metric, _score(each.score, each.standard_error)]
         if compared:

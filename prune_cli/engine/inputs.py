@@ -7,12 +7,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from prune_cli.checkpoint.inputs import check_inputs, hash_file
+from prune_cli.checkpoint.inputs import (
+    ALLOCATION_TABLE,
+    CALIBRATION,
+    EVALUATION,
+    STATISTICS_FILE,
+    check_inputs,
+    hash_file,
+)
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.texts import Texts
 from prune_cli.report.read import read_report
-from prune_cli.report.types import ALLOCATION_TABLE, CALIBRATION, EVALUATION, STATISTICS_FILE
 from prune_cli.request.allocation import allocation_report
 from prune_cli.request.request import PruneRequest
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
+from prune_cli.checkpoint.inputs import CALIBRATION, EVALUATION
 from prune_cli.errors import RequestError
 from prune_cli.recipes import core_yaml
 from prune_cli.report.read import read_report
+from prune_cli.report.types import Report
 from prune_cli.request.request import request_as_json
 from prune_cli.request.schema import request_schema
 
@@ -126,10 +128,20 @@ def _recipe_of_report(path: Path) -> Recipe:
     saved = read_report(path)
     asked, revision = request_as_json(saved.report.request), saved.report.model.revision
     values = {k: v for k, v in asked.items() if v is not None and k not in _NOT_REPEATED}
-    values["inputs"] = saved.report.inputs_told()
+    values["inputs"] = _inputs_of(saved.report)
     if revision is not None:
         values["revision"] = revision
     return Recipe(saved.path, _typed(values))
+
+
+def _inputs_of(report: Report) -> dict[str, str]:
+    """Its `inputs`; of a report that does not list them, what it tells of weights and texts elsewhere."""
+    found = {**report.model.files}
+    if report.calibration is not None and not report.request.self_calibration:
+        found[CALIBRATION] = report.calibration.sha256
+    if report.evaluation is not None:
+        found[EVALUATION] = report.evaluation.text.sha256
+    return dict(report.inputs) or found
 
 
 def _typed(values: dict[str, Any]) -> dict[str, Any]:

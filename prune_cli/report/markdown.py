@@ -34,7 +34,7 @@ def _summary(report: Report) -> str:
         ("method", f"{method_name(report)}: {report.method.summary} ({'; '.join(report.method.papers)})"),
         ("allocation", _allocation(report))
         if structure is None
-        else ("asked to remove", f"{structure.asked}; removed {share_text(structure)}"),
+        else ("asked for", f"{structure.asked}; removed {share_text(structure)}"),
     ]
     return "# Pruning report\n\n" + table(("", ""), rows)
 

@@ -15,9 +15,6 @@ from prune_cli.request.json_schema import Keywords
 from prune_cli.request.request import PruneRequest, request_as_json, split_pattern
 
 SCHEMA_VERSION = 1
-# Names of inputs beside weight files, which go by their own.
-CALIBRATION, EVALUATION = "calibration tokens", "evaluation tokens"
-ALLOCATION_TABLE, STATISTICS_FILE = "allocation table", "statistics file"
 
 Count = Annotated[int, Keywords(minimum=0)]
 Positive = Annotated[int, Keywords(minimum=1)]
@@ -316,15 +313,6 @@ class Report:
     def from_json(cls, document: Mapping[str, Any]) -> Report:
         """The report of a document that is valid by `report_schema`."""
         return from_json(cls, document)
-
-    def inputs_told(self) -> dict[str, str]:
-        """Its `inputs`; of a report that does not list them, what it tells of weights and texts elsewhere."""
-        found = {**self.model.files}
-        if self.calibration is not None and not self.request.self_calibration:
-            found[CALIBRATION] = self.calibration.sha256
-        if self.evaluation is not None:
-            found[EVALUATION] = self.evaluation.text.sha256
-        return dict(self.inputs) or found
 
     def to_json(self) -> str:
         document = asdict(self) | {"request": request_as_json(self.request)}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prune_cli.errors import RequestError
+from prune_cli.errors import RequestError, did_you_mean
 from prune_cli.request.options import parse_options
 
 FILE = "file:"
@@ -103,7 +103,10 @@ def check_allocation(given: str, options: Mapping[str, Any]) -> Any:
     elif given in STRATEGIES:
         name, kind = given, STRATEGIES[given].options
     else:
-        raise RequestError(f"--allocate is {given!r}: choose one of {', '.join(STRATEGIES)}, or file:PATH.")
+        raise RequestError(
+            f"--allocate is {given!r}: choose one of {', '.join(STRATEGIES)}, or file:PATH"
+            f"{did_you_mean(given, STRATEGIES)}."
+        )
     return parse_options(f"the allocation {name}", kind, options)
 
 

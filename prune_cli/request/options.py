@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from prune_cli.errors import RequestError
+from prune_cli.errors import RequestError, did_you_mean
 
 
 def parse_options(owner: str, options_type: type, given: Mapping[str, Any]) -> Any:
@@ -19,7 +19,9 @@ def parse_options(owner: str, options_type: type, given: Mapping[str, Any]) -> A
     for name in given:
         if name not in known:
             there = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            raise RequestError(f"{owner[0].upper()}{owner[1:]} has no option {name!r}: {there}.")
+            raise RequestError(
+                f"{owner[0].upper()}{owner[1:]} has no option {name!r}: {there}{did_you_mean(name, known)}."
+            )
     values = {name: _convert(owner, name, value, kinds[name]) for name, value in given.items()}
     for item in dataclasses.fields(options_type):
         _check_limits(owner, item, values.get(item.name))

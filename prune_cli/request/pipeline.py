@@ -11,7 +11,7 @@ from methods import load_method, method_names
 from methods._method import Method, Step
 from methods.steps import load_step, step_names
 from methods.structured import structured_names
-from prune_cli.errors import RequestError
+from prune_cli.errors import RequestError, did_you_mean
 from prune_cli.request.options import parse_options
 
 
@@ -66,7 +66,10 @@ def make_pipeline(method: str, refine: str | None, *, reconstruct: bool, options
     found = find_method(method)
     names = ([refine] if refine is not None else []) + (["reconstruct"] if reconstruct else [])
     if refine is not None and refine not in refinement_names():
-        raise RequestError(f"--refine is {refine!r}: choose one of {', '.join(refinement_names())}.")
+        raise RequestError(
+            f"--refine is {refine!r}: choose one of {', '.join(refinement_names())}"
+            f"{did_you_mean(refine, refinement_names())}."
+        )
     if refine is not None and found.solves and not reconstruct:
         raise RequestError(
             f"--refine {refine} gives kept weights their dense values back, which undoes what {method} solved for: "
@@ -92,7 +95,8 @@ def find_method(name: str) -> Method:
         return load_method(name)
     except KeyError:
         raise RequestError(
-            f"There is no method {name!r}: choose one of {', '.join((*method_names(), *structured_names()))}."
+            f"There is no method {name!r}: choose one of {', '.join((*method_names(), *structured_names()))}"
+            f"{did_you_mean(name, (*method_names(), *structured_names()))}."
         ) from None
 
 

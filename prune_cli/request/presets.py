@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prune_cli.errors import RequestError
+from prune_cli.errors import RequestError, did_you_mean
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda"},
@@ -15,12 +15,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# What each does, for people; the second sentence of a report about a run with one.
+# What each does, for people.
 SUMMARIES = {
     "fast": "Wanda: a score of weight times input decides what goes; what stays is not changed.",
     "balanced": "ADMM: for each linear layer, mask and kept weights are solved for together.",
     "best": "ADMM towards the outputs of the dense model (--target dense), on twice the text: the model samples "
     "as much again (--self-calibration 1).",
+    "max": "best, then each pruned block is trained against the dense one while it is in memory (--match-blocks).",
+}
+
+# What the presets cost beyond their methods.
+COSTS = {
+    "fast": "",
+    "balanced": "",
+    "best": "; all of it on twice the tokens, a forward pass to sample them, and the dense model beside",
+    "max": "; as best, and then some epochs of training for each block",
 }
 
 
@@ -32,5 +41,7 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     said = {name: value for name, value in given.items() if value is not None}
     preset = said.get("preset")
     if preset is not None and preset not in PRESETS:
-        raise RequestError(f"--preset is {preset!r}: choose one of {', '.join(PRESETS)}.")
+        raise RequestError(
+            f"--preset is {preset!r}: choose one of {', '.join(PRESETS)}{did_you_mean(preset, PRESETS)}."
+        )
     return {**PRESETS.get(preset or "", {}), **said}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from methods.structured._expert_tables import without_removed
+from prune_cli.checkpoint.inputs import STATISTICS_FILE
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.engine.inputs import check_weights, inputs_before
@@ -22,7 +23,7 @@ from prune_cli.engine.texts import Texts
 from prune_cli.packed.output import describe
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
-from prune_cli.report.types import STATISTICS_FILE, Report
+from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from

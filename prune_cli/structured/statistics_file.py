@@ -15,11 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from prune_cli.checkpoint.inputs import check_inputs
+from prune_cli.checkpoint.inputs import CALIBRATION, check_inputs
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.run_context import Run
 from prune_cli.errors import PruneError, RequestError
-from prune_cli.report.types import CALIBRATION
 from prune_cli.request.request import PruneRequest
 
 _KEY = "prune-cli statistics"

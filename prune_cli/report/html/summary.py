@@ -153,7 +153,7 @@ def _settings(report: Report) -> list[tuple[str, str]]:
         ("Method", f"{method_name(report)}: {report.method.summary}"),
         ("Options", ", ".join(f"{key} = {value}" for key, value in report.method.options.items()) or "none"),
         *([("Allocation", report.allocation.strategy)] if report.allocation else []),
-        *([("Removed", report.structure.asked)] if report.structure else []),
+        *([("Asked for", report.structure.asked)] if report.structure else []),
         ("Calibration", "none needed" if calibration is None else _text(calibration)),
     ]
     if report.evaluation is not None:

@@ -66,12 +66,12 @@ class DepthRemoval:
         prepared = self.prepared
         options, blocks = prepared.options, len(prepared.model.blocks)
         if options.which is not None:
-            return f"the blocks {options.which}"
+            return f"the blocks {options.which} removed"
         count = asked_count(prepared)
         if options.remove is not None:
-            return f"{count} of the {blocks} blocks"
+            return f"{count} of the {blocks} blocks removed"
         share = 100 * asked_share(prepared.request, "block")
-        return f"{share:g} % of the {blocks} blocks, which is {count} after rounding"
+        return f"{share:g} % of the {blocks} blocks removed, which is {count} after rounding"
 
     def example(self) -> StructuredPlan:
         """Where the blocks are still to be chosen, the last ones go."""

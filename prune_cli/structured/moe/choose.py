@@ -76,9 +76,9 @@ class ExpertRemoval:
         mixtures = find_mixtures(self.prepared.model)
         keep, experts = asked_count(self.prepared, mixtures), mixtures[0].experts
         if self.prepared.options.keep is not None:
-            return f"{keep} of the {experts} experts of every mixture stay"
+            return f"{keep} of the {experts} experts kept in every mixture"
         share = 100 * asked_share(self.prepared.request, "expert")
-        return f"{share:g} % of the {experts} experts of every mixture, which leaves {keep} after rounding"
+        return f"{share:g} % of the {experts} experts of every mixture removed, which leaves {keep} after rounding"
 
     def example(self) -> StructuredPlan:
         """The first experts stay; all are of one size."""

@@ -60,7 +60,7 @@ class WidthRemoval:
     def asked(self) -> str:
         groups = {"mlp": "MLP channels", "heads": "attention heads", "both": "MLP channels and attention heads"}
         share = 100 * asked_share(self.prepared.request, "unit")
-        return f"{share:g} % of the {groups[self.prepared.options.parts]} of every block"
+        return f"{share:g} % of the {groups[self.prepared.options.parts]} of every block removed"
 
     def example(self) -> StructuredPlan:
         """With -o uniform=false of the same size, spread evenly."""
