@@ -16,7 +16,9 @@ from tests import reference_experts
 from tests.broken import copy_of, refused
 from tests.conftest import RunCommand, token_ids
 from tests.heads import SHARD, Tensors, add, save_deepseek, save_qwen, tensors_of
+from tests.packed_files import block_fp8, is_linear, pack_folder
 from tests.tiny import load_plain, save_gpt2_without_prefix
+from tests.tiny_wrappers import save_wrapper
 
 HEAD = "model.layers.3."
 
@@ -229,3 +231,40 @@ def test_experts_keeps_a_head_whole_that_it_cannot_run(deepseek: Path, tmp_path:
     pruned(command, model, tmp_path / "without", *arguments, "--drop-extra-heads")
     assert not of_head(tensors_of(tmp_path / "without"), HEAD)
     assert config_of(tmp_path / "without")["num_nextn_predict_layers"] == 0
+
+
+def test_a_packed_head_stays_packed_and_listed(deepseek: Path, tmp_path: Path, command: RunCommand) -> None:
+    plain = f"{HEAD}eh_proj"
+    scheme = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": [plain]}
+    model = pack_folder(
+        deepseek, tmp_path / "model", block_fp8(16), scheme, lambda name, t: is_linear(name, t) and plain not in name
+    )
+    arguments = ("-m", "depth", "-o", "which=1")
+    report = pruned(command, model, tmp_path / "out", *arguments)
+    before, after = (of_head(tensors_of(f), s) for f, s in ((model, HEAD), (tmp_path / "out", "model.layers.2.")))
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name].view(torch.uint8), before[name].view(torch.uint8)) for name in before)
+    assert [each["bytes"] for each in report["not_loaded"]] == [sum(tensor.nbytes for tensor in before.values())]
+    assert config_of(tmp_path / "out")["quantization_config"]["modules_to_not_convert"] == ["model.layers.2.eh_proj"]
+    pruned(command, model, tmp_path / "without", *arguments, "--drop-extra-heads")
+    assert config_of(tmp_path / "without")["quantization_config"]["modules_to_not_convert"] == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_goes_with_the_language_model_of_a_wrapper(tmp_path: Path, command: RunCommand) -> None:
+    model = save_wrapper(tmp_path / "model", "qwen3_5_moe", shards=False)
+    config = config_of(model)
+    blocks = config["text_config"]["layer_types"]
+    like = f"model.language_model.layers.{len(blocks) - 1 - blocks[::-1].index('full_attention')}."
+    head = {f"mtp.layers.0.{name}": tensor + 0.01 for name, tensor in of_head(tensors_of(model), like).items()}
+    add(model, head)
+    (model / "config.json").write_text(
+        json.dumps(config | {"text_config": config["text_config"] | {"mtp_num_hidden_layers": 1}})
+    )
+    report = pruned(command, model, tmp_path / "out", "-m", "magnitude", "--text-only")
+    assert_same(of_head(tensors_of(tmp_path / "out"), "mtp."), of_head(head, "mtp."))
+    assert [(each["name"], each["kind"]) for each in report["not_loaded"]] == [("mtp", "extra head")]
+    arguments = ("-m", "depth", "-o", "which=0", "-o", "refit=none", "--drop-extra-heads")
+    pruned(command, model, tmp_path / "without", *arguments)
+    assert config_of(tmp_path / "without")["text_config"]["mtp_num_hidden_layers"] == 0
+    assert not of_head(tensors_of(tmp_path / "without"), "mtp.")

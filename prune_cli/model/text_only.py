@@ -104,7 +104,7 @@ def _text_config(source: Source, whole: StreamedModel) -> Any:
 
 
 def _names(whole: StreamedModel, text: Any) -> dict[str, str]:
-    """The name of each tensor of the language model alone -> its name in the whole checkpoint."""
+    """The name of each tensor of the language model alone, extra heads with it -> its name in the whole checkpoint."""
     decoder = whole.model.get_decoder()
     paths = {module: path for path, module in whole.model.named_modules()}
     head = whole.model.get_output_embeddings()
@@ -114,11 +114,20 @@ def _names(whole: StreamedModel, text: Any) -> dict[str, str]:
     # Files spell the way to the decoder in their own manner, but all the same within one checkpoint.
     prefix = os.path.commonprefix(inside).rpartition(".")[0]  # noqa: RUF071 - names, not paths
     names = {f"{text.base_model_prefix}.{name.removeprefix(prefix).lstrip('.')}": name for name in inside}
+    heads = [name for name, info in tensors.items() if info.head is not None]
+    names |= {_name_of_head(name, prefix, text.base_model_prefix): name for name in heads}
     text_head = next(name for name, module in text.named_modules() if module is text.get_output_embeddings())
     for name, info in tensors.items():
         if info.parameter is not None and isinstance(head, nn.Module) and info.parameter.startswith(head_path):
             names[f"{text_head}.{info.parameter.removeprefix(head_path)}"] = name
     return names
+
+
+def _name_of_head(name: str, prefix: str, base: str) -> str:
+    """Heads lie in the decoder (`prefix`) or, with names of their own, beside it or at the root."""
+    if name.startswith(f"{prefix}."):
+        return base + name.removeprefix(prefix)
+    return name.removeprefix(f"{prefix.rpartition('.')[0]}.")
 
 
 def _link_side_files(whole: Path, folder: Path, left_out: set[str]) -> None:

@@ -72,6 +72,8 @@ def keep_module_lists(
         return
 
     def new_block(block: int) -> int | None:
+        if block >= len(prepared.model.blocks) and prepared.request.drop_extra_heads:
+            return None
         return new_number(block, len(prepared.model.blocks), kept)
 
     def new_expert(block: int, expert: int) -> int | None:
