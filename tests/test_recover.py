@@ -50,6 +50,18 @@ def pruned(model: Path, out: Path, command: RunCommand, *how: object) -> Path:
     return out
 
 
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second block on."""
+    original = OutputFolder._write_block
+
+    def write_block(self: OutputFolder, index: int, tensors: dict, record: dict) -> None:  # pyright: ignore[reportMissingTypeArgument]
+        if index == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(self, index, tensors, record)
+
+    monkeypatch.setattr(OutputFolder, "_write_block", write_block)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
 
@@ -176,9 +188,8 @@ def test_a_sparse_model_wins_back_and_keeps_every_zero(
         ("gpt2", ("-m", "width", "-s", "0.25", "-o", "refit=none"), [[0], [1], [2]]),
         ("mixtral", ("-m", "experts", "-o", "keep=2"), [[0], [1], [2]]),
         ("mixtral", ("-m", "magnitude", "--pattern", "2:4"), [[0], [1], [2]]),
-        ("gemma2", ("-m", "magnitude"), [[0], [1], [2]]),
     ],
-    ids=["shallower", "narrower", "fewer experts", "sparse experts", "norms on outputs"],
+    ids=["shallower", "narrower", "fewer experts", "sparse experts"],
 )
 def test_every_kind_of_output_wins_back(
     architecture: str,
@@ -207,26 +218,18 @@ def test_every_kind_of_output_wins_back(
         assert one["error_after"] == pytest.approx(other["error_after"], rel=0.05)
 
 
-@pytest.mark.parametrize("block", [0, 2])
 def test_a_run_stopped_at_a_block_continues_to_the_same_bytes(
-    block: int, llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
 ) -> None:
     model, out = pruned(llama, tmp_path / "pruned", command), tmp_path / "out"
     assert command("recover", model, tmp_path / "expected", *options(texts, llama)).code == 0
-    original = OutputFolder._write_block
-
-    def write_block(self: OutputFolder, index: int, tensors: dict, record: dict) -> None:  # pyright: ignore[reportMissingTypeArgument]
-        if index == block:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(self, index, tensors, record)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OutputFolder, "_write_block", write_block)
+        fill_the_disk(patch)
         stopped = command("recover", model, out, *options(texts, llama))
     assert stopped.code == 1
     assert "No space left on device" in stopped.stderr
     assert "--resume" in stopped.stderr
-    assert (partial_folder(out) / JOURNAL).read_text().count('"block":') == block
+    assert (partial_folder(out) / JOURNAL).read_text().count('"block":') == 1
     changed = command("recover", model, out, *options(texts, llama), "--rate", 0.5, "--resume")
     assert (changed.code, "(rate differ)" in changed.stderr) == (2, True)
     assert command("recover", model, out, *options(texts, llama), "--resume").code == 0
@@ -236,7 +239,7 @@ def test_a_run_stopped_at_a_block_continues_to_the_same_bytes(
         name: expected[name] for name in expected.keys() - reports
     }
     told = json.loads((out / "recover_report.json").read_text())["blocks"]
-    assert [line["resumed"] for line in told] == [index < block for index in range(3)]
+    assert [line["resumed"] for line in told] == [True, False, False]
 
 
 def test_refusals(llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand) -> None:
@@ -293,12 +296,11 @@ def test_states_that_are_not_finite_end_the_run(texts: tuple[Path, Path], tmp_pa
     assert "not finite" in done.stderr
 
 
-@pytest.mark.parametrize("how", [("-m", "wanda"), ("-m", "admm", "--target", "dense", "--calibrate-by", "sublayer")])
 def test_prune_matches_blocks_as_recover_does(
-    how: tuple[str, ...], llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
 ) -> None:
     """The first block alone is pruned alike with and without: what is trained before it would change the others."""
-    text = ("--calibration", texts[0], "--batch-size", 2)
+    how, text = ("-m", "admm", "--target", "dense"), ("--calibration", texts[0], "--batch-size", 2)
     model = pruned(llama, tmp_path / "pruned", command, *how, *text)
     usual = ("--epochs", EPOCHS, "--rate", RATE)
     recovered = command("recover", model, tmp_path / "recovered", *options(texts, llama), *usual, "--json")
@@ -314,16 +316,9 @@ def test_prune_matches_blocks_as_recover_does(
     verified = command("verify", tmp_path / "out", "--against", llama, "--json")
     assert (verified.code, verified.json["problems"]) == (0, [])
 
-    original = OutputFolder._write_block
-
-    def write_block(self: OutputFolder, index: int, tensors: dict, record: dict) -> None:  # pyright: ignore[reportMissingTypeArgument]
-        if index == 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(self, index, tensors, record)
-
     matching[2] = tmp_path / "again"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OutputFolder, "_write_block", write_block)
+        fill_the_disk(patch)
         assert command(*matching, "-q").code == 1
     assert command(*matching, "-q", "--resume").code == 0
     assert folder_bytes(tmp_path / "again") == folder_bytes(tmp_path / "out")

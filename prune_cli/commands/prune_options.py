@@ -169,7 +169,7 @@ SelfCalibration = Annotated[
     int | None,
     typer.Option(
         help="So many more windows for each calibration window, sampled by the dense model (one more forward pass): "
-        "solvers fit few tokens too closely [default: 0; 1 with --preset best].",
+        "solvers fit few tokens too closely [default: 0; 1 with --preset best, 2 with max].",
         rich_help_panel=TEXT,
     ),
 ]

@@ -31,7 +31,7 @@ def recover(
     ] = "block",
     epochs: Annotated[
         int, typer.Option(help="Times that each block sees the text; the best one is kept.", rich_help_panel=_TRAINING)
-    ] = 3,
+    ] = 2,
     rate: Annotated[
         float,
         typer.Option(
@@ -54,7 +54,7 @@ def recover(
             help="So many more windows for each one that is fitted, sampled by the teacher.",
             rich_help_panel=options.TEXT,
         ),
-    ] = 1,
+    ] = 2,
     evaluation: Annotated[
         str | None,
         typer.Option(

@@ -11,7 +11,7 @@ from prune_cli.errors import RequestError
 from prune_cli.request.request import Dtype, check_counts, check_device
 
 How = Literal["block"]
-EPOCHS, RATE = 3, 0.02
+EPOCHS, RATE = 2, 0.02
 _MOST_EPOCHS, _MOST_COPIES = 1000, 64
 
 
@@ -29,7 +29,7 @@ class RecoverRequest:
     samples: int | None = field(default=None, metadata={"schema": {"minimum": 2}})
     seq_len: int | None = field(default=None, metadata={"schema": {"minimum": 2}})
     seed: int = field(default=0, metadata={"schema": {"minimum": 0}})
-    self_calibration: int = field(default=1, metadata={"schema": {"minimum": 0}})
+    self_calibration: int = field(default=2, metadata={"schema": {"minimum": 0}})
     eval: str | None = None
     device: str = "auto"
     dtype: Dtype = "auto"

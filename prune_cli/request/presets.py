@@ -11,7 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda"},
     "balanced": {"method": "admm"},
     "best": {"method": "admm", "target": "dense", "self_calibration": 1},
-    "max": {"method": "admm", "target": "dense", "self_calibration": 1, "match_blocks": True},
+    "max": {"method": "admm", "target": "dense", "self_calibration": 2, "match_blocks": True},
 }
 
 
