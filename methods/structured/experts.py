@@ -26,6 +26,19 @@ class Options:
     keep: int | None = field(
         default=None, metadata={"help": "how many experts each mixture keeps, in place of --sparsity", "least": 1}
     )
+    keep_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "a file with the experts that stay in each layer, as save_keep_list writes it; no text is read"
+        },
+    )
+    save_keep_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "a file for runtimes that read which experts stay: .jsonl (a line a layer, best first) or .json "
+            "(k, layers, keep, and the ranking of all)"
+        },
+    )
 
 
 def expert_sums(outputs: torch.Tensor, gates: torch.Tensor) -> dict[str, float]:
@@ -70,7 +83,7 @@ def keep_count(sparsity: float, experts: int, groups: int) -> int:
 
 
 def _needs_text(options: Options) -> bool:
-    return options.score != "random"
+    return options.score != "random" and options.keep_list is None
 
 
 METHOD = StructuredMethod(

@@ -11,7 +11,7 @@ from prune_cli.errors import RequestError
 
 # Names of inputs beside weight files, which go by their own.
 CALIBRATION, EVALUATION = "calibration tokens", "evaluation tokens"
-ALLOCATION_TABLE, STATISTICS_FILE = "allocation table", "statistics file"
+ALLOCATION_TABLE, STATISTICS_FILE, KEEP_LIST = "allocation table", "statistics file", "list of experts"
 ALLOW = "--allow-changed-inputs"
 _SHOWN = 12
 _FILE_THREADS = 2

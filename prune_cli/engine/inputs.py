@@ -11,6 +11,7 @@ from prune_cli.checkpoint.inputs import (
     ALLOCATION_TABLE,
     CALIBRATION,
     EVALUATION,
+    KEEP_LIST,
     STATISTICS_FILE,
     check_inputs,
     hash_file,
@@ -40,6 +41,8 @@ def inputs_before(opened: OpenModel, texts: Texts, *, allocation: Mapping[str, f
         found[ALLOCATION_TABLE] = hashlib.sha256(json.dumps(dict(sorted(allocation.items()))).encode()).hexdigest()
     if request.statistics is not None:
         found[STATISTICS_FILE] = hash_file(Path(request.statistics).expanduser())
+    if request.options.get("keep_list") is not None:
+        found[KEEP_LIST] = hash_file(Path(request.options["keep_list"]).expanduser())
     check_inputs(_RECIPE, _of(request, found), found, allow=request.allow_changed_inputs)
     return found
 

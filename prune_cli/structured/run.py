@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from methods.structured._expert_tables import without_removed
-from prune_cli.checkpoint.inputs import STATISTICS_FILE
+from prune_cli.checkpoint.inputs import KEEP_LIST, STATISTICS_FILE
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.engine.inputs import check_weights, inputs_before
@@ -74,6 +74,7 @@ def fingerprint(prepared: PreparedStructure, texts: Texts, inputs: Mapping[str, 
         "options": asdict(prepared.options),
         "sparsity": request.sparsity,
         "statistics": inputs.get(STATISTICS_FILE),
+        "keep_list": inputs.get(KEEP_LIST),
         "packed": describe(prepared.checkpoint),
         "seed": request.seed,
         "calibration": texts.calibration.sha256 if texts.calibration else None,

@@ -30,6 +30,7 @@ from prune_cli.structured.extra_heads import (
 from prune_cli.structured.moe.compare_sources import compared_use
 from prune_cli.structured.moe.expert_statistics import finite_sums, measure_experts
 from prune_cli.structured.moe.head_statistics import HeadMixture, find_head_mixtures, gather_head
+from prune_cli.structured.moe.keep_list import check_to_write, read_keep_list, write_keep_list
 from prune_cli.structured.moe.mixtures import (
     Mixture,
     changed_shapes,
@@ -63,18 +64,24 @@ class ExpertRemoval:
     prepared: PreparedStructure
 
     def __post_init__(self) -> None:
-        drawn = self.prepared.options.score == "random"
-        check_statistics(self.prepared.request, "-o score=random, which measures nothing" if drawn else None)
+        request, options = self.prepared.request, self.prepared.options
+        useless = "-o score=random, which measures nothing" if options.score == "random" else None
+        useless = "-o keep_list=, which measures nothing" if options.keep_list is not None else useless
+        check_statistics(request, useless)
+        check_to_write(options.save_keep_list, replace=request.resume or request.overwrite)
         compared = self.prepared.request.compare_calibration
         if compared is not None:
-            if drawn:
-                raise RequestError("--compare-calibration needs what -o score=random does not measure: leave it out.")
+            if useless is not None:
+                what = useless.partition(",")[0]
+                raise RequestError(f"--compare-calibration needs what {what} does not measure: leave it out.")
             open_text(compared)
         self.example()
 
     def asked(self) -> str:
         mixtures = find_mixtures(self.prepared.model)
         keep, experts = asked_count(self.prepared, mixtures), mixtures[0].experts
+        if self.prepared.options.keep_list is not None:
+            return f"{keep} of the {experts} experts of every mixture stay, those in {self.prepared.options.keep_list}"
         if self.prepared.options.keep is not None:
             return f"{keep} of the {experts} experts kept in every mixture"
         share = 100 * asked_share(self.prepared.request, "expert")
@@ -90,7 +97,7 @@ class ExpertRemoval:
         return _change(self.prepared, mixtures, Choice(kept, {}, heads))
 
     def cost(self, text: str) -> Cost:
-        choice = 0.0 if self.prepared.options.score == "random" else 1.0
+        choice = float(self.prepared.method.needs_text(self.prepared.options))
         known = how_known(self.prepared) if choice else ()
         return Cost(choice, 0.0, how_chosen(self.prepared, choice, text) + known)
 
@@ -106,8 +113,11 @@ class ExpertRemoval:
             found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums[place].items()}
             return scores(found, score, torch.Generator().manual_seed(seed_of(seed_name, run.request.seed)))
 
-        of_blocks = {mixture.block: values(mixture.block, mixture.module) for mixture in mixtures}
+        of_blocks = _listed(prepared, mixtures)
+        of_blocks = of_blocks or {mixture.block: values(mixture.block, mixture.module) for mixture in mixtures}
         kept = {mixture.block: choose(of_blocks[mixture.block], keep, mixture.groups) for mixture in mixtures}
+        if prepared.options.save_keep_list is not None:
+            write_keep_list(prepared.options.save_keep_list, kept, of_blocks)
         of_heads = {h.head: choose(values(h.head, h.head), keep, h.like.groups) for h in heads if h.head in sums}
         choice = Choice(kept, {block: each.tolist() for block, each in of_blocks.items()}, of_heads)
         compared = compared_use(run, mixtures, {each.block: sums[each.block] for each in mixtures}, kept)
@@ -124,7 +134,9 @@ def asked_count(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> int
     mixture = max(mixtures, key=Mixture.fewest)
     experts, groups = mixture.experts, mixture.groups
     refuse_both(prepared.request, "keep", options.keep)
-    if options.keep is not None:
+    if options.keep_list is not None:
+        keep, said = _count_listed(prepared, mixtures), f"-o keep_list={options.keep_list}"
+    elif options.keep is not None:
         keep, said = options.keep, f"-o keep={options.keep}"
         if keep >= experts:
             raise RequestError(f"{said} removes none of the {experts} experts: keep fewer.")
@@ -145,6 +157,37 @@ def asked_count(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> int
     return keep
 
 
+def _count_listed(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> int:
+    options: Options = prepared.options
+    if options.keep is not None or prepared.request.sparsity is not None:
+        other = "-o keep=" if options.keep is not None else "--sparsity"
+        raise RequestError(f"-o keep_list= names the experts, so {other} has nothing to say: leave one of them out.")
+    listed = read_keep_list(options.keep_list or "", mixtures)
+    for mixture in mixtures:
+        size, experts = mixture.experts // mixture.groups, listed[mixture.block]
+        counts = {sum(each // size == group for each in experts) for group in range(mixture.groups)}
+        if len(counts) > 1:
+            raise RequestError(
+                f"-o keep_list={options.keep_list} leaves groups of {min(counts)} and {max(counts)} experts in layer "
+                f"{mixture.block}, but the router sends tokens to {mixture.groups} groups, which must stay of one size."
+            )
+    keep = len(listed[mixtures[0].block])
+    if keep >= mixtures[0].experts:
+        raise RequestError(f"-o keep_list={options.keep_list} removes none of the {keep} experts: list fewer.")
+    return keep
+
+
+def _listed(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> dict[int, torch.Tensor]:
+    """Scores by which the experts of -o keep_list= stay, the first of them the highest; none without it."""
+    if prepared.options.keep_list is None:
+        return {}
+    listed = read_keep_list(prepared.options.keep_list, mixtures)
+    values = {mixture.block: torch.zeros(mixture.experts, dtype=torch.float64) for mixture in mixtures}
+    for block, experts in listed.items():
+        values[block][experts] = torch.arange(len(experts), 0, -1, dtype=torch.float64)
+    return values
+
+
 def _heads(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> list[HeadMixture]:
     return [] if prepared.request.drop_extra_heads else find_head_mixtures(prepared.model, mixtures)
 
@@ -152,7 +195,7 @@ def _heads(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> list[Hea
 def _sums(run: Run[PreparedStructure], mixtures: Sequence[Mixture]) -> dict[int | str, dict[str, list[float]]]:
     """Of each block with experts, and of each extra head that could be run."""
     heads = _heads(run.plan, mixtures)
-    if run.plan.options.score == "random":
+    if not run.plan.method.needs_text(run.plan.options):
         places = [mixture.block for mixture in mixtures] + [head.head for head in heads]
         return {place: {"tokens": [0.0] * mixtures[0].experts} for place in places}
 
@@ -226,6 +269,8 @@ def _told(prepared: PreparedStructure, block: int, experts: int, choice: Choice)
         return BlockChange(block, block, "", "it has no experts", {})
     values: dict[str, Any] = {f"expert {at}": value for at, value in enumerate(choice.scores.get(block, ()))}
     score = prepared.options.score
+    if prepared.options.keep_list is not None:
+        return BlockChange(block, block, _removed(experts, kept), "not in the keep list", {})
     why = "drawn by lot" if score == "random" else f"the lowest {score} of its {experts} experts"
     return BlockChange(block, block, _removed(experts, kept), why, values)
 

@@ -153,7 +153,7 @@ def _groups(prepared: PreparedStructure) -> list[CoupledGroup]:
 
 
 def _check_once(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> None:
-    names = [group.name for group in groups]
+    names: list[GroupName] = [group.name for group in groups]
     if len(names) > len(set(names)):
         raise RequestError(
             f"{type(prepared.model.model).__name__} has {' and '.join(WORDS[name] for name in names)} of several "

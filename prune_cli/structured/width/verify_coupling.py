@@ -54,7 +54,7 @@ def verified_groups(
     raise RequestError(
         f"Removing {words} from {type(opened.model.model).__name__} changes what the others compute (by "
         f"{min(misses):.2g} of what the block adds, beyond zeroing them), as with norms over all heads or ALiBi: "
-        + ("use -o parts=mlp." if groups[0].name == "heads" else "this architecture cannot be narrowed so.")
+        + ("use -o parts=mlp." if "attention heads" in words else "this architecture cannot be narrowed so.")
     )
 
 
