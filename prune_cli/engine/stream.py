@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from calibration.batch import Batch
+from prune_cli.checkpoint.block_tensors import BlockTensors
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.lockstep import BlockOverride, Call, Lockstep, Observe
@@ -45,7 +46,7 @@ class Stream:
         self._lockstep.__exit__(kind, value, trace)
         self.model.unload_embeddings()
 
-    def load(self, block: int, checkpoint: Checkpoint | None = None) -> dict[str, torch.Tensor]:
+    def load(self, block: int, checkpoint: Checkpoint | None = None) -> BlockTensors:
         """Load a block from `checkpoint` (the model's own by default); returns its tensors as stored."""
         tensors = self.model.load_block(block, checkpoint or self.model.checkpoint)
         self.model.read_ahead(block + 1)

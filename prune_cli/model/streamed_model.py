@@ -7,7 +7,7 @@ block is checked after each load (nothing may be left on meta).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from calibration.batch import Batch
+from prune_cli.checkpoint.block_tensors import BlockTensors
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import PruneError
 from prune_cli.model.architecture import (
@@ -175,7 +176,7 @@ class StreamedModel:
         """The tensors of one block that are linear maps, pruned or not."""
         return [name for name in self.block_names(index) if self.tensor_map[name].role == "linear map"]
 
-    def load_block(self, index: int, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    def load_block(self, index: int, checkpoint: Checkpoint) -> BlockTensors:
         """Load one block; returns its tensors as stored. Raises PruneError if a parameter stays without a value."""
         tensors = self._load(self.block_names(index), checkpoint)
         for name, parameter in self.blocks[index].named_parameters():
@@ -200,10 +201,10 @@ class StreamedModel:
         outside = [name for name, info in self.tensor_map.items() if info.block is None and info.parameter]
         self._load([name for name in outside if name not in later], self.checkpoint)
 
-    def _load(self, names: Iterable[str], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-        tensors = {name: checkpoint.read(name) for name in names}
+    def _load(self, names: Sequence[str], checkpoint: Checkpoint) -> BlockTensors:
+        tensors = BlockTensors(checkpoint, names)
         with _quiet():
-            convert_and_load_state_dict_in_model(self.model, tensors, self._load_config)
+            convert_and_load_state_dict_in_model(self.model, tensors.to_load(), self._load_config)
         for alias, source in self._tied.items():
             if not self._get(source).is_meta:
                 self._set(alias, self._get(source))
@@ -274,7 +275,11 @@ class StreamedModel:
     def hidden_size(self) -> int:
         """As the config has it, or else as the embeddings of the tokens do (BLT)."""
         size = setting(self.config.get_text_config(), "hidden_size")
-        return size if isinstance(size, int) else self.model.get_input_embeddings().weight.shape[-1]
+        if isinstance(size, int):
+            return size
+        embeddings = self.model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        return embeddings.embedding_dim
 
     @property
     def vocab_size(self) -> int:

@@ -83,7 +83,7 @@ class PointRun:
         self._batches = self.plan.batches(texts.evaluation.windows)
         self._rest = ActivationOffload(folder)
         self._stack, self._early = ExitStack(), ExitStack()
-        self._tensors: dict[str, torch.Tensor] = {}
+        self._tensors: Mapping[str, torch.Tensor] = {}
         self._zeros = self._weights = 0
 
     def _patterns(self) -> dict[str, Pattern]:
