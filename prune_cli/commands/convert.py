@@ -46,7 +46,8 @@ def convert(
 ) -> None:
     """Store MODEL, any checkpoint with zeros, as sparse safetensors in OUT, or a sparse one as dense again.
 
-    No bit of a weight is lost: sparse and back gives the same files. docs/sparse-safetensors.md has the format.
+    No bit of a weight is lost: sparse and back gives the same files. --format dense also reads compressed-tensors'
+    sparse-bitmask and sparse-24-bitmask. docs/sparse-safetensors.md has the format.
     """
     with told_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.commands.terminal import show_conversion

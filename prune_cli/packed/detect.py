@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prune_cli.checkpoint.bitmask_format import bitmask_format
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
 from prune_cli.packed.block_fp8 import find_block_fp8, scale_name
@@ -70,6 +71,12 @@ def _finder(
         "mxfp4": lambda: find_mxfp4(entries),
         "compressed-tensors": lambda: find_compressed(checkpoint, found),
     }
+    form = bitmask_format(config)
+    if form is not None and method == "compressed-tensors":
+        raise RequestError(
+            f"{checkpoint.folder} has its zeros left out as {form} of compressed-tensors, which today's releases "
+            "load with random weights: make it dense first, with prune-cli convert --format dense."
+        )
     if method not in known or (method == "compressed-tensors" and not is_read(found)):
         raise RequestError(
             f"{checkpoint.folder} is already quantised ({_scheme(found)}), in a way that is not read here ({READ} "

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from prune_cli.checkpoint.bitmask_format import bitmask_format, with_quantised
 from prune_cli.checkpoint.file_names import CARD, CONFIG_FILE
 from prune_cli.checkpoint.journaled_folder import JournaledFolder
 from prune_cli.checkpoint.layout import index_of
@@ -23,6 +24,7 @@ from prune_cli.request.request import Format, check_format
 from prune_cli.sparse.config import LOADER, check_self_contained, is_self_contained, loader, with_entry, without_entry
 from prune_cli.sparse.encode_shard import Written, make_dense, make_sparse
 from prune_cli.sparse.format import DEFLATING_VERSION, VERSION, is_sparse, open_shard
+from prune_cli.sparse.from_bitmask import check_bitmasks, dense_bytes, without_bitmask, write_dense
 from prune_cli.sparse.parallel_files import each_file
 
 JOURNAL = ".convert-journal.jsonl"
@@ -88,9 +90,11 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     progress = progress or Silent()
     source = resolve_model(request.model, request.revision)
     checkpoint = Checkpoint.open(source.folder)
-    _check_input(request, checkpoint)
+    masked = _has_bitmasks(request, checkpoint)
+    if not masked:
+        _check_input(request, checkpoint)
     check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
-    check_space(request.out, _needed_bytes(request, checkpoint))
+    check_space(request.out, dense_bytes(checkpoint) if masked else _needed_bytes(request, checkpoint))
     config = _config(request, source)
     if request.self_contained:
         check_self_contained(source.folder)
@@ -128,8 +132,12 @@ def _convert_files(
 ) -> tuple[ConvertedFile, ...]:
     """Write every shard of `checkpoint` into `folder`, but for those `done`; a journal line follows each."""
 
+    is_masked = _has_bitmasks(request, checkpoint)
+
     def write(file: str, pool: Executor, advance: Callable[[], None]) -> Written:
         path = checkpoint.folder / file
+        if is_masked:
+            return write_dense(checkpoint.reopened(), file, folder.partial / file, advance)
         if request.format == "sparse":
             return make_sparse(path, folder.partial / file, pool, advance, compress=request.compress)
         return make_dense(open_shard(path), folder.partial / file, pool, advance)
@@ -142,6 +150,31 @@ def _convert_files(
         ConvertedFile(file, path.stat().st_size, every[file].nbytes, every[file].tensors, every[file].encoded)
         for file, path in ((file, checkpoint.folder / file) for file in checkpoint.files)
     )
+
+
+def _has_bitmasks(request: ConvertRequest, checkpoint: Checkpoint) -> bool:
+    """Whether it is one of compressed-tensors' that leave zeros out. Raises RequestError where it cannot be dense."""
+    path = checkpoint.folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise RequestError(f"{path} is not valid JSON ({error}): download it again.") from error
+    if not isinstance(config, dict):
+        return False  # said where it is written
+    form = bitmask_format(config)
+    if form is None:
+        return False
+    if request.format != "dense":
+        raise RequestError(
+            f"{request.model} is {form} of compressed-tensors: make it dense first, with --format dense."
+        )
+    if with_quantised(config):
+        raise RequestError(
+            f"{request.model} is {form} of compressed-tensors and quantised too, which is not read: convert the "
+            "checkpoint that it was made from."
+        )
+    check_bitmasks(checkpoint)
+    return True
 
 
 def _check_input(request: ConvertRequest, checkpoint: Checkpoint) -> None:
@@ -181,6 +214,9 @@ def _config(request: ConvertRequest, source: Source) -> str | None:
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
+    config = json.loads(text)
+    if isinstance(config, dict) and bitmask_format(config) is not None:
+        return json.dumps(without_bitmask(config), indent=2, ensure_ascii=False) + "\n"
     if request.format == "sparse":
         return with_entry(text, path, self_contained=request.self_contained, version=request.version)
     return without_entry(text, path)
