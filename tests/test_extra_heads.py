@@ -203,6 +203,9 @@ def test_experts_leaves_a_head_as_many_by_its_own_inputs(
     model: Path = request.getfixturevalue(kind)
     values = torch.tensor(_scores_of_head(model, tmp_path / "scratch", kind, start, block))
     arguments = ("-m", "experts", "-s", "0.5", "--calibration", tokens_file, "--batch-size", "4")
+    planned = command("prune", model, tmp_path / "out", *arguments, "--dry-run", "--json").json
+    half = f"{len(values) // 2} of its {len(values)} experts"
+    assert [each["became"] for each in planned["not_loaded"]] == [f"kept, without {half}"]
     report = pruned(command, model, tmp_path / "out", *arguments)
     kept = choose(values, len(values) // 2, groups)
     gone = [str(expert) for expert in range(len(values)) if expert not in kept]

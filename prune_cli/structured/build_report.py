@@ -99,7 +99,7 @@ def what_is_not_loaded(prepared: PreparedStructure, change: StructuredPlan) -> t
         name, renamed = stay[0], new[stay[0]]
         now = "kept" if renamed == name else f"kept as {_head_name(prepared, name, renamed)}"
         removed = change.heads.get(prepared.model.tensor_map[name].head or "")
-        return f"{now}, without its {removed}" if removed else now
+        return f"{now}, {removed}" if removed else now
 
     return not_loaded(prepared.model.tensor_map, prepared.checkpoint, became)
 

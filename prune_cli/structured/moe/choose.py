@@ -256,7 +256,7 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
         notes=tuple(refused_by_runtimes(head, keep) for head in whole),
         tables=tables,
         misfits=tuple(whole),
-        heads={head: _removed(experts, kept) for head, kept in choice.heads.items()},
+        heads={head: _of_head(experts, kept, known=bool(choice.scores)) for head, kept in choice.heads.items()},
     )
     check_module_lists(prepared, change)
     rebuild(prepared.model, new, change, trust_remote_code=prepared.trust_remote_code)
@@ -273,6 +273,13 @@ def _told(prepared: PreparedStructure, block: int, experts: int, choice: Choice)
         return BlockChange(block, block, _removed(experts, kept), "not in the keep list", {})
     why = "drawn by lot" if score == "random" else f"the lowest {score} of its {experts} experts"
     return BlockChange(block, block, _removed(experts, kept), why, values)
+
+
+def _of_head(experts: int, kept: Sequence[int], *, known: bool) -> str:
+    """Which experts a head loses; in an example only how many."""
+    return (
+        f"without its {_removed(experts, kept)}" if known else f"without {experts - len(kept)} of its {experts} experts"
+    )
 
 
 def _removed(experts: int, kept: Sequence[int]) -> str:
