@@ -61,7 +61,7 @@ def _cost(watched: Watched) -> dict[str, float]:
 
 
 def _increase(model: str, data: str, arguments: argparse.Namespace) -> float:
-    request = EvaluationRequest(model=model, data=data, against=arguments.model, samples=arguments.windows)
+    request = EvaluationRequest(model=model, data=data, against=arguments.model, eval_windows=arguments.windows)
     comparison = measure(request).comparison
     assert comparison is not None
     return comparison.loss_increase

@@ -116,6 +116,7 @@ def recover(
     seed: int = 0,
     self_calibration: int = 2,
     eval: str | Path | None = None,
+    eval_windows: int | Literal["all"] | None = None,
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int | Literal["auto"] = "auto",

@@ -65,6 +65,14 @@ def recover(
             rich_help_panel=options.TEXT,
         ),
     ] = None,
+    eval_windows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="So many windows of that text, drawn with --seed, or all [default: 256].",
+            rich_help_panel=options.TEXT,
+        ),
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: Annotated[
@@ -109,6 +117,7 @@ def recover(
             seed=seed,
             self_calibration=self_calibration,
             eval=evaluation,
+            eval_windows=None if eval_windows is None else options.eval_windows_of(eval_windows),
             device=device,
             dtype=options.checked_later(dtype),
             batch_size=options.batch_size_of(batch_size),

@@ -14,8 +14,8 @@ from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
-from prune_cli.engine.self_calibration import sample_windows
-from prune_cli.engine.texts import TextReader, check_seq_len, open_text
+from prune_cli.engine.self_calibration import self_calibrated
+from prune_cli.engine.texts import TextReader, check_seq_len, open_text, read_evaluation
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import dequantised, open_checkpoint
@@ -27,6 +27,9 @@ from prune_cli.recovery.match_blocks import Pair, Samples, held_out_of, samples_
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sparse.dense_view import refuse_sparse
+
+# Three models are measured on so many windows where nobody said.
+_EVAL_WINDOWS = 256
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def read_texts(plan: RecoveryPlan, progress: Progress) -> RecoveryTexts:
             f"{calibration.source} gives one sample, but a recovery needs at least 2, of which one is held out: give "
             "more text or a smaller --seq-len."
         )
-    evaluation = reader.read(plan.evaluation, "evaluation", None)
+    evaluation = read_evaluation(reader, plan.evaluation, request.eval_windows or _EVAL_WINDOWS)
     texts = RecoveryTexts(calibration, held_out_of(len(calibration.windows)), None, evaluation)
     for warning in texts.warnings:
         progress.say(f"warning: {warning}")
@@ -168,11 +171,8 @@ def read_texts(plan: RecoveryPlan, progress: Progress) -> RecoveryTexts:
 
 def with_sampled(plan: RecoveryPlan, texts: RecoveryTexts, progress: Progress) -> RecoveryTexts:
     """More windows, that the teacher samples from those that are fitted; the same ones when the run is resumed."""
-    copies = plan.request.self_calibration
-    if not copies:
-        return texts
     fit, teacher = texts.calibration.windows[: -texts.held_out], plan.pair.teacher
-    progress.stage("Sampling calibration windows", len(teacher.blocks))
-    ids = sample_windows(teacher, fit, copies, plan.batch_size(fit), plan.request.seed, progress)
-    mask = None if fit.mask is None else fit.mask.repeat(copies, 1)
-    return replace(texts, sampled=Batch(ids, mask))
+    given = replace(texts.calibration, ids=fit.ids, mask=fit.mask, beside=fit.beside)
+    size, request = plan.batch_size(fit), plan.request
+    found = self_calibrated(given, request.self_calibration, teacher, size, request.seed, progress)
+    return replace(texts, sampled=found.windows[len(fit) :] if request.self_calibration else None)

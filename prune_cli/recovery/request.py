@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prune_cli.errors import RequestError
-from prune_cli.request.request import Dtype, check_counts, check_device
+from prune_cli.request.request import Dtype, check_counts, check_device, check_eval_windows
 
 How = Literal["block"]
 EPOCHS, RATE = 2, 0.02
@@ -31,6 +31,7 @@ class RecoverRequest:
     seed: int = field(default=0, metadata={"schema": {"minimum": 0}})
     self_calibration: int = field(default=2, metadata={"schema": {"minimum": 0}})
     eval: str | None = None
+    eval_windows: int | Literal["all"] | None = field(default=None, metadata={"schema": {"minimum": 1}})
     device: str = "auto"
     dtype: Dtype = "auto"
     batch_size: int | Literal["auto"] = field(default="auto", metadata={"schema": {"minimum": 1}})
@@ -52,6 +53,7 @@ class RecoverRequest:
         if self.samples is not None and self.samples < 2:
             raise RequestError(f"--samples is {self.samples}, but must be at least 2: one sample is held out.")
         check_counts(self.samples, self.seq_len, self.batch_size)
+        check_eval_windows(self.eval_windows)
         check_device(self.device)
         if self.dtype not in typing.get_args(Dtype):
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
