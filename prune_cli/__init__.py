@@ -70,6 +70,7 @@ def prune(
     self_calibration: int | None = None,
     eval: str | Path | None = None,
     eval_windows: int | Literal["all"] | None = None,
+    generate: int | None = None,
     statistics: str | Path | None = None,
     save_statistics: str | Path | None = None,
     compare_calibration: str | Path | None = None,

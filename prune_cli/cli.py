@@ -8,6 +8,7 @@ import typer
 
 from prune_cli.commands.bench import bench
 from prune_cli.commands.check import check
+from prune_cli.commands.compare import compare
 from prune_cli.commands.convert import convert
 from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.help import Command, Commands
@@ -51,6 +52,7 @@ def main(
 app.command(cls=Command)(prune)
 app.command(cls=Command)(recover)
 app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(compare)
 app.command(cls=Command)(check)
 app.command(cls=Command)(inspect)
 app.command(cls=Command)(bench)

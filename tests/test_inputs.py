@@ -71,7 +71,7 @@ def test_what_is_said_otherwise_is_not_held_against_the_recipe(place: Path, comm
     save_file({"input_ids": token_ids(seed=5, samples=3)}, place / "mine.safetensors")
     arguments = ("prune", "out", "--recipe", "pruned/prune_report.json", "--calibration", "mine.safetensors", "--json")
     report = command(*arguments).json
-    assert report["warnings"] == []
+    assert not [warning for warning in report["warnings"] if "other inputs" in warning]
     other_weights(place)
     assert command(*arguments, "--overwrite").code == 2
 

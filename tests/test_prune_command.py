@@ -211,6 +211,18 @@ def test_methods_are_listed_with_their_options(command: RunCommand) -> None:
     assert ", ".join(method_names()) in unknown.stderr
 
 
+@pytest.mark.parametrize(
+    ("method", "told"), [("wanda", "32,768 or more are usual"), ("admm", "than the 64 inputs of the")]
+)
+def test_thin_calibration_is_told_with_its_number(
+    method: str, told: str, llama: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    save_file({"input_ids": token_ids(samples=2)}, tmp_path / "few.safetensors")
+    shown = command("prune", llama, tmp_path / "out", "-m", method, "--calibration", tmp_path / "few.safetensors")
+    assert f"Calibration has 48 tokens, {'and' if method == 'wanda' else 'fewer'} {told}" in shown.stdout
+    assert "Calibration has 48 tokens" in shown.stderr
+
+
 def test_a_preset_is_told_by_name_with_all_it_does(
     llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand
 ) -> None:

@@ -68,6 +68,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "target": st.sampled_from(["pruned", "dense"]),
     "self_calibration": st.integers(0, 64),
     "eval": st.none() | _WORDS,
+    "generate": st.none() | st.integers(1, 99),
     "eval_windows": st.sampled_from([None, 3, "all"]),
     "format": st.sampled_from(["dense", "sparse"]),
     "resume": st.booleans(),

@@ -8,7 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 
 GROUPS = {
     "Prune": ("prune", "sweep", "recover", "soup"),
-    "Look": ("inspect", "eval", "report", "methods", "bench"),
+    "Look": ("inspect", "eval", "compare", "report", "methods", "bench"),
     "Judge": ("check", "verify"),
     "Publish": ("convert", "push"),
 }

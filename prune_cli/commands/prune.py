@@ -45,6 +45,7 @@ def prune(
     self_calibration: its.SelfCalibration = None,
     evaluation: its.Evaluation = None,
     eval_windows: its.EvalWindows = None,
+    generate: its.Generate = None,
     statistics: its.Statistics = None,
     save_statistics: its.SaveStatistics = None,
     compare_calibration: its.CompareCalibration = None,

@@ -191,6 +191,14 @@ EvalWindows = Annotated[
         rich_help_panel=TEXT,
     ),
 ]
+Generate = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="N tokens after a few prompts, by the dense and the pruned model, into report, page and card.",
+        rich_help_panel=TEXT,
+    ),
+]
 Statistics = Annotated[
     str | None,
     typer.Option(

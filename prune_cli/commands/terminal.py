@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prune_cli.checkpoint.file_names import why_not_copied
+from prune_cli.report.continuations import Continuation, agreement, one_line
 from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import method_name, percent, size
 from prune_cli.report.structure_tables import (
@@ -65,12 +66,21 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     if report.request.preset is not None:
         console.print(f"{report.method.summary}.", highlight=False)
     console.print(_what_was_done(report), highlight=False)
+    show_continuations(console, report.continuations)
     show_not_loaded(console, report.not_loaded)
     console.print(report.gain, highlight=False)
     for text in [*report.warnings, *(structure.notes if structure else ())]:
         console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
     written = f"Written to {report.output.folder}; prune_report.html there shows it."
     console.print(written, highlight=False, soft_wrap=True)
+
+
+def show_continuations(console: Console, found: Sequence[Continuation]) -> None:
+    """What the dense and the pruned model said after each prompt."""
+    for each in found:
+        console.print(f"{one_line(each.prompt)}  ({agreement(each)})", highlight=False, soft_wrap=True, style="bold")
+        console.print(f"  dense:  {one_line(each.dense)}", highlight=False, soft_wrap=True)
+        console.print(f"  pruned: {one_line(each.pruned)}", highlight=False, soft_wrap=True)
 
 
 def _blocks(structure: StructureReport) -> Table:

@@ -55,8 +55,8 @@ def check_weights(run: Run[OpenModel]) -> None:
     request, found, allow = run.request, all_inputs(run), run.request.allow_changed_inputs
     if (path := allocation_report(request.allocate)) is not None:
         recorded = read_report(path).report.model.files
-        run.warnings.extend(check_inputs(f"--allocate {request.allocate}", recorded, found, allow=allow))
-    run.warnings.extend(check_inputs(_RECIPE, _of(request, found), found, allow=allow))
+        run.warn(*check_inputs(f"--allocate {request.allocate}", recorded, found, allow=allow))
+    run.warn(*check_inputs(_RECIPE, _of(request, found), found, allow=allow))
 
 
 def all_inputs(run: Run[OpenModel]) -> dict[str, str]:

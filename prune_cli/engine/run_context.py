@@ -34,6 +34,12 @@ class Run(Generic[Plan_co]):
     inputs: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def warn(self, *texts: str) -> None:
+        """Tell at once, and again in the report."""
+        self.warnings.extend(texts)
+        for text in texts:
+            self.progress.say(f"warning: {text}")
+
     @property
     def request(self) -> PruneRequest:
         return self.plan.request

@@ -68,11 +68,13 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
     check_device(request.device)
     text = open_text(request.data)
     device = pick_device(request.device)
-    source, model = _open(request.model, request.revision, request, device)
+    source, model = open_evaluated(request.model, request.revision, request, device)
     check_seq_len(model, request.seq_len)
     against, changed = None, ()
     if request.against is not None:
-        dense, against = _open(request.against, revision_of_dense(source.folder, request.against), request, device)
+        dense, against = open_evaluated(
+            request.against, revision_of_dense(source.folder, request.against), request, device
+        )
         changed = check_dense(source.folder, dense.folder, allow=request.allow_changed_inputs)
     if against is not None and against.vocab_size != model.vocab_size:
         raise RequestError(
@@ -100,7 +102,7 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
     )
 
 
-def _open(
+def open_evaluated(
     given: str, revision: str | None, request: EvaluationRequest, device: torch.device
 ) -> tuple[Source, StreamedModel]:
     source = resolve_model(given, revision)

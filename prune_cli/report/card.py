@@ -12,6 +12,7 @@ import yaml
 
 from prune_cli.checkpoint.file_names import SOURCE_CARD
 from prune_cli.errors import one_line
+from prune_cli.report.continuations import as_markdown
 from prune_cli.report.figures import FIGURES, OF_THE_RUN, figures_of
 from prune_cli.report.format import method_name, table, text_name
 from prune_cli.report.html.summary import exact_request, tell
@@ -69,6 +70,7 @@ def card_of(report: Report, source: SourceCard) -> str:
         _title(report),
         *(f"> **Warning:** {warning}" for warning in warnings_of(source, report.model.name)),
         _measured(report),
+        *([as_markdown(report.continuations)] if report.continuations else []),
         loading_section(_form(report), report.model.architecture),
         _method(report),
         _repeat(report),

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from prune_cli.report.compared_experts import compared_table
+from prune_cli.report.continuations import as_markdown
 from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import method_name, percent, table
 from prune_cli.report.structure_tables import BLOCKS, NOT_LOADED, block_rows, not_loaded_rows, share_text
@@ -20,7 +21,15 @@ def to_markdown(report: Report) -> str:
     structure = report.structure
     what = [_pruned(report)] if structure is None else [_blocks(structure)]
     tensors = [_by_reason(report, action) for action in ("kept", "narrowed", "refitted", "removed")]
-    parts = [_summary(report), _figures(report), _gain(report), _evaluation(report), _how(report), *what]
+    parts = [
+        _summary(report),
+        _figures(report),
+        _gain(report),
+        _evaluation(report),
+        as_markdown(report.continuations),
+        _how(report),
+        *what,
+    ]
     parts += [_not_loaded(report), *tensors]
     return "\n\n".join(part for part in parts if part) + "\n"
 

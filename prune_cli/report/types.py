@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
+from prune_cli.report.continuations import Continuation
 from prune_cli.report.from_json import from_json
 from prune_cli.request.json_schema import Keywords
 from prune_cli.request.request import PruneRequest, request_as_json, split_pattern
@@ -297,6 +298,7 @@ class Report:
     calibration: TextReport | None
     output_error_rows: Positive | None
     evaluation: EvaluationReport | None
+    continuations: tuple[Continuation, ...] = ()
     totals: Totals
     structure: StructureReport | None = None
     gain: Annotated[str, Keywords(minLength=1)]

@@ -21,6 +21,7 @@ DEFAULT_SEQ_LEN = 2048
 DEFAULT_SOURCE = "builtin"
 _MOST = 2**31 - 1
 _MOST_COPIES = 64
+_MOST_NEW = 4096
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?")
 _PATTERN = re.compile(r"(\d{1,6}):(\d{1,6})")
 
@@ -63,6 +64,7 @@ class PruneRequest:
     self_calibration: int = field(default=0, metadata={"schema": {"minimum": 0}})
     eval: str | None = None
     eval_windows: int | Literal["all"] | None = field(default=None, metadata={"schema": {"minimum": 1}})
+    generate: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
     statistics: str | None = None
     save_statistics: str | None = None
     compare_calibration: str | None = None
@@ -95,6 +97,8 @@ class PruneRequest:
             split_pattern(self.pattern)
         check_counts(self.samples, self.seq_len, self.batch_size)
         check_eval_windows(self.eval_windows)
+        if self.generate is not None and not 1 <= self.generate <= _MOST_NEW:
+            raise RequestError(f"--generate is {self.generate}, but must be 1 to {_MOST_NEW} tokens.")
         if self.eval_windows is not None and self.eval is None:
             raise RequestError(
                 "--eval-windows says how much of --eval is measured: add --eval SOURCE, or leave it out."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from methods.structured._expert_tables import without_removed
 from prune_cli.checkpoint.inputs import KEEP_LIST, STATISTICS_FILE
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
+from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
 from prune_cli.engine.provenance import batch_size_of, measured, versions
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.texts import Texts
+from prune_cli.engine.thin_calibration import thin_calibration
 from prune_cli.packed.output import describe
 from prune_cli.progress import Progress
 from prune_cli.report.files import report_files
@@ -48,6 +50,10 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
             output.begin(fingerprint(prepared, texts, inputs), resume=request.resume)
             check_weights(run)
+            if texts.calibration is not None:
+                maps = [info for info in prepared.model.tensor_map.values() if info.role == "linear map"]
+                gram = getattr(prepared.options, "fits", False)
+                run.warn(*thin_calibration(texts.calibration.windows.tokens, maps, gram=gram))
             before = perplexity_before(run)
             change = removal.decide(run)
             stored = stored_output(prepared, change)
@@ -56,9 +62,11 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             write_slices(run, stored, change.tables)
             change = removal.write(run, change)
             after = perplexity_after(run, config_from(change.config, prepared.model))
+            continuations = continued(run, config_from(change.config, prepared.model))
             output.copy_side_files()
             evaluation = measured(texts, before, after)
             report = assemble_structured(run, removal.asked(), change, evaluation, time.monotonic() - begun)
+            report = replace(report, continuations=continuations)
             output.commit(
                 report_files(report, prepared.source.folder),
                 config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",

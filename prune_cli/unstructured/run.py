@@ -12,6 +12,7 @@ import torch
 from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.activation_offload import ActivationOffload
+from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
@@ -20,6 +21,7 @@ from prune_cli.engine.run_context import Run
 from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.stream import Stream
 from prune_cli.engine.texts import Texts
+from prune_cli.engine.thin_calibration import thin_calibration
 from prune_cli.packed.output import output_layout
 from prune_cli.progress import Progress
 from prune_cli.recovery.match_blocks import Samples
@@ -50,6 +52,10 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
             progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
             output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
             check_weights(run)
+            if texts.calibration is not None:
+                infos = plan.pruned_infos().values()
+                tokens = texts.calibration.windows.tokens
+                run.warn(*thin_calibration(tokens, infos, gram="gram" in plan.pipeline.needs))
             if request.format == "sparse":
                 decode_shards(output.partial, output.layout.files)
             before = perplexity_before(run)
@@ -60,8 +66,10 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
             else:
                 _prune_with_text(run, _settings(run, allocation))
             after = perplexity_after(run)
+            continuations = continued(run)
             output.copy_side_files()
             report = assemble_report(run, allocation, measured(texts, before, after), time.monotonic() - begun)
+            report = replace(report, continuations=continuations)
             if request.format == "sparse":
                 report = _encode(run, report)
             beside = {LOADER: loader()} if request.self_contained else {}

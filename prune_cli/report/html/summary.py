@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prune_cli.report.compared_experts import compared_table
+from prune_cli.report.continuations import rows_of
 from prune_cli.report.figures import Figure, figures_of
 from prune_cli.report.format import change_of, method_name, percent, size, text_name
 from prune_cli.report.structure_tables import NOT_LOADED, BlockTable, block_table, not_loaded_rows
@@ -35,6 +36,7 @@ class Run:
     files: Sequence[tuple[str, str]]
     blocks: BlockTable | None
     compared: BlockTable | None
+    said: BlockTable | None
     not_loaded: BlockTable | None
 
 
@@ -54,12 +56,18 @@ def tell(report: Report, label: str) -> Run:
         files=_files(report),
         blocks=None if report.structure is None else block_table(report.structure),
         compared=_compared(report.structure),
+        said=_said(report),
         not_loaded=BlockTable(NOT_LOADED, not_loaded_rows(report.not_loaded)) if report.not_loaded else None,
     )
 
 
 def _compared(structure: StructureReport | None) -> BlockTable | None:
     return None if structure is None or structure.compared is None else compared_table(structure.compared)
+
+
+def _said(report: Report) -> BlockTable | None:
+    rows = rows_of(report.continuations)
+    return BlockTable(("prompt", "dense", "pruned", ""), rows) if rows else None
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
