@@ -61,7 +61,7 @@ def measured(run: Run[OpenModel], measure: Callable[[Statistics], Statistics]) -
     known = Statistics()
     if request.statistics is not None:
         known, warnings = read_statistics(request.statistics, measured_with, allow=request.allow_changed_inputs)
-        run.warnings.extend(warnings)
+        run.warn(*warnings)
     found = measure(known)
     if request.save_statistics is not None:
         everything = Statistics({**known.tensors, **found.tensors}, {**known.facts, **found.facts})
