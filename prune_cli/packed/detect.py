@@ -72,7 +72,7 @@ def _finder(
         "compressed-tensors": lambda: find_compressed(checkpoint, found),
     }
     form = bitmask_format(config)
-    if form is not None and method == "compressed-tensors":
+    if form is not None and method == "compressed-tensors" and not found.get("config_groups"):
         raise RequestError(
             f"{checkpoint.folder} has its zeros left out as {form} of compressed-tensors, which today's releases "
             "load with random weights: make it dense first, with prune-cli convert --format dense."
