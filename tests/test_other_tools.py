@@ -24,7 +24,7 @@ def test_an_index_without_metadata(metadata: dict[str, None], llama: Path, tmp_p
     index = json.loads((model / INDEX).read_text())
     (model / INDEX).write_text(json.dumps({"weight_map": index["weight_map"], **metadata}))
     assert command("prune", model, tmp_path / "out", "-m", "magnitude", "-q").code == 0
-    assert command("convert", model, tmp_path / "sparse", "--format", "sparse", "-q").code == 0
+    assert command("convert", model, tmp_path / "sparse", "--format", "sparse", "--force", "-q").code == 0
     load_plain(tmp_path / "out")
     for out in ("out", "sparse"):
         written = json.loads((tmp_path / out / INDEX).read_text())

@@ -52,7 +52,7 @@ def _wrapped(names: Iterable[str]) -> str | None:
 
 
 def _prefixed(parameter: str, base: str, names: Iterable[str]) -> str | None:
-    endings = {f".{parameter}", f".{parameter.removeprefix(base + '.')}"}
+    endings = (f".{parameter}", f".{parameter.removeprefix(base + '.')}")
     for name in names:
         for ending in endings:
             prefix = name.removesuffix(ending)
