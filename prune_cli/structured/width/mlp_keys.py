@@ -49,7 +49,8 @@ def find_groups(opened: OpenModel, key: str, units: int, keep: int) -> Iterator[
     for parameter, shape in changed_shapes(opened, changes).items():
         (of_experts if parameter.rpartition(".")[0] in modules else plain)[parameter] = shape
     choices: list[list[CoupledGroup]] = []
-    for part in _split(plain):
+    # Where nothing changes, `group_choices` says so.
+    for part in _split(plain) or ([] if of_experts else [{}]):
         name: GroupName = "shared" if any("shared" in parameter for parameter in part) else "mlp"
         choices.append(list(group_choices(opened, name, _counts(opened, part, units, keep), changes, part)))
     if of_experts:
