@@ -59,7 +59,10 @@ def as_from_hub(report: dict[str, Any]) -> Report:
 
 def test_the_metadata_is_that_of_the_source_and_of_the_run(out: Path) -> None:
     card = ModelCard.load(out / "README.md")
-    assert card.data.to_dict() == {
+    found, evaluation = card.data.to_dict(), report_of(out)["evaluation"]
+    metrics = found.pop("model-index")[0]["results"][0]["metrics"]
+    assert [each["value"] for each in metrics] == [evaluation[each]["perplexity"] for each in ("after", "before")]
+    assert found == {
         "license": "other",
         "license_name": "tiny-community",
         "license_link": "LICENSE",

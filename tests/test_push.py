@@ -16,6 +16,8 @@ import pytest
 from huggingface_hub import constants
 
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
+from prune_cli.hub.public_texts import public_texts
+from prune_cli.report.read import read_report
 from tests.conftest import Outcome, RunCommand
 from tests.hub_server import Machine, serve
 from tests.hub_uploads import READER, WRITER, UploadHandler, UploadHub, point_at
@@ -31,7 +33,12 @@ class Publisher(Machine):
     hub: UploadHub  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def start(self, *arguments: object, **settings: str) -> subprocess.Popen[str]:
-        return super().start(*arguments, **{"HF_TOKEN": WRITER, "HF_HUB_DISABLE_XET": "1", **settings})
+        return super().start(
+            *arguments, **{"HF_TOKEN": WRITER, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), **settings}
+        )
+
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass
@@ -88,6 +95,10 @@ def visible(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+def as_sent(out: Path) -> dict[str, bytes]:
+    return {**visible(out), **public_texts(out, read_report(out).report)}
+
+
 def test_a_push_makes_the_repository_and_one_commit_and_can_be_loaded_again(
     publisher: Publisher, finished: Path, out: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +110,11 @@ def test_a_push_makes_the_repository_and_one_commit_and_can_be_loaded_again(
     assert pushed.json["commit"] == publisher.hub.commits[0]["oid"]
     assert len(publisher.hub.commits) == 1
     assert "pruned with magnitude, 50 % of the pruned tensors are zero" in publisher.hub.commits[0]["summary"]
-    assert publisher.hub.files("me/tiny-half") == visible(finished)
+    there, reports = publisher.hub.files("me/tiny-half"), {"prune_report.json", "prune_report.md", "prune_report.html"}
+    assert there.keys() == visible(finished).keys()
+    assert {name for name, content in visible(finished).items() if there[name] != content} == reports
+    assert not [name for name, content in there.items() if str(finished.parent).encode() in content]
+    assert json.loads(there["prune_report.json"])["request"]["out"] == "out"
     assert publisher.hub.private == {"me/tiny-half"}
     assert len(publisher.hub.stored) == SHARDS
     assert WRITER not in pushed.stdout + pushed.stderr
@@ -119,9 +134,11 @@ def test_a_push_makes_the_repository_and_one_commit_and_can_be_loaded_again(
 def test_a_dry_run_lists_the_files_and_needs_no_network_and_no_token(publisher: Publisher, out: Path) -> None:
     outcome = publisher.run("push", out, "me/tiny", "--dry-run", "--json", HF_TOKEN="", HF_HUB_OFFLINE="1")
     assert outcome.code == 0, outcome.stderr
-    assert {file["path"]: file["bytes"] for file in outcome.json["files"]} == {
-        name: len(content) for name, content in visible(out).items()
+    sizes = {name: len(content) for name, content in visible(out).items()}
+    assert {file["path"]: file["bytes"] for file in outcome.json["files"] if "report" not in file["path"]} == {
+        name: size for name, size in sizes.items() if "report" not in name
     }
+    assert {file["path"] for file in outcome.json["files"]} == sizes.keys()
     assert outcome.json["dry_run"] is True
     assert outcome.json["commit"] is None
     assert publisher.hub.requests == []
@@ -145,7 +162,7 @@ def test_an_upload_cut_short_continues_with_what_is_missing(here: Here, out: Pat
     assert here.push(out, "me/tiny", "-q").code == 0
     assert len(here.hub.stored) == len(set(here.hub.stored)) == SHARDS
     assert here.hub.stored[: len(arrived)] == arrived
-    assert here.hub.files("me/tiny") == visible(out)
+    assert here.hub.files("me/tiny") == as_sent(out)
 
 
 def test_an_interrupt_leaves_the_repository_as_it_was(publisher: Publisher, out: Path) -> None:
@@ -183,7 +200,7 @@ def test_a_branch_and_a_pull_request(here: Here, out: Path) -> None:
     assert branch.code == 0, branch.stderr
     assert branch.json["url"].endswith("/me/tiny/tree/v2")
     assert here.hub.commits[-1]["summary"] == "second try"
-    assert here.hub.files("me/tiny", "v2") == visible(out)
+    assert here.hub.files("me/tiny", "v2") == as_sent(out)
     assert here.hub.files("me/tiny") == {}
 
     others = here.hub.branch("others/theirs", "main")
@@ -192,7 +209,7 @@ def test_a_branch_and_a_pull_request(here: Here, out: Path) -> None:
     assert proposed.code == 0, proposed.stderr
     assert proposed.json["pull_request"].endswith("/others/theirs/discussions/1")
     assert here.hub.files("others/theirs") == {}
-    assert here.hub.files("others/theirs", "refs/pr/1") == visible(out)
+    assert here.hub.files("others/theirs", "refs/pr/1") == as_sent(out)
 
 
 def test_weights_of_an_earlier_upload_go(here: Here, out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from prune_cli.checkpoint.file_names import CARD, JOURNAL, OTHER_WEIGHTS, SOURCE
 from prune_cli.checkpoint.reader import INDEX_FILE
 from prune_cli.errors import RequestError
 from prune_cli.hub.errors import hub_failures
+from prune_cli.hub.public_texts import public_texts
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.card import read_card, warnings_of
 from prune_cli.report.format import method_name
@@ -72,9 +73,10 @@ def push(request: PushRequest, progress: Progress | None = None) -> Push:
     progress = progress or Silent()
     _check_request(request)
     report = check_output(request.out, progress)
-    files = list(_files(request.out))
+    texts = public_texts(request.out, report)
+    files = [replace(f, bytes=len(texts[f.path])) if f.path in texts else f for f in _files(request.out)]
     planned = _plan(request, report, files)
-    return planned if request.dry_run else _send(request, planned, progress)
+    return planned if request.dry_run else _send(request, planned, texts, progress)
 
 
 def check_output(out: Path, progress: Progress) -> Report:
@@ -178,7 +180,7 @@ def _message(report: Report) -> str:
     )
 
 
-def _send(request: PushRequest, planned: Push, progress: Progress) -> Push:
+def _send(request: PushRequest, planned: Push, texts: Mapping[str, bytes], progress: Progress) -> Push:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -186,7 +188,9 @@ def _send(request: PushRequest, planned: Push, progress: Progress) -> Push:
         disable_progress_bars()
     api = HfApi()
     _check_token(api)
-    additions = [CommitOperationAdd(file.path, str(request.out / file.path)) for file in planned.files]
+    additions = [
+        CommitOperationAdd(file.path, texts.get(file.path, str(request.out / file.path))) for file in planned.files
+    ]
     progress.stage(f"Sending {len(additions)} file(s) to {planned.url}", 1)
     with hub_failures(request.repo, create_pr=request.create_pr):
         repo = request.repo if request.create_pr else _make_repository(api, request)

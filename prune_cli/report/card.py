@@ -103,7 +103,24 @@ def _metadata(report: Report, source: Mapping[str, Any]) -> dict[str, Any]:
         # same precision with other weights. Without a hub id there is no base_model to relate to.
         data |= {"base_model": report.model.given, "base_model_relation": "finetune"}
     data.setdefault("pipeline_tag", "text-generation")
-    return data | {"library_name": "transformers", "tags": _tags(report)}
+    data |= {"library_name": "transformers", "tags": _tags(report)}
+    return data | _results(report)
+
+
+def _results(report: Report) -> dict[str, Any]:
+    """What was measured, in the form that the hub shows beside the model."""
+    evaluation = report.evaluation
+    if evaluation is None:
+        return {}
+    name, source = report.model.name.rpartition("/")[2], text_name(evaluation.text)
+    measured = (("pruned", evaluation.after), ("dense", evaluation.before))
+    metrics = [{"type": "perplexity", "name": f"perplexity, {which}", "value": e.perplexity} for which, e in measured]
+    result = {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": source, "name": source},
+        "metrics": metrics,
+    }
+    return {"model-index": [{"name": f"{name}, {method_name(report)}", "results": [result]}]}
 
 
 def _tags(report: Report) -> list[str]:
