@@ -29,7 +29,8 @@ def width_keys(opened: OpenModel) -> dict[str, int]:
     if not any(info.role == "expert" for info in opened.model.tensor_map.values()):
         return {width_key(opened): unit_count(opened, "mlp")}
     config = opened.model.config.get_text_config()
-    found = {key: setting(config, key) for key in _KEYS}
+    other_names = config.attribute_map or {}
+    found = {key: setting(config, key) for key in _KEYS if other_names.get(key) not in _KEYS}
     widths = {key: width for key, width in found.items() if isinstance(width, int) and width > 1}
     used = {key: width for key, width in widths.items() if changed_shapes(opened, {key: width // 2})}
     if not used:
