@@ -49,7 +49,7 @@ def run(model: Path, options: Sequence[str], arguments: argparse.Namespace) -> d
         call = [sys.executable, "-m", "prune_cli", "prune", str(model), out, *options, *text, "-q", "--json"]
         report = json.loads(subprocess.run(call, stdout=subprocess.PIPE, check=True).stdout)
         request = EvaluationRequest(
-            model=out, data=arguments.data_eval, against=str(model), samples=arguments.eval_samples
+            model=out, data=arguments.data_eval, against=str(model), eval_windows=arguments.eval_samples
         )
         comparison = measure(request).comparison
     assert comparison is not None

@@ -37,7 +37,7 @@ def perplexity(model: Path, arguments: argparse.Namespace, **request: Any) -> fl
 
 
 def _measured(model: Path, arguments: argparse.Namespace) -> float:
-    request = EvaluationRequest(model=str(model), data=arguments.data_eval, samples=arguments.eval_samples)
+    request = EvaluationRequest(model=str(model), data=arguments.data_eval, eval_windows=arguments.eval_samples)
     return measure(request).evaluation.perplexity
 
 

@@ -50,10 +50,10 @@ def make(folder: Path, arguments: argparse.Namespace) -> Path:
         num_experts_per_tok=2,
         num_attention_heads=8,
         num_key_value_heads=2,
-        head_dim=128,
         architectures=["Qwen3MoeForCausalLM"],
         dtype="bfloat16",
     )
+    config.head_dim = 128
     config.quantization_config = {"quant_method": "fp8", "weight_block_size": [_TILE, _TILE]}
     config.save_pretrained(folder)
 

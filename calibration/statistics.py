@@ -149,12 +149,12 @@ class Variance:
 class Gram:
     """`gram` (in, in): the sum over tokens of x^T x.
 
-    It is kept on `home`, which may be the host where the inputs' device has no room for it, and made in bands of rows:
-    of a symmetric matrix only what lies on and right of the diagonal.
+    It is kept on `device`, which may be the host where the inputs' device has no room for it, and made in bands of
+    rows: of a symmetric matrix only what lies on and right of the diagonal.
     """
 
-    def __init__(self, inputs: int, home: torch.device) -> None:
-        self._sum = torch.zeros(inputs, inputs, device=home)
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self._sum = torch.zeros(inputs, inputs, device=device)
         self._bands = _bands(inputs)
 
     def add(self, rows: torch.Tensor) -> None:
@@ -176,11 +176,11 @@ class Gram:
 class Cross:
     """(lefts, in): the sum over tokens of y^T x, y being something else that is known of the same tokens.
 
-    `cross` is that of the dense model's inputs, `drift` that of what the residual stream has lost. Kept on `home`.
+    `cross` is that of the dense model's inputs, `drift` that of what the residual stream has lost. Kept on `device`.
     """
 
-    def __init__(self, lefts: int, inputs: int, home: torch.device) -> None:
-        self._sum = torch.zeros(lefts, inputs, device=home)
+    def __init__(self, lefts: int, inputs: int, device: torch.device) -> None:
+        self._sum = torch.zeros(lefts, inputs, device=device)
         self._bands = _bands(lefts)
 
     def add(self, lefts: torch.Tensor, rows: torch.Tensor) -> None:

@@ -38,7 +38,7 @@ def load_tokens(
     want = TokenRequest(source, role, samples, seq_len, default_samples, default_seq_len, seed)
     if source.kind == "tokens":
         tokens = stored_windows(want)
-        tokens = tokens if tokenizer is None else _told_beginning(tokens, find_opening(tokenizer))
+        tokens = tokens if tokenizer is None else _with_beginning_warned(tokens, find_opening(tokenizer))
     elif tokenizer is None:
         raise CalibrationError(
             f"The model's folder has no tokenizer, which {source.given} needs: add its tokenizer files, "
@@ -66,7 +66,7 @@ def some_windows(tokens: TokenSet, count: int, seed: int) -> TokenSet:
     return replace(tokens, ids=windows.ids, mask=mask, beside=beside, **facts)
 
 
-def _told_beginning(tokens: TokenSet, opening: Opening) -> TokenSet:
+def _with_beginning_warned(tokens: TokenSet, opening: Opening) -> TokenSet:
     """Stored rows stay as they are; those without what the tokenizer puts before a text are told."""
     without = sum(not opening.begins(row) for row in tokens.ids)
     if not opening.ids or not without:

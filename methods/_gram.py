@@ -65,14 +65,16 @@ def damped(
 
 
 def conjugate_gradients(
-    matrix: torch.Tensor, aim: torch.Tensor, start: torch.Tensor, keep: torch.Tensor, steps: int
+    matrix: torch.Tensor, target: torch.Tensor, start: torch.Tensor, keep: torch.Tensor, steps: int
 ) -> torch.Tensor:
-    """Rows x with x A = aim on the kept places and 0 elsewhere; a row that is solved stays as it is."""
+    """Rows x with x A = target on the kept places and 0 elsewhere; a row that is solved stays as it is."""
     # Rows around 1 (powers of two lose nothing): squares of tiny residuals would leave float32's range.
-    unit = torch.ldexp(torch.ones(len(aim), 1, device=aim.device), torch.frexp(aim.abs().amax(1, keepdim=True))[1])
-    aim = aim / unit
+    unit = torch.ldexp(
+        torch.ones(len(target), 1, device=target.device), torch.frexp(target.abs().amax(1, keepdim=True))[1]
+    )
+    target = target / unit
     solution = zeroed(start / unit, keep)
-    residual = zeroed(aim - solution @ matrix, keep)
+    residual = zeroed(target - solution @ matrix, keep)
     direction = residual.clone()
     square = residual.square().sum(1, keepdim=True)
     tiny = torch.finfo(square.dtype).tiny

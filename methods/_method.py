@@ -37,7 +37,7 @@ def no_more(options: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Method:
-    """One weight-sparsity method: `prune` sees one linear map at a time, and neither mutates nor reads anything else.
+    """One weight-sparsity method: `prune` sees one linear layer at a time, and neither mutates nor reads anything else.
 
     `needs` names the statistics of the map's calibration inputs that `prune` reads; empty means that no text is needed.
     `options` is a frozen dataclass whose fields carry `metadata={"help": ...}`, numbers also `least` and `most` where

@@ -58,19 +58,19 @@ def prune(
     start = weight.masked_fill(dead, 0.0) * scale
     mixed = _scaled(mixed_gram(statistics, options.alpha), scale)
     least = _damping(statistics, options)
-    aim = start @ _damp(mixed, least) + drift(statistics, options.alpha) / scale
+    target = start @ _damp(mixed, least) + drift(statistics, options.alpha) / scale
     gram.diagonal()[dead] = 1.0
     inverse, used = damped(gram, least + options.rho, _inverse)
     current, dual = start, torch.zeros_like(start)
     sparse, keep = start, torch.ones_like(start, dtype=torch.bool)
     for step in range(1, options.steps + 1):
-        wish = sparse.lerp(current, options.relax).add_(dual)
-        keep = keep_highest(wish.abs(), _ramped(pattern, step / options.steps))
-        sparse = zeroed(wish, keep)
-        dual = wish - sparse
+        candidate = sparse.lerp(current, options.relax).add_(dual)
+        keep = keep_highest(candidate.abs(), _ramped(pattern, step / options.steps))
+        sparse = zeroed(candidate, keep)
+        dual = candidate - sparse
         # sparse - dual is 2 sparse - wish
-        current = aim.add(wish.lerp(sparse, 2.0), alpha=options.rho) @ inverse
-    new = conjugate_gradients(_damp(gram, least), aim, zeroed(current + dual, keep), keep, options.polish)
+        current = target.add(candidate.lerp(sparse, 2.0), alpha=options.rho) @ inverse
+    new = conjugate_gradients(_damp(gram, least), target, zeroed(current + dual, keep), keep, options.polish)
     return Pruned(zeroed(new / scale, keep), keep, raised_damping(least + options.rho, used))
 
 

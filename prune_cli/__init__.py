@@ -267,12 +267,12 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
 
 def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as fields of a request: None is left out, for the request's default; one glob is a tuple of one."""
-    said = {
+    explicit = {
         name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None
     }
-    for name in {"include", "exclude"} & said.keys():
-        said[name] = (said[name],) if isinstance(said[name], str) else tuple(said[name])
-    return said | ({"out": Path(said["out"])} if "out" in said else {})
+    for name in {"include", "exclude"} & explicit.keys():
+        explicit[name] = (explicit[name],) if isinstance(explicit[name], str) else tuple(explicit[name])
+    return explicit | ({"out": Path(explicit["out"])} if "out" in explicit else {})
 
 
 def _with_commas(value: str | float | Iterable[object]) -> str:

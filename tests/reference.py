@@ -60,7 +60,7 @@ def squared_norms(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     return total.float()
 
 
-def linear_maps(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """All but what routes."""
     return {
         name: module
@@ -106,7 +106,7 @@ def prune_whole_model(
     by="sublayer": a map's statistics are taken when all maps that run before it are pruned.
     """
     for block in blocks:
-        maps, experts = linear_maps(block), experts_of(block)
+        maps, experts = linear_layers(block), experts_of(block)
         if by == "block":
             seen = run_with_inputs(model, batches, maps)
             calls = {name: calls_of(model, batches, module) for name, module in experts.items()}

@@ -54,7 +54,7 @@ def _cfsp(consumer: torch.Tensor, producers: list[torch.Tensor], x: torch.Tensor
 
 
 def error_without(gone: list[int], x: torch.Tensor, target: torch.Tensor) -> float:
-    """The squared error of the best linear map from the inputs that are left to `target`."""
+    """The squared error of the best linear layer from the inputs that are left to `target`."""
     left = [j for j in range(x.shape[1]) if j not in gone]
     x, target = x.double()[:, left], target.double()
     solution = torch.linalg.lstsq(x, target, driver="gelsd").solution

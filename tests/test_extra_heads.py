@@ -84,7 +84,7 @@ def test_include_names_a_head_and_prunes_its_maps(
             assert torch.equal(tensor, before[key]) != is_map, key
             assert not is_map or (tensor == 0).float().mean() == 0.5
     words = refused(command, deepseek, tmp_path / "out", "-m", "wanda", "--include", f"{HEAD}*")
-    assert "no linear map whose inputs could be measured (extra head)" in words
+    assert "no linear layer whose inputs could be measured (extra head)" in words
 
 
 def test_depth_renumbers_a_head_behind_the_last_block(deepseek: Path, tmp_path: Path, command: RunCommand) -> None:

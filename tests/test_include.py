@@ -1,4 +1,4 @@
-"""What --include and --exclude choose beyond the linear maps of the blocks, and what is never pruned."""
+"""What --include and --exclude choose beyond the linear layers of the blocks, and what is never pruned."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_wanda_refuses_what_has_no_inputs(
     glob: str, role: str, llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
 ) -> None:
     message = refused(command, llama, tmp_path / "out", "--calibration", tokens_file, "--include", glob)
-    assert f"{glob} is no linear map whose inputs could be measured ({role})" in message
+    assert f"{glob} is no linear layer whose inputs could be measured ({role})" in message
 
 
 @pytest.mark.parametrize("by", ["sublayer", "block"])

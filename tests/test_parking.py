@@ -23,7 +23,7 @@ def test_a_tensor_keeps_its_bits_in_a_file_and_leaves_none_behind(
     tensors = [torch.randn(5, 7, 20, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(4)]
     copies, addresses = [tensor.clone() for tensor in tensors], [tensor.data_ptr() for tensor in tensors]
     for _ in range(2):  # a second map brings the same tensors
-        there.next_map()
+        there.next_layer()
         for tensor in tensors:
             there.hold(tensor)
     moved = [tensor.data_ptr() != address for tensor, address in zip(tensors, addresses, strict=True)]

@@ -74,7 +74,7 @@ def test_output_errors_are_those_of_a_naive_computation(
     report = report_of(out)
     assert report["output_error_rows"] == token_ids().numel()
     maps = {
-        f"model.layers.{i}.{n}": m for i in range(3) for n, m in reference.linear_maps(pruned.model.layers[i]).items()
+        f"model.layers.{i}.{n}": m for i in range(3) for n, m in reference.linear_layers(pruned.model.layers[i]).items()
     }
     seen = reference.run_with_inputs(pruned, [token_ids()], maps)
     for name, row in pruned_rows(report).items():

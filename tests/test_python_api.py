@@ -73,8 +73,8 @@ def _expected(field: dataclasses.Field[Any], request: type) -> tuple[str, Any]:
 def test_functions_take_the_fields_of_their_requests(
     function: Callable[..., Any], _: Callable[..., None], request_type: type
 ) -> None:
-    said = {name: (each.annotation, each.default) for name, each in inspect.signature(function).parameters.items()}
-    assert said == {field.name: _expected(field, request_type) for field in dataclasses.fields(request_type)}
+    explicit = {name: (each.annotation, each.default) for name, each in inspect.signature(function).parameters.items()}
+    assert explicit == {field.name: _expected(field, request_type) for field in dataclasses.fields(request_type)}
 
 
 @pytest.mark.parametrize(("_", "command", "request_type"), REQUESTS, ids=lambda value: getattr(value, "__name__", ""))
@@ -87,9 +87,9 @@ def test_commands_have_the_defaults_of_their_requests(
     # The hashes of a recipe's inputs are typed by nobody.
     assert fields.keys() - {"inputs"} <= told.keys()
     # None on the command line is what was not said, for the request to fill.
-    said = {name: default for name, default in told.items() if name in fields and default is not None}
+    explicit = {name: default for name, default in told.items() if name in fields and default is not None}
     without = inspect.Parameter.empty
-    assert said == {name: without if fields[name] is dataclasses.MISSING else fields[name] for name in said}
+    assert explicit == {name: without if fields[name] is dataclasses.MISSING else fields[name] for name in explicit}
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_functions_without_a_request_take_what_the_command_takes(
 ) -> None:
     of_a_shell = {"as_json", "as_csv", "full", "quiet", "verbose"}
     told = {name: each.default for name, each in inspect.signature(command).parameters.items()}
-    said = {name: each.default for name, each in inspect.signature(function).parameters.items()}
-    assert said == {name: default for name, default in told.items() if name not in of_a_shell}
+    explicit = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    assert explicit == {name: default for name, default in told.items() if name not in of_a_shell}
 
 
 def test_only_the_model_and_folders_go_by_place() -> None:

@@ -81,13 +81,13 @@ requests = st.fixed_dictionaries(
 @settings(max_examples=40, deadline=None)
 @given(requests, st.sets(st.sampled_from([item.name for item in dataclasses.fields(PruneRequest)])))
 def test_a_request_comes_back_from_its_recipe(
-    tmp_path_factory: pytest.TempPathFactory, request_made: PruneRequest, said: set[str]
+    tmp_path_factory: pytest.TempPathFactory, request_made: PruneRequest, explicit: set[str]
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "recipe.yaml"
-    file.write_text(recipe_text(request_made, said), encoding="utf-8")
+    file.write_text(recipe_text(request_made, explicit), encoding="utf-8")
     read = read_recipe(file).values
     assert request_of({"model": request_made.model, "out": request_made.out, **read}) == request_made
-    assert all(name in read for name in said if getattr(request_made, name) is not None)
+    assert all(name in read for name in explicit if getattr(request_made, name) is not None)
 
 
 def test_every_parameter_of_prune_is_a_field_or_about_this_call() -> None:
@@ -157,10 +157,10 @@ def test_plain_words_are_what_they_look_like(tmp_path: Path) -> None:
     assert recipe.values == expected
 
 
-def over(tmp_path: Path, below: str, **said: Any) -> dict[str, Any]:
+def over(tmp_path: Path, below: str, **explicit: Any) -> dict[str, Any]:
     file = tmp_path / "recipe.yaml"
     file.write_text("model: m\nout: o\n" + below)
-    return merged(read_recipe(file), said)
+    return merged(read_recipe(file), explicit)
 
 
 def test_the_command_line_wins(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_a_report_and_a_saved_recipe_repeat_the_run(
     llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand
 ) -> None:
     first, saved = tmp_path / "first", tmp_path / "saved.yaml"
-    said = ["--preset", "best", "-o", "steps=3", "--calibration", tokens_file, "--include", "*q_proj*"]
-    said += ["--save-recipe", saved]
-    report = command("prune", llama, first, *said, "--json").json
+    explicit = ["--preset", "best", "-o", "steps=3", "--calibration", tokens_file, "--include", "*q_proj*"]
+    explicit += ["--save-recipe", saved]
+    report = command("prune", llama, first, *explicit, "--json").json
     request = {name: value for name, value in report["request"].items() if name != "out"} | {"inputs": report["inputs"]}
     assert saved.read_text().startswith("# A recipe of prune-cli")
     assert yaml.safe_load(saved.read_text()) == {

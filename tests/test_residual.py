@@ -54,7 +54,7 @@ def test_the_maps_that_add_are_found_and_the_drift_is_followed(kind: str, dtype:
         for block in range(len(dense.blocks)):
             stream.load(block)
             beside.load(block)
-            names = dense.linear_maps(block)
+            names = dense.linear_layers(block)
             with residual_drift(stream, beside, residual_factors(beside, block, names)) as drift:
                 found = {name for name in names if drift.at(name, 2) is not None}
                 assert {name.partition(f".{block}.")[2] for name in found} == wanted.keys()

@@ -58,7 +58,7 @@ def _retrained(source: Path, folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def pruned(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama with half of its linear maps' weights set to zero, in several shards."""
+    """The tiny Llama with half of its linear layers' weights set to zero, in several shards."""
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(len(name))

@@ -35,9 +35,9 @@ def improve(
     scale = gram.diagonal().sqrt()
     scale = scale.masked_fill(scale == 0, 1.0)
     scaled = gram / scale / scale[:, None]
-    aim = dense_target(weight, statistics, options.alpha) / scale + options.damping * weight * scale
+    target = dense_target(weight, statistics, options.alpha) / scale + options.damping * weight * scale
     scaled.diagonal().add_(options.damping)
-    solution = conjugate_gradients(scaled, aim, pruned.weight * scale, keep, options.steps)
+    solution = conjugate_gradients(scaled, target, pruned.weight * scale, keep, options.steps)
     return Pruned(zeroed(solution / scale, keep), keep, pruned.notes)
 
 

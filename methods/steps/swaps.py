@@ -43,8 +43,8 @@ def improve(
     target = weight @ mixed_gram(statistics, options.alpha) if "cross" in statistics else None
     keep = pruned.keep.clone()
     for rows in torch.arange(len(weight), device=weight.device).split(_ROWS):
-        aim = None if target is None else target[rows]
-        keep[rows] = _improve_rows(weight[rows], keep[rows], gram, aim, pattern, options)
+        target = None if target is None else target[rows]
+        keep[rows] = _improve_rows(weight[rows], keep[rows], gram, target, pattern, options)
     return Pruned(zeroed(weight, keep), keep, pruned.notes)
 
 
@@ -52,12 +52,12 @@ def _improve_rows(
     weight: torch.Tensor,
     keep: torch.Tensor,
     gram: torch.Tensor,
-    aim: torch.Tensor | None,
+    target: torch.Tensor | None,
     pattern: Pattern,
     options: Options,
 ) -> torch.Tensor:
     # What the pruned weights took from the outputs, seen from every input: c = q G.
-    missed = (zeroed(weight, ~keep) @ gram) if aim is None else aim - zeroed(weight, keep) @ gram
+    missed = (zeroed(weight, ~keep) @ gram) if target is None else target - zeroed(weight, keep) @ gram
     own = weight.square() * gram.diagonal()
     active = torch.arange(len(weight), device=weight.device)
     keep = keep.clone()

@@ -6,16 +6,16 @@ from methods._gram import damped
 
 
 def eliminate(
-    gram: torch.Tensor, aim: torch.Tensor, width: int, count: int, keep: int, damping: float, chunk: int
+    gram: torch.Tensor, target: torch.Tensor, width: int, count: int, keep: int, damping: float, chunk: int
 ) -> torch.Tensor:
-    """The `keep` units (of `count`, `width` inputs each) whose least squares fit to `aim` is best, found greedily.
+    """The `keep` units (of `count`, `width` inputs each) whose least squares fit to `target` is best, found greedily.
 
-    `gram` (in, in) of the inputs, `aim` (out, in) the right-hand side T^T X; inputs beyond count * width always stay
+    `gram` (in, in) of the inputs, `target` (out, in) the right-hand side T^T X; inputs beyond count * width always stay
     (a bias's constant). Removing unit u raises the squared error by exactly tr(W_u (G^-1_uu)^-1 W_u^T), W = aim G^-1;
     the `chunk` cheapest go at once, then W and G^-1 are those of the rest. Returns (keep,) indices in order.
     """
     inverse, _ = damped(gram, damping, lambda matrix: torch.cholesky_inverse(torch.linalg.cholesky(matrix)))
-    weight = aim @ inverse
+    weight = target @ inverse
     left = torch.arange(count, device=gram.device)
     while len(left) > keep:
         errors = unit_errors(inverse, weight, width, len(left))

@@ -6,12 +6,12 @@ from methods._gram import damped
 
 
 def least_squares(
-    weight: torch.Tensor, gram: torch.Tensor, aim: torch.Tensor, kept: torch.Tensor, damping: float
+    weight: torch.Tensor, gram: torch.Tensor, target: torch.Tensor, kept: torch.Tensor, damping: float
 ) -> tuple[torch.Tensor, float]:
     """The (out, kept) that minimise ||T - X_K W_new^T||^2 + damping ||(W_new - W_K) D||^2, and the damping used.
 
-    `weight` (out, in) is the dense W, `gram` = X^T X (in, in) of the inputs, `aim` = T^T X (out, in) of the outputs to
-    reach (`methods._gram.dense_target`), `kept` the columns, D^2 the Gram matrix's diagonal. Without damping that is
+    `weight` (out, in) is the dense W, `gram` = X^T X (in, in) of the inputs, `target` = T^T X (out, in) of the outputs
+    to reach (`methods._gram.dense_target`), `kept` the columns, D^2 the Gram matrix's diagonal. Without damping that is
     T^T X_K G_KK^-1; an input that is always 0 gets 0. Raises ValueError where no damping makes the system solvable.
     """
     scale = gram.diagonal()[kept].sqrt()
@@ -20,7 +20,7 @@ def least_squares(
     scaled.fill_diagonal_(1.0)
     dense = weight[:, kept] * scale
     factor, used = damped(scaled, damping, torch.linalg.cholesky)
-    solved = torch.cholesky_solve((aim[:, kept] / scale + used * dense).T, factor).T
+    solved = torch.cholesky_solve((target[:, kept] / scale + used * dense).T, factor).T
     return solved / scale, used
 
 

@@ -116,16 +116,16 @@ def narrow(
     Raises ValueError where the inputs' Gram matrix stays singular.
     """
     weight = units.consumer if bias is None else torch.cat([units.consumer, bias[:, None]], 1)
-    aim = dense_target(weight, statistics, options.alpha) if "gram" in statistics else weight
+    target = dense_target(weight, statistics, options.alpha) if "gram" in statistics else weight
     if options.score == "obs":
         chunk = max(1, units.count // _STEPS)
-        kept = eliminate(statistics["gram"], aim, units.width, units.count, keep, options.obs_damping, chunk)
+        kept = eliminate(statistics["gram"], target, units.width, units.count, keep, options.obs_damping, chunk)
     else:
         kept = highest(SCORES[options.score](units, statistics), keep)
     columns = inputs_of(kept, units.width)
     if options.fits:
         constant = torch.arange(units.consumer.shape[1], weight.shape[1], device=columns.device)
-        new, used = fitted(weight, statistics["gram"], aim, torch.cat([columns, constant]), options)
+        new, used = fitted(weight, statistics["gram"], target, torch.cat([columns, constant]), options)
         own, rest = new[:, : len(columns)], new[:, len(columns) :]
         return Narrowed(kept, own, None if bias is None else rest[:, 0], used)
     own = units.consumer[:, columns]
@@ -135,10 +135,10 @@ def narrow(
 
 
 def fitted(
-    weight: torch.Tensor, gram: torch.Tensor, aim: torch.Tensor, columns: torch.Tensor, options: Options
+    weight: torch.Tensor, gram: torch.Tensor, target: torch.Tensor, columns: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The least squares for `columns` of a map (out, in), and what the report should know of it."""
-    new, used = least_squares(weight, gram, aim, columns, options.damping)
+    new, used = least_squares(weight, gram, target, columns, options.damping)
     return new, raised_damping(options.damping, used)
 
 

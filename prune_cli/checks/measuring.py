@@ -69,9 +69,9 @@ def measure_figures(request: GateRequest, progress: Progress) -> Measured:
             figures |= _sparsity(weights, report)
         if needs & _RUN and data is not None:
             beside = dense if needs & _BESIDE_DENSE else None
-            run, told = _run(request, weights, beside, data, report, progress)
+            run, message = _run(request, weights, beside, data, report, progress)
             figures |= run
-            warnings = tuple(dict.fromkeys((*warnings, *told)))
+            warnings = tuple(dict.fromkeys((*warnings, *message)))
     return Measured(Figures(**figures), against if dense is not None else None, warnings)
 
 

@@ -20,7 +20,7 @@ _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
-def told(result: GateResult) -> str:
+def message(result: GateResult) -> str:
     """Where the figures come from, as one sentence."""
     if result.source == "report":
         return f"Figures as {result.target} states them; nothing was measured."
@@ -42,7 +42,7 @@ def show_gate(console: Console, result: GateResult) -> None:
     for verdict in result.verdicts:
         table.add_row(verdict.rule, verdict.asked, verdict.measured, "pass" if verdict.passed else "FAIL")
     console.print(table)
-    console.print(told(result), highlight=False, soft_wrap=True)
+    console.print(message(result), highlight=False, soft_wrap=True)
     for warning in result.warnings:
         console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
     console.print(verdict_of(result), highlight=False, soft_wrap=True)
@@ -66,7 +66,7 @@ def to_junit(result: GateResult, seconds: float) -> str:
         )
         if not verdict.passed:
             failure = ElementTree.SubElement(case, "failure", {"message": _xml(_sentence(verdict)), "type": "rule"})
-            failure.text = _xml(f"{_sentence(verdict)}. {told(result)}")
+            failure.text = _xml(f"{_sentence(verdict)}. {message(result)}")
         ElementTree.SubElement(case, "system-out").text = _xml(f"asked {verdict.asked}, found {verdict.measured}")
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
@@ -89,7 +89,7 @@ def to_markdown(result: GateResult) -> str:
     title = f"### Check of `{result.target}`"
     warnings = "".join(f"\n\n**Warning:** {warning}" for warning in result.warnings)
     rules = markdown_table(("rule", "asked", found, ""), rows)
-    return f"{title}\n\n{rules}\n\n{told(result)} {verdict_of(result)}{warnings}\n"
+    return f"{title}\n\n{rules}\n\n{message(result)} {verdict_of(result)}{warnings}\n"
 
 
 def _sentence(verdict: CheckResult) -> str:

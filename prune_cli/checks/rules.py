@@ -45,8 +45,8 @@ def _max_perplexity(rule: str, limit: Limit, figures: Figures) -> CheckResult:
 def _max_increase(rule: str, limit: Limit, figures: Figures) -> CheckResult:
     value, dense = figures.need(rule, "perplexity", "dense_perplexity")
     increase = value / dense - 1 if limit.relative else value - dense
-    told = f"{100 * increase:+.2f} %" if limit.relative else f"{increase:+.4f}"
-    measured = f"{told} ({dense:.4f} to {value:.4f})"
+    message = f"{100 * increase:+.2f} %" if limit.relative else f"{increase:+.4f}"
+    measured = f"{message} ({dense:.4f} to {value:.4f})"
     return CheckResult(rule, f"at most {limit.text}", measured, increase <= limit.value, limit.value, increase)
 
 
@@ -123,11 +123,11 @@ class Thresholds:
         if self.loadable:
             if figures.load_failure is None:
                 raise RequestError(f"{REQUIRE_LOADABLE} cannot be decided: {figures.missing['load_failure']}.")
-            told = figures.load_failure or "loads and generates"
+            message = figures.load_failure or "loads and generates"
             verdicts.append(
-                CheckResult(REQUIRE_LOADABLE, "loads in plain transformers", told, not figures.load_failure)
+                CheckResult(REQUIRE_LOADABLE, "loads in plain transformers", message, not figures.load_failure)
             )
         if figures.changed_files is not None:
-            told = f"{', '.join(figures.changed_files)} changed" if figures.changed_files else "the same"
-            verdicts.append(CheckResult(FILES, "the same", told, not figures.changed_files))
+            message = f"{', '.join(figures.changed_files)} changed" if figures.changed_files else "the same"
+            verdicts.append(CheckResult(FILES, "the same", message, not figures.changed_files))
         return verdicts

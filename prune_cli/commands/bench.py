@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 
 _WORK = "What to measure"
 
@@ -53,7 +53,7 @@ def bench(
 
     prune-cli bench Qwen/Qwen3-0.6B --prompt-tokens 1024 --new-tokens 128 --batch-size 8 --device cuda --json
     """
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         from prune_cli.bench.run import BenchRequest
         from prune_cli.bench.run import bench as measure
         from prune_cli.bench.table import show_bench

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prune_cli.commands import check_options as its
 from prune_cli.commands import options
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ def check(
         "--min-sparsity": min_sparsity,
         "--max-size": max_size,
     }
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         from prune_cli.checks.request import GateRequest
         from prune_cli.checks.rules import Thresholds
 

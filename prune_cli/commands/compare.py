@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 from prune_cli.errors import RequestError
 
 
@@ -40,7 +40,7 @@ def compare(
 
     prune-cli compare ./pruned ./dense --prompt "The capital of France is"
     """
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         if prompt and prompts is not None:
             raise RequestError("--prompt and --prompts exclude each other: give texts, or a file of them.")
         options.calm_libraries(verbose=verbose, quiet=quiet)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 
 
 def convert(
@@ -49,7 +49,7 @@ def convert(
     No bit of a weight is lost: sparse and back gives the same files. --format dense also reads compressed-tensors'
     sparse-bitmask and sparse-24-bitmask. docs/sparse-safetensors.md has the format.
     """
-    with told_failures(as_json=as_json, verbose=verbose, out=out):
+    with report_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.commands.terminal import show_conversion
         from prune_cli.progress import progress_on
         from prune_cli.sparse.convert import ConvertRequest

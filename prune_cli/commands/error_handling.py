@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 
 
 @contextmanager
-def told_failures(
+def report_failures(
     *, as_json: bool, verbose: bool, out: Path | None = None, interrupted_says: str | None = None
 ) -> Iterator[None]:
     """Every failure becomes one sentence on stderr and an exit code; with --json also a document on stdout.

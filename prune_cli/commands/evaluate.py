@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 from prune_cli.errors import RequestError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def evaluate(
 
     prune-cli eval ./pruned --against ./dense --tasks arc_easy,hellaswag --limit 200
     """
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         _check(
             data,
             tasks,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 from prune_cli.commands.options import Json, Model, Quiet, Revision, Verbose, print_result
 
 
@@ -25,7 +25,7 @@ def inspect(
 
     On a terminal a line stands for a block; into a pipe every tensor has a line of its own, with tabs.
     """
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         from prune_cli.checks.inspection import inspect_model
         from prune_cli.commands.inspection_tables import show_inspection, to_csv
         from prune_cli.errors import RequestError

@@ -43,25 +43,25 @@ _INPUTS_OF = {
 }
 
 
-def said_by(context: typer.Context) -> dict[str, Any]:
+def explicit_options(context: typer.Context) -> dict[str, Any]:
     """The fields of PruneRequest that stand on the command line itself; defaults are not among them."""
     fields = {item.name for item in dataclasses.fields(PruneRequest)}
-    said: dict[str, Any] = {}
+    explicit: dict[str, Any] = {}
     for parameter, value in context.params.items():
         name = _FIELDS.get(parameter, parameter)
         source = context.get_parameter_source(parameter)
         if name in fields and value is not None and source is not None and source.name == "COMMANDLINE":
-            said[name] = _READ.get(name, lambda given: given)(value)
-    return said
+            explicit[name] = _READ.get(name, lambda given: given)(value)
+    return explicit
 
 
-def merged(recipe: Recipe | None, said: Mapping[str, Any]) -> dict[str, Any]:
-    """`said` over the values of `recipe`: of a table key by key, and what excludes something replaces it.
+def merged(recipe: Recipe | None, explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """`explicit` over the values of `recipe`: of a table key by key, and what excludes something replaces it.
 
     Raises RequestError for an unknown preset and where MODEL or OUT is said nowhere.
     """
     below = dict(recipe.values) if recipe is not None else {}
-    above = dict(said)
+    above = dict(explicit)
     if "model" in above and "out" not in above and "model" in below:
         above["out"] = Path(above.pop("model"))  # a lone argument beside a recipe that names the model
     if "preset" in above:

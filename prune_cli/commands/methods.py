@@ -9,7 +9,7 @@ import typer
 
 from methods import method_names
 from methods.structured import structured_names
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 from prune_cli.commands.options import Json, Quiet, complete_method, print_result
 
 
@@ -19,7 +19,7 @@ def methods(
     quiet: Quiet = False,
 ) -> None:
     """Presets, methods, steps and allocations with what they do and cost; of one by NAME also options and paper."""
-    with told_failures(as_json=as_json, verbose=False):
+    with report_failures(as_json=as_json, verbose=False):
         from methods.steps import step_names
         from prune_cli.commands.terminal import show_choices, show_methods
         from prune_cli.request.allocation import STRATEGIES

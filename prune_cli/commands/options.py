@@ -100,7 +100,7 @@ def eval_windows_of(text: str) -> int | Literal["all"]:
     return int(text)
 
 
-def checked_later(text: str) -> Any:
+def checked_later(text: str | None) -> Any:
     """For the words of a Literal: the request checks them, with the rest."""
     return text
 

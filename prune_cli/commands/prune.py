@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as its
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 
 if TYPE_CHECKING:
     from prune_cli.request.request import PruneRequest
@@ -68,12 +68,12 @@ def prune(
 ) -> None:
     """Prune MODEL and write OUT with a report.
 
-    The linear maps of the decoder blocks are pruned; embeddings, output head, norms, routers and biases stay.
+    The linear layers of the decoder blocks are pruned; embeddings, output head, norms, routers and biases stay.
     Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted (continue with --resume).
     """
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         request, words = _request(context, recipe, save_recipe)
-    with told_failures(as_json=as_json, verbose=verbose, out=request.out):
+    with report_failures(as_json=as_json, verbose=verbose, out=request.out):
         options.calm_libraries(verbose=verbose, quiet=quiet)
         if dry_run:
             revision, inputs = _tell(request, as_json=as_json, quiet=quiet), {}
@@ -89,20 +89,20 @@ def _request(
     context: typer.Context, recipe_file: Path | None, save_recipe: Path | None
 ) -> tuple[PruneRequest, Collection[str]]:
     """The checked request, and the names of the fields that were said. Typer's context knows them from defaults."""
-    from prune_cli.commands.merge_options import merged, said_by
-    from prune_cli.recipes.reading import read_recipe, told_places
+    from prune_cli.commands.merge_options import explicit_options, merged
+    from prune_cli.recipes.reading import read_recipe, with_places
     from prune_cli.recipes.writing import check_recipe_path
     from prune_cli.request.request import PruneRequest
 
-    said = said_by(context)
+    explicit = explicit_options(context)
     recipe = read_recipe(recipe_file) if recipe_file is not None else None
-    with told_places(recipe, said):
-        values = merged(recipe, said)
+    with with_places(recipe, explicit):
+        values = merged(recipe, explicit)
         request = PruneRequest(**values)
         request.check()
     if save_recipe is not None:
         check_recipe_path(save_recipe, overwrite=request.overwrite)
-    return request, [*(recipe.values if recipe is not None else ()), *said]
+    return request, [*(recipe.values if recipe is not None else ()), *explicit]
 
 
 def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:

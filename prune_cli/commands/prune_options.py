@@ -116,7 +116,7 @@ Include = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Glob on tensor names. One that matches linear maps of the blocks narrows the run to them; any other "
+        help="Glob on tensor names. One that matches linear layers of the blocks narrows the run to them; any other "
         "adds what it names (embeddings, head, norms, routers, biases).",
         rich_help_panel=RUN,
     ),

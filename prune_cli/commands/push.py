@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 from prune_cli.commands.options import Json, Quiet, Verbose, print_result
 
 _CONTINUE = "Interrupted; run the same command again: files that arrived are not sent again."
@@ -37,7 +37,7 @@ def push(
     an earlier upload that OUT does not have are removed in the same commit. The token is that of `hf auth login` or
     HF_TOKEN. After an interruption, run the same command again: what arrived is not sent twice.
     """
-    with told_failures(as_json=as_json, verbose=verbose, interrupted_says=_CONTINUE):
+    with report_failures(as_json=as_json, verbose=verbose, interrupted_says=_CONTINUE):
         from prune_cli.commands.terminal import show_push
         from prune_cli.hub.push import PushRequest
         from prune_cli.hub.push import push as run

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as of_prune
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 
 _TRAINING = "Training"
 
@@ -99,7 +99,7 @@ def recover(
 
     prune-cli recover ./pruned ./recovered --teacher ./dense --calibration my.jsonl --eval held-out.jsonl
     """
-    with told_failures(as_json=as_json, verbose=verbose, out=out):
+    with report_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.progress import progress_on
         from prune_cli.recovery.render import show_recovery
         from prune_cli.recovery.request import RecoverRequest

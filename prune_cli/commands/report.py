@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 from prune_cli.commands.options import Json, Quiet, Verbose, print_result
 
 
@@ -28,7 +28,7 @@ def report(
     The page is a single file that loads nothing: figures, charts by block and by kind of map, every tensor with a
     search, and the command that repeats the run. Every prune writes it too, as OUT/prune_report.html.
     """
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         from prune_cli.errors import RequestError
         from prune_cli.report.html.page import page_of
         from prune_cli.report.read import read_report

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 from prune_cli.commands.prune_options import DryRun, Overwrite, Resume
 from prune_cli.errors import RequestError
 
@@ -49,7 +49,7 @@ def soup(
 
     prune-cli soup ./a ./b ./soup --weights 0.7,0.3 --masks intersection --dry-run
     """
-    with told_failures(as_json=as_json, verbose=verbose, out=out):
+    with report_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.progress import progress_on
         from prune_cli.soup.run import SoupRequest
         from prune_cli.soup.run import soup as average

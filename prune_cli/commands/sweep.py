@@ -10,7 +10,7 @@ from rich.console import Console
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as its
 from prune_cli.commands import sweep_options as grid
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 
 if TYPE_CHECKING:
     from prune_cli.sweeps.request import SweepRequest
@@ -65,7 +65,7 @@ def sweep(
     Candidates keep the total exactly and are judged on held-out calibration windows; then the best is compared on
     --data with the uniform allocation and with random search.
     """
-    with told_failures(as_json=as_json, verbose=verbose, out=out):
+    with report_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.sweeps.request import SweepRequest
 
         request = SweepRequest(
@@ -89,7 +89,7 @@ def sweep(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             allow_unsupported=allow_unsupported,
-            packed=packed and options.checked_later(packed),
+            packed=options.checked_later(packed),
             resume=resume,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,

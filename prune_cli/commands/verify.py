@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from prune_cli.commands import options
-from prune_cli.commands.error_handling import told_failures
+from prune_cli.commands.error_handling import report_failures
 
 
 def verify(
@@ -26,7 +26,7 @@ def verify(
 
     Exit codes: 0 sound, 1 something is wrong (each problem is told with the tensor's or file's name), 2 no checkpoint.
     """
-    with told_failures(as_json=as_json, verbose=verbose):
+    with report_failures(as_json=as_json, verbose=verbose):
         from prune_cli.checks.verify import verify as run
         from prune_cli.commands.terminal import show_verification
         from prune_cli.progress import progress_on

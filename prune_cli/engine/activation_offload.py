@@ -26,7 +26,7 @@ class ActivationOffload:
         self._held = 0
         self._parked: list[weakref.ref[torch.Tensor]] = []
 
-    def next_map(self) -> None:
+    def next_layer(self) -> None:
         """The batches go on to another map."""
         self._held = 0
         self._parked = [reference for reference in self._parked if reference() is not None]

@@ -1,7 +1,7 @@
 """Runs a model's own forward for every batch side by side, one block at a time.
 
 Each batch is a coroutine (a greenlet) inside its own complete `model.forward`. It pauses where the next block begins,
-so that the conductor can change the weights in memory, and at linear maps, so that a map's inputs are known for all
+so that the conductor can change the weights in memory, and at linear layers, so that a map's inputs are known for all
 batches before its weight is decided. Nothing is assumed about the code between the blocks: it is the model's own.
 """
 
@@ -133,7 +133,7 @@ class Lockstep:
 
     def _advance(self, waiting_batches: Sequence[_Batch]) -> None:
         if self._parking is not None:
-            self._parking.next_map()
+            self._parking.next_layer()
         self._go_on(waiting_batches)
 
     @staticmethod
@@ -164,21 +164,21 @@ class Lockstep:
             self._instead = None
 
     def pause_at(
-        self, index: int, maps: Mapping[nn.Module, str], *, again: bool = False
+        self, index: int, layers: Mapping[nn.Module, str], *, again: bool = False
     ) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """Run every batch through block `index`; yields each of `maps` (module -> name) when the batches wait there.
+        """Run every batch through block `index`; yields each of `layers` (module -> name) when the batches wait there.
 
         With the name come the inputs, one per batch that waits, in a list that is emptied when they go on: when the
         next stop is asked for. Maps that read the same tensor are yielded while all batches but the first wait at the
         first of them. A map that no batch reaches is not yielded. The iterator must be run to its end. If they shall
         pass `again`, the batches wait before the block afterwards, with the inputs that they had.
         """
-        waiting = set(maps)
-        hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in maps}
+        waiting = set(layers)
+        hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in layers}
         self._rehearsing = index if again else None
         try:
             self._advance(self._batches)
-            while here := self._first_stop(maps, waiting):
+            while here := self._first_stop(layers, waiting):
                 first, *others = here
                 inputs = [batch.input for batch in here if batch.input is not None]
                 brought = {batch.coroutine: SameInputs(batch.arguments) for batch in here}
@@ -190,7 +190,7 @@ class Lockstep:
                     hooks.pop(module).remove()
                     if any(batch.place is not module for batch in others):  # they have yet to come by
                         hooks[module] = module.register_forward_pre_hook(_same_as(brought), with_kwargs=True)
-                    yield maps[module], inputs
+                    yield layers[module], inputs
                     self._advance([first])
                 self._here = []
                 inputs.clear()
@@ -201,9 +201,9 @@ class Lockstep:
                 hook.remove()
         self._all_wait_at("rehearsed" if again else index + 1)
 
-    def _first_stop(self, maps: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[_Batch]:
+    def _first_stop(self, layers: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[_Batch]:
         """The lanes at the earliest map that any lane waits at; empty when all have left the block."""
-        for module in maps:
+        for module in layers:
             if module in waiting and (here := [batch for batch in self._batches if batch.place is module]):
                 return here
         return []
@@ -217,7 +217,7 @@ class Lockstep:
 
         return pause
 
-    def observe_block(self, index: int, maps: Mapping[nn.Module, str], observe: Observe) -> None:
+    def observe_block(self, index: int, layers: Mapping[nn.Module, str], observe: Observe) -> None:
         """Run every batch through block `index` once for `observe` alone; `through` then runs it from the same inputs.
 
         The two-pass protocol of the authors' code of Wanda: all statistics of a block come from its dense weights.
@@ -226,7 +226,7 @@ class Lockstep:
         def seen(name: str) -> Callable[..., None]:
             return lambda _module, args, kwargs: observe(name, tensors_in(args, kwargs))
 
-        hooks = [module.register_forward_pre_hook(seen(name), with_kwargs=True) for module, name in maps.items()]
+        hooks = [module.register_forward_pre_hook(seen(name), with_kwargs=True) for module, name in layers.items()]
         self._rehearsing = index
         try:
             self._advance(self._batches)

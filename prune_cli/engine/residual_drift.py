@@ -67,7 +67,7 @@ def _adds(stream: Stream, lost: list[torch.Tensor], factor: float) -> Callable[.
 def residual_factors(dense: Stream, block: int, names: Sequence[str]) -> dict[str, float]:
     """Map name -> how many times its output is in what `block` adds; empty if that is no sum of outputs of maps.
 
-    `dense` waits before the block; `names` are the linear maps that it has.
+    `dense` waits before the block; `names` are the linear layers that it has.
     """
     outputs: dict[str, torch.Tensor] = {}
 

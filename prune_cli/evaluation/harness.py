@@ -174,7 +174,7 @@ def _run(
             trust_remote_code=request.trust_remote_code,
         )
     except Exception as error:  # whatever transformers or the harness raise
-        _let_memory_through(error)
+        _let_memory_errors_pass(error)
         raise PruneError(f"{model.source.given} cannot be loaded by lm-eval ({one_line(error)}).") from error
     merged: dict[str, Any] = {}
     for task in tasks:
@@ -183,7 +183,7 @@ def _run(
                 model=loaded, tasks=[task], limit=request.limit, task_manager=manager, log_samples=False
             )
         except Exception as error:  # whatever the task, its data set or the harness raise
-            _let_memory_through(error)
+            _let_memory_errors_pass(error)
             raise PruneError(f"The task {task} failed on {model.source.given} ({one_line(error)}).") from error
         for key in ("results", "n-shot", "n-samples", "higher_is_better"):
             merged.setdefault(key, {}).update(result.get(key) or {})
@@ -195,7 +195,7 @@ def _run(
     return merged
 
 
-def _let_memory_through(error: Exception) -> None:
+def _let_memory_errors_pass(error: Exception) -> None:
     """Out of memory has a sentence of its own, given where all commands end."""
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         raise error

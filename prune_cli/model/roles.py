@@ -1,4 +1,4 @@
-"""What a parameter is in a model: a linear map to prune, or something that is kept, and why."""
+"""What a parameter is in a model: a linear layer to prune, or something that is kept, and why."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _WHY_KEPT: dict[Role, str] = {
 
 
 def role_of(model: PreTrainedModel, parameter: str, ndim: int, *, in_block: bool) -> tuple[Role, str]:
-    """The role of a parameter and the reason why it is kept by default (empty for a linear map of a block)."""
+    """The role of a parameter and the reason why it is kept by default (empty for a linear layer of a block)."""
     path, _, leaf = parameter.rpartition(".")
     owner = model.get_submodule(path)
     role = _role(model, owner, path, leaf, ndim)
     if role == "linear map" and not in_block:
-        return "other", "a linear map outside the decoder blocks"
+        return "other", "a linear layer outside the decoder blocks"
     if role == "expert" and not in_block:
         return "other", "an expert outside the decoder blocks"
     if role == "other":

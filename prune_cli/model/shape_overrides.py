@@ -51,7 +51,7 @@ def resize(model: nn.Module, entry: Any) -> None:
 
 
 def _tell(module: nn.Module, shape: list[int]) -> None:
-    """What linear maps (out, in) and GPT-2's (in, out) know of their sizes."""
+    """What linear layers (out, in) and GPT-2's (in, out) know of their sizes."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
     elif hasattr(module, "nf"):

@@ -172,8 +172,8 @@ class StreamedModel:
         """The module that computes with the tensor `name`."""
         return self.model.get_submodule(self.tensor_map[name].module_name)
 
-    def linear_maps(self, index: int) -> list[str]:
-        """The tensors of one block that are linear maps, pruned or not."""
+    def linear_layers(self, index: int) -> list[str]:
+        """The tensors of one block that are linear layers, pruned or not."""
         return [name for name in self.block_names(index) if self.tensor_map[name].role == "linear map"]
 
     def load_block(self, index: int, checkpoint: Checkpoint) -> BlockTensors:

@@ -83,23 +83,23 @@ def read_recipe(path: Path) -> Recipe:
 
 
 @contextmanager
-def told_places(recipe: Recipe | None, said: Mapping[str, Any]) -> Iterator[None]:
-    """A RequestError about a value that comes from `recipe`, not from what the command line `said`, names its place."""
+def with_places(recipe: Recipe | None, explicit: Mapping[str, Any]) -> Iterator[None]:
+    """A RequestError about a value that comes from `recipe`, not from the `explicit` ones, names its place."""
     try:
         yield
     except RequestError as error:
-        name = _culprit(recipe, said, str(error)) if recipe is not None else None
+        name = _culprit(recipe, explicit, str(error)) if recipe is not None else None
         if recipe is None or name is None:
             raise
         raise RequestError(f"{recipe.where(name)}: {error}") from error
 
 
-def _culprit(recipe: Recipe, said: Mapping[str, Any], message: str) -> str | None:
+def _culprit(recipe: Recipe, explicit: Mapping[str, Any], message: str) -> str | None:
     """The field of the recipe that a message speaks of: told by its option, its value, or a method's own option."""
     for key in recipe.values.get("options", {}):
-        if key not in said.get("options", {}) and re.search(rf" option '?{re.escape(key)}'?[ :]", message):
+        if key not in explicit.get("options", {}) and re.search(rf" option '?{re.escape(key)}'?[ :]", message):
             return f"options.{key}"
-    own = [(name, value) for name, value in recipe.values.items() if name not in said]
+    own = [(name, value) for name, value in recipe.values.items() if name not in explicit]
     by_option = [name for name, _ in own if f"--{name.replace('_', '-')} " in message]
     by_value = [name for name, value in own if isinstance(value, str) and repr(value) in message]
     return next(iter(by_option + by_value), None)

@@ -30,22 +30,22 @@ def check_recipe_path(path: Path, *, overwrite: bool) -> None:
 
 
 def write_recipe(
-    path: Path, request: PruneRequest, said: Collection[str], revision: str | None, inputs: Mapping[str, str]
+    path: Path, request: PruneRequest, explicit: Collection[str], revision: str | None, inputs: Mapping[str, str]
 ) -> None:
     """Write the recipe of `request`; the commit of a hub model and the hashes of what was read pin it."""
     pinned = dataclasses.replace(
         request, revision=revision or request.revision, inputs=inputs or request.inputs, allow_changed_inputs=False
     )
-    said = [name for name in said if name != "allow_changed_inputs"]
-    path.write_text(recipe_text(pinned, said, pinned=revision is not None), encoding="utf-8")
+    explicit = [name for name in explicit if name != "allow_changed_inputs"]
+    path.write_text(recipe_text(pinned, explicit, pinned=revision is not None), encoding="utf-8")
 
 
-def recipe_text(request: PruneRequest, said: Collection[str] = (), *, pinned: bool = False) -> str:
-    """The fields that were `said` and those that differ from their defaults (as by a preset), in their own order."""
+def recipe_text(request: PruneRequest, explicit: Collection[str] = (), *, pinned: bool = False) -> str:
+    """The fields that are `explicit` and those that differ from their defaults (as by a preset), in their order."""
     values = {
         item.name: _plain(getattr(request, item.name))
         for item in dataclasses.fields(request)
-        if item.name in said or getattr(request, item.name) != _default(item)
+        if item.name in explicit or getattr(request, item.name) != _default(item)
     }
     values = {name: value for name, value in values.items() if value is not None}
     return _HEADER.format(version=__version__) + (_PINNED if pinned else "") + dump(values)

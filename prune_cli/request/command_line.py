@@ -22,17 +22,17 @@ def command_of(request: PruneRequest | Mapping[str, Any]) -> str:
 def words_of(request: PruneRequest | Mapping[str, Any]) -> list[str]:
     """The words after `prune-cli prune`; what equals a default, or what the preset says itself, is left out."""
     if isinstance(request, PruneRequest):
-        said = {item.name: getattr(request, item.name) for item in dataclasses.fields(request)}
+        explicit = {item.name: getattr(request, item.name) for item in dataclasses.fields(request)}
     else:
-        said = dict(request)
-    usual = {**_defaults(), **PRESETS.get(said.get("preset") or "", {})}
+        explicit = dict(request)
+    usual = {**_defaults(), **PRESETS.get(explicit.get("preset") or "", {})}
     options = [
         word
-        for name, value in said.items()
+        for name, value in explicit.items()
         if name not in (*_POSITIONAL, _OF_RECIPES) and _plain(value) != _plain(usual.get(name))
         for word in _option(name, value)
     ]
-    places = [str(said[name]) for name in _POSITIONAL]
+    places = [str(explicit[name]) for name in _POSITIONAL]
     # Before a name like -x, the rest must be said to be no options.
     return [*options, "--", *places] if any(place.startswith("-") for place in places) else [*places, *options]
 

@@ -39,8 +39,8 @@ def summaries(folder: Sequence[str], names: Sequence[str]) -> list[tuple[str, st
     for name in names:
         path = Path(methods.__file__).parent.joinpath(*folder, f"{name}.py")
         calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-        said = [{word.arg: word.value for word in call.keywords} for call in calls]
-        own = next(words for words in said if {"summary", "paper", "cost"} <= words.keys())
+        explicit = [{word.arg: word.value for word in call.keywords} for call in calls]
+        own = next(words for words in explicit if {"summary", "paper", "cost"} <= words.keys())
         found.append((name, str(ast.literal_eval(own["summary"])), str(ast.literal_eval(own["cost"]))))
     return found
 

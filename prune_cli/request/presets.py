@@ -38,10 +38,10 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises RequestError for a preset that does not exist.
     """
-    said = {name: value for name, value in given.items() if value is not None}
-    preset = said.get("preset")
+    explicit = {name: value for name, value in given.items() if value is not None}
+    preset = explicit.get("preset")
     if preset is not None and preset not in PRESETS:
         raise RequestError(
             f"--preset is {preset!r}: choose one of {', '.join(PRESETS)}{did_you_mean(preset, PRESETS)}."
         )
-    return {**PRESETS.get(preset or "", {}), **said}
+    return {**PRESETS.get(preset or "", {}), **explicit}

@@ -232,7 +232,7 @@ def request_as_json(request: PruneRequest) -> dict[str, Any]:
 def check_structured(request: PruneRequest) -> None:
     """Raise RequestError for what only sparse weights have."""
     method = request.method
-    said = {
+    explicit = {
         "--pattern": request.pattern is not None,
         "--refine": request.refine is not None,
         "--reconstruct": request.reconstruct,
@@ -246,7 +246,7 @@ def check_structured(request: PruneRequest) -> None:
         "--preset": request.preset is not None,
         "--format sparse": request.format == "sparse",
     }
-    for option, given in said.items():
+    for option, given in explicit.items():
         if given:
             raise RequestError(
                 f"{option} is for methods that make weights sparse, and {method} removes whole units: leave it out "

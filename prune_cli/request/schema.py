@@ -12,5 +12,5 @@ from prune_cli.request.request import PruneRequest
 @cache
 def request_schema() -> dict[str, Any]:
     """Every option of a run as a property; null means that the user did not say."""
-    said = "Every option of the run, named like the command line's; null means that the user did not say."
-    return schema_of(PruneRequest) | {"description": said}
+    explicit = "Every option of the run, named like the command line's; null means that the user did not say."
+    return schema_of(PruneRequest) | {"description": explicit}

@@ -39,9 +39,9 @@ class NarrowedBlock:
     makes_up: bool = False
 
 
-def maps_and_biases(model: StreamedModel, block: int, maps: Sequence[str]) -> list[str]:
-    """The tensors of `block` that change when `maps` are fitted."""
-    modules = {model.tensor_map[name].module_name for name in maps}
+def layers_and_biases(model: StreamedModel, block: int, layers: Sequence[str]) -> list[str]:
+    """The tensors of `block` that change when `layers` are fitted."""
+    modules = {model.tensor_map[name].module_name for name in layers}
     return [
         name
         for name in model.block_names(block)
@@ -75,13 +75,13 @@ class BlockNarrower:
 
     def run(self, stream: Stream, dense: Stream | None) -> NarrowedBlock:
         """Let all batches pass; raises PruneError naming the tensor that cannot be fitted."""
-        names = self._model.linear_maps(self._block) if self._options.refit == "all" else list(self._parts)
+        names = self._model.linear_layers(self._block) if self._options.refit == "all" else list(self._parts)
         names = [*names, *self._experts]
         mixtures = {self._model.tensor_map[name].module_name: group for name, group in self._experts.items()}
         with ExitStack() as stack:
             drift, stops = None, [stream.pause_at(self._block, names)]
             if dense is not None:
-                factors = residual_factors(dense, self._block, dense.model.linear_maps(self._block))
+                factors = residual_factors(dense, self._block, dense.model.linear_layers(self._block))
                 self.result.makes_up = bool(factors)
                 drift = stack.enter_context(residual_drift(stream, dense, factors))
                 stops.append(dense.pause_at(self._block, names))

@@ -37,7 +37,7 @@ def size_of(
 
 
 def _macs(model: Any, blocks_name: str) -> int:
-    """Every weight of a linear map is used once per token; of the experts, those that a token is sent to."""
+    """Every weight of a linear layer is used once per token; of the experts, those that a token is sent to."""
     total = 0.0
     for name, tensor in model.state_dict().items():
         role, _ = role_of(model, name, tensor.ndim, in_block=name.startswith(blocks_name + "."))

@@ -47,53 +47,53 @@ def measure_concurrently(
     """
     begun, plan = time.monotonic(), worker.plan
     with ExitStack() as stack:
-        passages = [
+        point_runs = [
             stack.enter_context(PointRun(point, plan, model, texts, folder))
             for point, model in zip(points, worker.models, strict=False)
         ]
-        dense = _dense_stream(passages, worker, texts, folder, stack)
+        dense = _dense_stream(point_runs, worker, texts, folder, stack)
         for block in range(len(plan.model.blocks)):
             go_on()
             if dense is not None:
-                _follow(passages, dense, block)
-            for passage in passages:
-                if not passage.follows_dense:
-                    passage.load(block)
-                    passage.prune(block)
-                    passage.evaluate(block)
-                    passage.unload(block)
-            progress.advance(len(passages))
-        seconds = (time.monotonic() - begun) / len(passages)
-        return [passage.finish(seconds) for passage in passages]
+                _follow(point_runs, dense, block)
+            for point_run in point_runs:
+                if not point_run.follows_dense:
+                    point_run.load(block)
+                    point_run.prune(block)
+                    point_run.evaluate(block)
+                    point_run.unload(block)
+            progress.advance(len(point_runs))
+        seconds = (time.monotonic() - begun) / len(point_runs)
+        return [point_run.finish(seconds) for point_run in point_runs]
 
 
 def _dense_stream(
-    passages: Sequence[PointRun], worker: Worker, texts: SweepTexts, folder: Path, stack: ExitStack
+    point_runs: Sequence[PointRun], worker: Worker, texts: SweepTexts, folder: Path, stack: ExitStack
 ) -> Stream | None:
-    first = next((passage for passage in passages if passage.follows_dense), None)
+    first = next((point_run for point_run in point_runs if point_run.follows_dense), None)
     if first is None:
         return None
     batches = worker.plan.batches(texts.of(first.point).windows)
     return stack.enter_context(Stream(worker.models[-1], batches, ActivationOffload(folder)))
 
 
-def _follow(passages: Sequence[PointRun], dense: Stream, block: int) -> None:
+def _follow(point_runs: Sequence[PointRun], dense: Stream, block: int) -> None:
     """Take those that follow the dense model through a block, side by side at every map."""
-    followers = [passage for passage in passages if passage.follows_dense]
+    followers = [point_run for point_run in point_runs if point_run.follows_dense]
     dense.load(block)
-    for passage in followers:
-        passage.load(block)
-    pruning = [passage for passage in followers if passage.infos(block)]
+    for point_run in followers:
+        point_run.load(block)
+    pruning = [point_run for point_run in followers if point_run.infos(block)]
     if pruning:
-        pruners = [passage.pruner(block) for passage in pruning]
+        pruners = [point_run.pruner(block) for point_run in pruning]
         prune_block(pruners, block, dense=dense)
-        for passage, pruner in zip(pruning, pruners, strict=True):
-            passage.count(pruner)
+        for point_run, pruner in zip(pruning, pruners, strict=True):
+            point_run.count(pruner)
     else:
         dense.run_block(block)
-    for passage in followers:
-        if passage not in pruning and passage.calibration is not None:
-            passage.calibration.run_block(block)
-        passage.evaluate(block)
-        passage.unload(block)
+    for point_run in followers:
+        if point_run not in pruning and point_run.calibration is not None:
+            point_run.calibration.run_block(block)
+        point_run.evaluate(block)
+        point_run.unload(block)
     dense.unload(block)

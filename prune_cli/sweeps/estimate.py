@@ -34,18 +34,18 @@ class Estimate:
 
 def estimate(request: SweepRequest, progress: Progress) -> Estimate:
     """Everything that `sweep` would check before it starts, and what it would then do."""
-    prospect = plan_sweep(request, progress)
-    plan, texts = prospect.plan, prospect.texts
-    load = prospect.load(prospect.points)
-    follow = sum(point.request.target == "dense" for point in prospect.points)
-    alone = len(prospect.points) - follow
+    sweep_plan = plan_sweep(request, progress)
+    plan, texts = sweep_plan.plan, sweep_plan.texts
+    load = sweep_plan.load(sweep_plan.points)
+    follow = sum(point.request.target == "dense" for point in sweep_plan.points)
+    alone = len(sweep_plan.points) - follow
     return Estimate(
         model=request.model,
         architecture=type(plan.model.model).__name__,
-        devices=[str(each.device) for each in prospect.plans],
+        devices=[str(each.device) for each in sweep_plan.plans],
         compute_dtype=str(plan.dtype).removeprefix("torch."),
-        points=dict(Counter(point.method for point in prospect.grid)),
-        blocks_alone=len(prospect.alone),
+        points=dict(Counter(point.method for point in sweep_plan.grid)),
+        blocks_alone=len(sweep_plan.alone),
         side_by_side=load.together,
         bytes_of_point=load.bytes_of_point,
         passes=1 + sum(-(-count // load.together) for count in (follow, alone)),

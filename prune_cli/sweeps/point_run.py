@@ -151,7 +151,7 @@ class PointRun:
     def unload(self, block: int) -> None:
         """The block is done; hidden states beyond some hundred MiB wait in files until the next."""
         self._tensors = {}
-        self._rest.next_map()
+        self._rest.next_layer()
         for stream in (self.evaluation, self.calibration):
             for tensor in stream.waiting() if stream is not None else ():
                 if tensor is not None:

@@ -68,15 +68,15 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     """
     progress = progress or Silent()
     begun = time.monotonic()
-    prospect = with_sampled(plan_sweep(request, progress), progress)
-    for warning in warnings_of(request, prospect.texts):
+    sweep_plan = with_sampled(plan_sweep(request, progress), progress)
+    for warning in warnings_of(request, sweep_plan.texts):
         progress.say(f"warning: {warning}")
-    files = hash_files(prospect.plan.checkpoint.folder, prospect.plan.checkpoint.files)
-    shared = fingerprint(request, prospect, files)
+    files = hash_files(sweep_plan.plan.checkpoint.folder, sweep_plan.plan.checkpoint.files)
+    shared = fingerprint(request, sweep_plan, files)
     with Journal(request.out, shared, resume=request.resume) as journal:
-        dense = evaluate_dense(prospect, journal, progress)
-        measured = measure(prospect, prospect.points, journal, progress, "Measuring")
-        report = _report(request, prospect, files, dense, measured, time.monotonic() - begun)
+        dense = evaluate_dense(sweep_plan, journal, progress)
+        measured = measure(sweep_plan, sweep_plan.points, journal, progress, "Measuring")
+        report = _report(request, sweep_plan, files, dense, measured, time.monotonic() - begun)
         contents = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv(), **pictures(report)}
         if report.sensitivity is not None:
             contents[BLOCKS_CSV] = report.blocks_csv()
@@ -132,24 +132,24 @@ def read_texts(request: SweepRequest, plan: PruningPlan, points: Sequence[Point]
     return SweepTexts(calibration, evaluation)
 
 
-def with_sampled(prospect: SweepPlan, progress: Progress) -> SweepPlan:
+def with_sampled(sweep_plan: SweepPlan, progress: Progress) -> SweepPlan:
     """The windows that the dense model samples for points with --self-calibration, as `prune` would sample them."""
-    calibration, plan = prospect.texts.calibration, prospect.plan
-    numbers = {point.request.self_calibration for point in prospect.points} - {0}
+    calibration, plan = sweep_plan.texts.calibration, sweep_plan.plan
+    numbers = {point.request.self_calibration for point in sweep_plan.points} - {0}
     if calibration is None or not numbers:
-        return prospect
-    request = prospect.points[0].request
+        return sweep_plan
+    request = sweep_plan.points[0].request
     batch_size = plan.batch_size(calibration.windows)
     sampled = {
         copies: self_calibrated(calibration, copies, plan.model, batch_size, request.seed, progress)
         for copies in sorted(numbers)
     }
-    return replace(prospect, texts=replace(prospect.texts, sampled=sampled))
+    return replace(sweep_plan, texts=replace(sweep_plan.texts, sampled=sampled))
 
 
-def fingerprint(request: SweepRequest, prospect: SweepPlan, files: dict[str, str]) -> dict[str, Any]:
+def fingerprint(request: SweepRequest, sweep_plan: SweepPlan, files: dict[str, str]) -> dict[str, Any]:
     """What all points share; what is a point's own is in its line of the journal."""
-    texts, plan = prospect.texts, prospect.plan
+    texts, plan = sweep_plan.texts, sweep_plan.plan
     sizes = [batch_size_of(plan, tokens) for tokens in (texts.calibration, texts.evaluation)]
     names = "\n".join(plan.pruned_names())
     return {
@@ -167,13 +167,13 @@ def fingerprint(request: SweepRequest, prospect: SweepPlan, files: dict[str, str
     }
 
 
-def evaluate_dense(prospect: SweepPlan, journal: Journal, progress: Progress) -> list[float]:
+def evaluate_dense(sweep_plan: SweepPlan, journal: Journal, progress: Progress) -> list[float]:
     """The dense model's loss on every window; measured once, also when the sweep is resumed.
 
     Raises PruneError where it is not finite.
     """
     if "dense" not in journal.notes:
-        plan, windows = prospect.plan, prospect.texts.evaluation.windows
+        plan, windows = sweep_plan.plan, sweep_plan.texts.evaluation.windows
         progress.stage("Evaluating the dense model", len(plan.model.blocks))
         checkpoint = exact_values(plan.checkpoint)
         model = plan.model if checkpoint is plan.checkpoint else plan.with_checkpoint(checkpoint)
@@ -184,21 +184,21 @@ def evaluate_dense(prospect: SweepPlan, journal: Journal, progress: Progress) ->
 
 
 def measure(
-    prospect: SweepPlan, points: Sequence[Point], journal: Journal, progress: Progress, title: str
+    sweep_plan: SweepPlan, points: Sequence[Point], journal: Journal, progress: Progress, title: str
 ) -> dict[str, Measured]:
-    """`points` by key: what the journal has, and what is measured now, on the texts of `prospect`.
+    """`points` by key: what the journal has, and what is measured now, on the texts of `sweep_plan`.
 
     Raises PruneError where a loss is not finite.
     """
     found = {point.key: journal.find(point) for point in points}
     left = [point for point in points if found[point.key] is None]
     left = list({point.key: point for point in left}.values())
-    together = prospect.load(left).together
+    together = sweep_plan.load(left).together
     told = f"{title}: {len(left)} points, {together} side by side"
-    progress.stage(told, len(left) * len(prospect.plan.model.blocks))
-    for group in measure_points(left, prospect.plans, prospect.texts, together, journal.folder, progress):
+    progress.stage(told, len(left) * len(sweep_plan.plan.model.blocks))
+    for group in measure_points(left, sweep_plan.plans, sweep_plan.texts, together, journal.folder, progress):
         for measured in group:
-            summary(measured.losses, prospect.texts.evaluation.windows)
+            summary(measured.losses, sweep_plan.texts.evaluation.windows)
             journal.add(measured)
             found[measured.point.key] = measured
     return {key: measured for key, measured in found.items() if measured is not None}
@@ -206,15 +206,15 @@ def measure(
 
 def _report(
     request: SweepRequest,
-    prospect: SweepPlan,
+    sweep_plan: SweepPlan,
     files: dict[str, str],
     dense: Sequence[float],
     measured: dict[str, Measured],
     seconds: float,
 ) -> SweepReport:
-    plan, texts = prospect.plan, prospect.texts
-    grid = [replace(measured[point.key], point=point) for point in prospect.grid]
-    alone = [replace(measured[point.key], point=point) for point in prospect.alone]
+    plan, texts = sweep_plan.plan, sweep_plan.texts
+    grid = [replace(measured[point.key], point=point) for point in sweep_plan.grid]
+    alone = [replace(measured[point.key], point=point) for point in sweep_plan.alone]
     with_zero = request.methods if 0 in request.sparsities else ()
     return SweepReport(
         schema_version=SCHEMA_VERSION,

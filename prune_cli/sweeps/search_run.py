@@ -58,18 +58,18 @@ class _Judge:
     """Gives a candidate its loss on the held-out windows; each is measured once."""
 
     request: SearchRequest
-    prospect: SweepPlan
+    sweep_plan: SweepPlan
     journal: Journal
     progress: Progress
 
     def losses(self, tables: Sequence[Table], title: str) -> list[float]:
         points = [self.point(table) for table in tables]
-        measured = measure(self.prospect, points, self.journal, self.progress, title)
-        windows = self.prospect.texts.evaluation.windows
+        measured = measure(self.sweep_plan, points, self.journal, self.progress, title)
+        windows = self.sweep_plan.texts.evaluation.windows
         return [mean(by_tokens(measured[point.key].losses, [windows])) for point in points]
 
     def point(self, table: Table, on: str = "held-out") -> Point:
-        by_tensor = for_tensors(self.prospect.plan, table)
+        by_tensor = for_tensors(self.sweep_plan.plan, table)
         return replace(self.request.point(), allocation=by_tensor, on=on)
 
 
@@ -105,9 +105,9 @@ def _loss(judged: tuple[float, Table]) -> float:
     return judged[0]
 
 
-def _held_out(request: SearchRequest, prospect: SweepPlan) -> SweepTexts:
+def _held_out(request: SearchRequest, sweep_plan: SweepPlan) -> SweepTexts:
     """The calibration windows for judging, and those held out: drawn together, so that they do not overlap."""
-    sweep, plan = request.sweep, prospect.plan
+    sweep, plan = request.sweep, sweep_plan.plan
     needs = bool(plan.pipeline.needs)
     samples = request.held_out if not needs else sweep.samples and sweep.samples + request.held_out
     source = open_text(DEFAULT_SOURCE if sweep.calibration is None else sweep.calibration)
@@ -145,7 +145,7 @@ def for_tensors(plan: PruningPlan, table: Mapping[str, float]) -> dict[str, floa
 
 def _candidates(request: SearchRequest, judge: _Judge) -> dict[str, list[tuple[float, Table]]]:
     """Per search the candidates with their losses, each `budget` many; the first of random search is uniform."""
-    counts, asked = block_counts(judge.prospect.plan), request.sweep.sparsities[0]
+    counts, asked = block_counts(judge.sweep_plan.plan), request.sweep.sparsities[0]
     seed, budget = request.sweep.seed, request.budget
     tables = random_tables(counts, asked, budget, seed)
     judged = {_RANDOM: list(zip(judge.losses(tables, "Random search"), tables, strict=True))}
@@ -200,11 +200,11 @@ def _report(judge: _Judge, final: SweepPlan, found: _Found, seconds: float) -> S
         protocol=PROTOCOL,
         text=text_report(text),
         calibration=text_report(final.texts.calibration) if final.texts.calibration else None,
-        held_out_windows=len(judge.prospect.texts.evaluation.ids),
+        held_out_windows=len(judge.sweep_plan.texts.evaluation.ids),
         method=request.point().method,
         asked_sparsity=request.sweep.sparsities[0],
         dense=summary(found.dense, text.windows),
-        candidates=_told_candidates(found.judged),
+        candidates=_message_of_candidates(found.judged),
         results=[_result(name, best, found.measured, text) for name, best in found.best.items()],
         winner=winner,
         verdict=_verdict(found.measured, text),
@@ -214,7 +214,7 @@ def _report(judge: _Judge, final: SweepPlan, found: _Found, seconds: float) -> S
     )
 
 
-def _told_candidates(judged: Mapping[str, Sequence[tuple[float, Table]]]) -> list[Candidate]:
+def _message_of_candidates(judged: Mapping[str, Sequence[tuple[float, Table]]]) -> list[Candidate]:
     """Each once, with the searches that it belongs to, in the order in which they were judged."""
     found: dict[tuple[float, ...], Candidate] = {}
     for name, tried in judged.items():

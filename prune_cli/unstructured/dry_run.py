@@ -132,9 +132,9 @@ def _working_memory(plan: PruningPlan, tokens: int | None) -> int:
     itemsize = plan.dtype.itemsize
     streams = 2 if plan.request.target == "dense" else 1
     infos = [plan.decisions[name].info for name in plan.pruned_names()]
-    largest_map = max((info.entry.count // info.slices for info in infos), default=0)
+    largest_layer = max((info.entry.count // info.slices for info in infos), default=0)
     if tokens is None:
-        return 4 * 4 * largest_map
+        return 4 * 4 * largest_layer
     block = max(_block_bytes(plan, index, stored=False) for index in range(len(plan.model.blocks)))
     outside = sum(_outside(plan)) * itemsize
     widest = max((matrix_shape(plan.decisions[name].info)[1] for name in plan.pruned_names()), default=0)
@@ -145,7 +145,7 @@ def _working_memory(plan: PruningPlan, tokens: int | None) -> int:
         _STATES_IN_ATTENTION * one + 2 * min(one, limit),
     )
     gram = gram_bytes(widest, streams) if "gram" in plan.pipeline.needs else 0
-    copies = (4 if gram == 0 else 8) * 4 * largest_map
+    copies = (4 if gram == 0 else 8) * 4 * largest_layer
     drift = (streams - 1) * tokens * plan.model.hidden_size * itemsize
     return max(streams * outside, streams * block + copies + gram) + streams * states + drift
 

@@ -60,7 +60,7 @@ def plan_tensors(model: StreamedModel, request: PruneRequest, pipeline: Pipeline
         if decision.prune:
             _check_prunable(model, decision, pipeline, pattern_of(request))
     if not any(decision.prune for decision in decisions.values()):
-        raise RequestError("Nothing is left to prune: no linear map of a block passes --include and --exclude.")
+        raise RequestError("Nothing is left to prune: no linear layer of a block passes --include and --exclude.")
     return decisions
 
 
@@ -116,7 +116,7 @@ def _check_prunable(model: StreamedModel, decision: Decision, pipeline: Pipeline
         raise RequestError(f"{name} cannot be pruned ({info.reason or info.entry.dtype}): leave it out of --include.")
     if pipeline.needs and info.role not in ROLES_WITH_INPUTS:
         raise RequestError(
-            f"{name} is no linear map whose inputs could be measured ({info.role}): "
+            f"{name} is no linear layer whose inputs could be measured ({info.role}): "
             "leave it out of --include, or use --method magnitude."
         )
     inputs = matrix_shape(info)[1]

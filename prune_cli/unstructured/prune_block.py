@@ -204,7 +204,7 @@ def _one_by_one(pruners: Sequence[BlockPruner], known: Sequence[Iterator[LinearI
 
 def _beside_dense(pruners: Sequence[BlockPruner], dense: Stream, block: int) -> _Known:
     """Like `inputs_of_pruned`, with the dense model's inputs of the same layer at hand."""
-    factors = residual_factors(dense, block, dense.model.linear_maps(block))
+    factors = residual_factors(dense, block, dense.model.linear_layers(block))
     with ExitStack() as stack:
         drifts = [stack.enter_context(residual_drift(pruner.stream, dense, factors)) for pruner in pruners]
         for pruner in pruners:

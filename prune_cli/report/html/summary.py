@@ -107,10 +107,10 @@ def _key(files: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _lead(report: Report) -> list[str]:
-    return [*_what_is_gone(report), _what_it_cost(report.evaluation), _what_it_takes(report.totals)]
+    return [*_what_was_removed(report), _what_it_cost(report.evaluation), _what_it_takes(report.totals)]
 
 
-def _what_is_gone(report: Report) -> Iterator[str]:
+def _what_was_removed(report: Report) -> Iterator[str]:
     totals, structure = report.totals, report.structure
     if structure is not None:
         yield (

@@ -19,7 +19,7 @@ from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.structured.depth.skip_block import Skipping
-from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
+from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, layers_and_biases
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure
 
@@ -27,12 +27,12 @@ from prune_cli.structured.prepare import PreparedStructure
 def fitted_tensors(
     prepared: PreparedStructure, tensors: Mapping[str, OutputTensor], removed: Collection[int]
 ) -> dict[str, OutputTensor]:
-    """Those of the output's `tensors` that get new values: linear maps behind the first removed block, and biases."""
+    """Those of the output's `tensors` that get new values: linear layers behind the first removed block, and biases."""
     wanted = {
         name
         for block in range(min(removed), len(prepared.model.blocks))
         if block not in removed
-        for name in maps_and_biases(prepared.model, block, prepared.model.linear_maps(block))
+        for name in layers_and_biases(prepared.model, block, prepared.model.linear_layers(block))
     }
     return {
         new: OutputTensor(old.source, prepared.model.tensor_map[old.source].entry.shape)
@@ -44,7 +44,7 @@ def fitted_tensors(
 def refit(run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
     """Write every block that `change` says is fitted, in order; returns the change with its notes.
 
-    At each linear map the least squares also make up for what the pruned stream has lost so far, where the map adds to
+    At each linear layer the least squares also make up for what the pruned stream has lost so far, where it adds to
     it: that is where the work of removed blocks is taken over. Raises PruneError naming a tensor that cannot be fitted.
     """
     prepared, output = run.plan, run.output
@@ -96,7 +96,7 @@ def pass_both(
 def fit_block(
     prepared: PreparedStructure, block: int, tensors: Mapping[str, torch.Tensor], stream: Stream, dense: Stream
 ) -> NarrowedBlock:
-    """Fit all linear maps of `block`, loaded as `tensors`, while both streams pass it."""
+    """Fit all linear layers of `block`, loaded as `tensors`, while both streams pass it."""
     fits = width.Options(refit="all", alpha=prepared.options.alpha, damping=prepared.options.damping)
     return BlockNarrower(prepared.model, block, tensors, (), fits).run(stream, dense)
 
@@ -162,7 +162,7 @@ class RenamedCheckpoint(Checkpoint):
 def _notes(refitter: _Refitter, output: OutputFolder) -> list[str]:
     """What the report says of the refit as a whole."""
     if not refitter.names:
-        return ["Nothing was refitted: no kept block with linear maps stands behind the removed ones."]
+        return ["Nothing was refitted: no kept block with linear layers stands behind the removed ones."]
     numbers = [new for old, new in refitter.number.items() if old in refitter.names]
     alone = [str(new) for new in numbers if not output.done[new]["makes_up"]]
     if not alone:

@@ -25,7 +25,7 @@ from prune_cli.structured.check_rebuilt import compare_shapes
 from prune_cli.structured.config import config_from, text_config
 from prune_cli.structured.cost import Cost, how_known
 from prune_cli.structured.extra_heads import count_no_heads, too_wide
-from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, maps_and_biases
+from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, layers_and_biases
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share
 from prune_cli.structured.statistics_file import check_statistics
@@ -257,10 +257,10 @@ def _refitted(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> li
         return []
     names: list[str] = []
     for block in {block for group in groups for block in group.consumers}:
-        maps = [group.consumers[block] for group in groups if block in group.consumers and group.name != "experts"]
+        layers = [group.consumers[block] for group in groups if block in group.consumers and group.name != "experts"]
         if options.refit == "all" and options.follows_dense:
-            maps = prepared.model.linear_maps(block)
-        names += maps_and_biases(prepared.model, block, maps)
+            layers = prepared.model.linear_layers(block)
+        names += layers_and_biases(prepared.model, block, layers)
     return names
 
 
