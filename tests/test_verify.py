@@ -149,7 +149,7 @@ def test_missing_and_foreign_tensors_are_told(
 def test_what_is_no_checkpoint_has_exit_code_2(tmp_path: Path, command: RunCommand) -> None:
     assert command("verify", tmp_path / "nothing").code == 2
     sharded = save_tiny(tmp_path / "sharded", "llama-tied", hidden_size=64)
-    assert command("convert", sharded, tmp_path / "sparse", "-q").code == 0
+    assert command("convert", sharded, tmp_path / "sparse", "--force", "-q").code == 0
     assert (tmp_path / "sparse" / INDEX).exists()
     tricked = change_index(tmp_path / "sparse", {"model.norm.weight": "../sharded/model.safetensors"})
     for arguments in (("verify", tricked), ("convert", tricked, tmp_path / "out", "--format", "dense")):

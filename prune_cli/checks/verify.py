@@ -190,29 +190,29 @@ class _Verifier:
             yield Problem(file, f"{file} does not have the sha256 that {self._hashes_in} has of it.")
 
     def tensor(self, name: str) -> Iterator[Problem]:
-        stored, message = self._stored.tensors[name], self._told.get(name)
+        stored, reported = self._stored.tensors[name], self._told.get(name)
         if stored.sparse is not None:
             for _ in self._stored.pieces(name):
                 pass
         bits = self._stored.bits(name)
         if stored.is_float and (broken := _not_finite(bits, stored.dense.dtype)):
             yield Problem(name, f"{name} holds {broken} weights that are not finite.")
-        if message is not None:
-            yield from _as_reported(name, stored, bits, message)
+        if reported is not None:
+            yield from _as_reported(name, stored, bits, reported)
         if self._recovered:
             yield from self._as_recovered(name, stored, bits)
         elif self._dense is not None and not self._reshaped and name in self._dense.tensors:
-            pruned = self._report is None or (message is not None and message.action == "pruned")
+            pruned = self._report is None or (reported is not None and reported.action == "pruned")
             yield from self._as_dense(name, stored, bits, pruned)
 
     def _as_recovered(self, name: str, stored: Stored, bits: np.ndarray) -> Iterator[Problem]:
         """As many zeros as the report says, each where the model before the recovery, if it is there, has one."""
-        message = self._recovered.get(name)
+        reported = self._recovered.get(name)
         zero = (bits << 1) == 0
-        if message is None:
+        if reported is None:
             yield Problem(name, f"{name} is in the model and not in {RECOVER_JSON}.")
-        elif message.zeros is not None and stored.is_float and int(np.count_nonzero(zero)) != message.zeros:
-            yield Problem(name, f"{name} has {np.count_nonzero(zero)} zeros, {RECOVER_JSON} has {message.zeros}.")
+        elif reported.zeros is not None and stored.is_float and int(np.count_nonzero(zero)) != reported.zeros:
+            yield Problem(name, f"{name} has {np.count_nonzero(zero)} zeros, {RECOVER_JSON} has {reported.zeros}.")
         if self._dense is None or name not in self._dense.tensors:
             return
         other = self._dense.tensors[name]
@@ -220,7 +220,7 @@ class _Verifier:
             yield Problem(name, f"{name} has another dtype or shape than in the other model.")
             return
         before = self._dense.bits(name)
-        if message is not None and message.action == "kept" and (changed := int(np.count_nonzero(bits != before))):
+        if reported is not None and reported.action == "kept" and (changed := int(np.count_nonzero(bits != before))):
             yield Problem(
                 name, f"{name} differs from the other model in {changed} elements, though it was not trained."
             )
@@ -234,7 +234,7 @@ class _Verifier:
         if (other.dense.dtype, other.dense.shape) != (stored.dense.dtype, stored.dense.shape):
             yield Problem(name, f"{name} has another dtype or shape than in the dense model.")
             return
-        trained = (message := self._told.get(name)) is not None and message.action == "refitted"
+        trained = (reported := self._told.get(name)) is not None and reported.action == "refitted"
         if trained or (pruned and self._new_values):
             return
         differ = bits != self._dense.bits(name)
@@ -263,21 +263,21 @@ def _new_values(report: Report | None) -> bool:
         return True
 
 
-def _as_reported(name: str, stored: Stored, bits: np.ndarray, message: TensorReport) -> Iterator[Problem]:
+def _as_reported(name: str, stored: Stored, bits: np.ndarray, reported: TensorReport) -> Iterator[Problem]:
     """Shape, dtype, number of zeros and pattern are those of the report."""
     entry = stored.dense
-    if (entry.dtype, entry.shape) != (message.dtype, message.shape):
-        shape = "x".join(map(str, message.shape))
-        yield Problem(name, f"{name} is no {message.dtype} of {shape}, as {REPORT_JSON} says.")
+    if (entry.dtype, entry.shape) != (reported.dtype, reported.shape):
+        shape = "x".join(map(str, reported.shape))
+        yield Problem(name, f"{name} is no {reported.dtype} of {shape}, as {REPORT_JSON} says.")
         return
-    if message.sparsity is None or not stored.is_float:
+    if reported.sparsity is None or not stored.is_float:
         return
     nonzero = (bits << 1) != 0
     zeros = entry.count - int(np.count_nonzero(nonzero))
-    expected = round(message.sparsity * entry.count)
+    expected = round(reported.sparsity * entry.count)
     if zeros != expected:
         yield Problem(name, f"{name} has {zeros} zeros, {REPORT_JSON} has {expected}.")
-    if message.action == "pruned" and (groups := message.n_of_m):
+    if reported.action == "pruned" and (groups := reported.n_of_m):
         keep, of = groups
         if not _follows(nonzero.reshape(entry.shape), keep, of):
             yield Problem(name, f"{name} does not keep {keep} of every {of} weights, as {REPORT_JSON} says.")
