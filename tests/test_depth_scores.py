@@ -137,8 +137,8 @@ def test_statistics_of_another_text_or_model_are_refused(
     other = tmp_path / "other.safetensors"
     save_file({"input_ids": token_ids(1)}, other)
     for model, text, told in (
-        (models["llama-tied"], other, "another calibration text"),
-        (models["mpt"], tokens_file, "another model files"),
+        (models["llama-tied"], other, "other inputs than these: calibration tokens"),
+        (models["mpt"], tokens_file, "other inputs than these: model"),
     ):
         out = tmp_path / f"out-{model.name}"
         refused = command("prune", model, out, *arguments, "--calibration", text, "--statistics", saved)

@@ -133,7 +133,7 @@ def test_without_the_harness_the_install_command_is_told(
         (["--tasks", "arc_easy,"], "--tasks names no task"),
         (["--tasks", "arc_easy", "--limit", 0], "--limit is 0"),
         (["--tasks", "arc_easy", "--include-path", "/nowhere"], "--include-path is /nowhere, which is no folder"),
-        (["--tasks", "arc_easy", "--samples", 3], "--samples belongs to --data"),
+        (["--tasks", "arc_easy", "--eval-windows", 3], "--eval-windows belongs to --data"),
         (["--tasks", "arc_easy", "--seq-len", 3], "--seq-len belongs to --data"),
         (["--data", "builtin", "--limit", 3], "--limit belongs to --tasks"),
         (["--data", "builtin", "--include-path", "."], "--include-path belongs to --tasks"),
