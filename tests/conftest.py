@@ -27,6 +27,8 @@ SAMPLES, LENGTH = 6, 24
 # pytest-xdist runs a worker per core: more threads in each would only wait for each other.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As on a user's machine: without bytecode every process that a test starts would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 # Building the tree of commands takes a tenth of a second; every test calls some.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from methods import load_method, method_names
 from methods.structured import structured_names
 from prune_cli.report.schema import report_schema
 from tests import reference
-from tests.conftest import LENGTH, SAMPLES, RunCommand, folder_bytes, in_new_process, token_ids
+from tests.conftest import LENGTH, SAMPLES, RunCommand, folder_bytes, token_ids
 from tests.forked import ForkedRun
 from tests.tiny import load_plain, save_tiny
 
@@ -98,9 +97,7 @@ def test_perplexity_before_and_after(llama: Path, tmp_path: Path, tokens_file: P
 
 
 def test_the_terminal_output(llama: Path, tmp_path: Path, tokens_file: Path) -> None:
-    process = in_new_process(
-        "prune", llama, tmp_path / "out", "--calibration", tokens_file, env={**os.environ, "NO_COLOR": "1"}
-    )
+    process = ForkedRun("prune", llama, tmp_path / "out", "--calibration", tokens_file)
     stdout, stderr = process.communicate()
     assert process.returncode == 0
     assert "Zeros in the pruned tensors" in stdout
