@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from prune_cli.checkpoint import output_folder as output_module
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import PruneError
-from tests.conftest import RunCommand, folder_bytes
+from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.forked import ForkedRun
 from tests.tiny import save_tiny
 
@@ -126,24 +127,24 @@ def test_two_runs_do_not_write_to_one_output(llama: Path, tmp_path: Path, comman
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_says_how_to_continue(
-    signal_number: signal.Signals, llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
-) -> None:
-    out = tmp_path / "out"
-    process = ForkedRun("prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file)
+def test_an_interrupt_says_how_to_continue(signal_number: signal.Signals, tmp_path: Path, command: RunCommand) -> None:
+    # Enough work that the signal comes long before its end.
+    model, out = save_tiny(tmp_path / "model", "llama-untied", num_hidden_layers=16), tmp_path / "out"
+    text = tmp_path / "text.safetensors"
+    save_file({"input_ids": token_ids(samples=32)}, text)
+    texts = ("--calibration", text, "--eval", text, "--batch-size", 1)
+    process = ForkedRun("prune", model, out, *texts)
     journal = partial_folder(out) / JOURNAL
     deadline = time.monotonic() + 60
     while not (journal.exists() and "fingerprint" in journal.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.001)
     process.send_signal(signal_number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "continue with: prune-cli prune" in stderr
     assert "Traceback" not in stderr
     assert stderr.rstrip().endswith("--resume")
-    resumed = command(
-        "prune", llama, out, "--calibration", tokens_file, "--batch-size", 1, "--eval", tokens_file, "--resume", "-q"
-    )
+    resumed = command("prune", model, out, *texts, "--resume", "-q")
     assert resumed.code == 0, resumed.stderr
 
 
