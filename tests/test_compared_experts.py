@@ -45,3 +45,24 @@ def test_where_it_has_no_use(tmp_path: Path, llama: Path, command: RunCommand) -
     )
     assert drawn.code == 2
     assert "what -o score=random does not measure" in " ".join(drawn.stderr.split())
+
+
+def test_a_resumed_run_may_compare_with_another_text(
+    tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny(tmp_path / "model", "mixtral")
+    for name, ids in (("a", token_ids()), ("b", torch.full((4, 24), VOCABULARY - 30)), ("c", token_ids(5))):
+        save_file({"input_ids": ids}, tmp_path / name)
+        (tmp_path / name).rename(tmp_path / f"{name}.safetensors")
+    fixed = ("prune", model, "-m", "experts", "-s", "0.5", "--calibration", tmp_path / "a.safetensors", "-q", "--json")
+
+    def compared(out: str, text: str, *more: str) -> object:
+        done = command(*fixed, tmp_path / out, "--compare-calibration", tmp_path / f"{text}.safetensors", *more)
+        return done.json["structure"]["compared"] if done.code == 0 else done.code
+
+    expected = compared("expected", "c")
+    with monkeypatch.context() as patch:
+        patch.setattr("prune_cli.structured.run.report_files", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            compared("out", "b")
+    assert compared("out", "c", "--resume") == expected

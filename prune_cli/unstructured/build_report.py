@@ -67,6 +67,7 @@ def fingerprint(plan: PruningPlan, texts: Texts) -> dict[str, Any]:
         "format": request.format,
         "self_contained": request.self_contained,
         "packed": describe(plan.checkpoint),
+        "text_only": request.text_only,
         "calibrate_by": request.calibrate_by,
         "target": request.target,
         "self_calibration": request.self_calibration,

@@ -30,11 +30,12 @@ def compared_use(
     if run.request.compare_calibration is None:
         return None
     other = _read(run, run.request.compare_calibration)
-    known = run.output.notes.get("compared_experts")
+    note = f"compared_experts {other.sha256}"  # a resumed run may be asked about another text
+    known = run.output.notes.get(note)
     if known is None:
         sums = measure_experts(run.plan, mixtures, run.batches(other.windows), run.progress)
         known = {str(block): each[_TOKENS] for block, each in sums.items()}
-        run.output.note("compared_experts", known)
+        run.output.note(note, known)
     uses = []
     for mixture in mixtures:
         here, there = counted[mixture.block][_TOKENS], known[str(mixture.block)]
