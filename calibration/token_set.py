@@ -31,7 +31,8 @@ class TokenSet:
 
     `ids` (samples, length) int64 on the CPU; `protocol` says how the windows were cut; `seed` is None where nothing is
     drawn; `mask` and `beside` are as in `Batch`; `sha256` is of the ids, their shape and these two;
-    `available_tokens` is how many the windows were taken from.
+    `available_tokens` is how many the windows were taken from; behind the given windows stand `copies` more of each
+    that a model has sampled.
     """
 
     ids: torch.Tensor
@@ -43,11 +44,17 @@ class TokenSet:
     warnings: tuple[str, ...]
     mask: torch.Tensor | None = None
     beside: tuple[Mapping[str, torch.Tensor], ...] = ()
+    copies: int = 0
 
     @property
     def windows(self) -> Batch:
         """All of them, with their padding and what stands beside them."""
         return Batch(self.ids, self.mask, self.beside)
+
+    @property
+    def sampled(self) -> int:
+        """How many of the windows a model has sampled."""
+        return len(self.ids) // (1 + self.copies) * self.copies
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def prune(
     seed: int = 0,
     calibrate_by: CalibrateBy = "sublayer",
     target: Target | None = None,
-    self_calibration: int | None = None,
+    self_calibration: int | Literal["auto"] | None = None,
     eval: str | Path | None = None,
     eval_windows: int | Literal["all"] | None = None,
     generate: int | None = None,

@@ -66,7 +66,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "exclude": st.lists(_WORDS, max_size=3).map(tuple),
     "calibrate_by": st.just("sublayer"),
     "target": st.sampled_from(["pruned", "dense"]),
-    "self_calibration": st.integers(0, 64),
+    "self_calibration": st.just("auto") | st.integers(0, 64),
     "eval": st.none() | _WORDS,
     "generate": st.none() | st.integers(1, 99),
     "eval_windows": st.sampled_from([None, 3, "all"]),

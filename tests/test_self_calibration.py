@@ -14,7 +14,7 @@ import methods.admm as admm
 from calibration.batch import Batch
 from methods._pattern import Unstructured
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.engine.self_calibration import sample_windows
+from prune_cli.engine.self_calibration import copies_for, sample_windows
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Silent
@@ -84,19 +84,46 @@ def _weights(folder: Path) -> dict[str, list[Any]]:
     }
 
 
-def test_best_samples_one_window_for_each(llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand) -> None:
-    shared = ["--preset", "best", "--calibration", tokens_file, "--json", "-q"]
-    plan = command("prune", llama, tmp_path / "out", *shared, "--dry-run")
-    assert plan.json["calibration_tokens"] == 2 * SAMPLES * LENGTH
-    without = command("prune", llama, tmp_path / "out", *shared, "--dry-run", "--self-calibration", 0)
-    assert without.json["calibration_tokens"] == SAMPLES * LENGTH
+@pytest.mark.parametrize(("samples", "copies", "include"), [(20, 2, "*"), (20, 1, "*q_proj*"), (22, 0, "*q_proj*")])
+def test_best_samples_until_each_input_of_the_widest_layer_has_16_tokens(
+    llama: Path, tmp_path: Path, command: RunCommand, samples: int, copies: int, include: str
+) -> None:
+    """The widest layer has 64 inputs, q_proj 32; 480 and 528 tokens are given."""
+    save_file({"input_ids": token_ids(samples=samples)}, tmp_path / "tokens.safetensors")
+    shared = [
+        "--preset",
+        "best",
+        "--calibration",
+        tmp_path / "tokens.safetensors",
+        "--include",
+        include,
+        "--json",
+        "-q",
+    ]
+    plan = command("prune", llama, tmp_path / "out", *shared, "--dry-run").json
+    assert (plan["calibration_tokens"], plan["sampled_tokens"]) == (
+        (1 + copies) * samples * LENGTH,
+        copies * samples * LENGTH,
+    )
+    shared += ["-o", "steps=1", "-o", "polish=0"]
+    auto = command("prune", llama, tmp_path / "auto", *shared).json
+    told = command("prune", llama, tmp_path / "told", *shared, "--self-calibration", copies).json
+    assert _weights(tmp_path / "auto") == _weights(tmp_path / "told")
+    assert auto["calibration"] == told["calibration"]
+    assert auto["sampled"] == told["sampled"] == copies * samples
+    assert ("self-calibration" in (tmp_path / "auto" / "README.md").read_text()) == (copies > 0)
+
+
+def test_auto_stops_at_three_windows_for_each() -> None:
+    assert [copies_for(tokens, 100) for tokens in (1, 400, 401, 534, 800, 1599, 1600)] == [3, 3, 3, 2, 1, 1, 0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["-m", "magnitude", "--self-calibration", 1], "magnitude needs none: leave it out"),
-        (["-m", "wanda", "--self-calibration", -1], "must be 0 to 64"),
+        (["-m", "wanda", "--self-calibration", 65], "must be 0 to 64, or auto"),
+        (["-m", "wanda", "--self-calibration", "some"], "must be a whole number or auto"),
         (["-m", "depth", "--self-calibration", 1], "--self-calibration is for methods that make weights sparse"),
     ],
 )

@@ -230,7 +230,7 @@ def test_grids_hold_exactly_what_was_typed(text: str, expected: tuple[float, ...
 
 
 def test_methods_with_steps() -> None:
-    assert parse_method("best") == {"method": "admm", "target": "dense", "self_calibration": 1}
+    assert parse_method("best") == {"method": "admm", "target": "dense", "self_calibration": "auto"}
     assert parse_method("wanda+swaps+reconstruct+dense") == {
         "method": "wanda", "refine": "swaps", "reconstruct": True, "target": "dense",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from prune_cli.checkpoint.inputs import ALLOCATION_TABLE, CALIBRATION, EVALUATION, STATISTICS_FILE
-from prune_cli.commands.options import batch_size_of, eval_windows_of, key_values
+from prune_cli.commands.options import batch_size_of, eval_windows_of, key_values, self_calibration_of
 from prune_cli.errors import RequestError
 from prune_cli.request.presets import PRESETS, with_preset
 from prune_cli.request.request import PruneRequest
@@ -24,6 +24,7 @@ _READ = {
     "options": key_values,
     "batch_size": batch_size_of,
     "eval_windows": eval_windows_of,
+    "self_calibration": self_calibration_of,
     "include": tuple,
     "exclude": tuple,
     "out": Path,

@@ -85,18 +85,20 @@ def key_values(pairs: list[str]) -> dict[str, str]:
 
 
 def batch_size_of(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or len(text) > _MOST_DIGITS:
-        raise RequestError(f"--batch-size is {text!r}, but must be a whole number or auto.")
-    return int(text)
+    return "auto" if text == "auto" else _number("--batch-size", text, "auto")
 
 
 def eval_windows_of(text: str) -> int | Literal["all"]:
-    if text == "all":
-        return "all"
+    return "all" if text == "all" else _number("--eval-windows", text, "all")
+
+
+def self_calibration_of(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else _number("--self-calibration", text, "auto")
+
+
+def _number(option: str, text: str, word: str) -> int:
     if not text.isdecimal() or len(text) > _MOST_DIGITS:
-        raise RequestError(f"--eval-windows is {text!r}, but must be a whole number or all.")
+        raise RequestError(f"{option} is {text!r}, but must be a whole number or {word}.")
     return int(text)
 
 

@@ -166,10 +166,12 @@ Target = Annotated[
     ),
 ]
 SelfCalibration = Annotated[
-    int | None,
+    str | None,
     typer.Option(
+        metavar="N|auto",
         help="So many more windows for each calibration window, sampled by the dense model (one more forward pass): "
-        "solvers fit few tokens too closely [default: 0; 1 with --preset best, 2 with max].",
+        "solvers fit few tokens too closely. auto: as many as make 16 tokens for each input of the widest linear layer "
+        "that is solved for, at most 3 [default: 0; auto with --preset best and max].",
         rich_help_panel=TEXT,
     ),
 ]

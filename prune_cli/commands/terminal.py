@@ -140,7 +140,8 @@ def show_dry_run(console: Console, plan: DryRun) -> None:
     table.add_row("read", size(plan.bytes_read))
     table.add_row("written", size(plan.bytes_written))
     tokens = "none needed" if plan.calibration_tokens is None else f"{plan.calibration_tokens:,} tokens"
-    table.add_row("calibration", tokens)
+    sampled = f", {plan.sampled_tokens:,} of them sampled by the dense model" if plan.sampled_tokens else ""
+    table.add_row("calibration", tokens + sampled)
     table.add_row("peak memory, estimated", size(plan.peak_host_bytes))
     if plan.peak_device_bytes is not None:
         table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))

@@ -23,18 +23,18 @@ def usual_windows(opened: OpenModel, samples: int, length: int) -> int:
     request, model = opened.request, opened.model
     blocks = sum(info.entry.count for info in model.tensor_map.values() if info.block is not None)
     head = model.vocab_size * model.hidden_size
-    passes = (1 + request.self_calibration) * (2 if request.calibrate_by == "block" else 1)
+    passes = (1 + opened.copies(samples * length)) * (2 if request.calibrate_by == "block" else 1)
     cost = _MEASURED_TWICE * (blocks + head)
     return max(FEWEST, samples * passes * blocks // cost, int(_FEW_SECONDS / (cost * length)))
 
 
-def evaluation_memory(opened: OpenModel, calibration_tokens: int | None) -> int:
+def evaluation_memory(opened: OpenModel, given_tokens: int | None) -> int:
     """Estimated bytes of --eval: hidden states that travel together, a block, the head with one batch of logits."""
     request, model = opened.request, opened.model
     if opened.evaluation is None:
         return 0
     length, itemsize = usual_length(opened), opened.dtype.itemsize
-    samples = (calibration_tokens or 0) // (1 + request.self_calibration) // length
+    samples = (given_tokens or 0) // length
     asked = request.eval_windows
     windows = asked if isinstance(asked, int) else usual_windows(opened, samples, length)
     states = windows * length * model.hidden_size * itemsize * STATES_PER_TOKEN

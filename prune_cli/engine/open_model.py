@@ -62,6 +62,11 @@ class OpenModel:
         """How many of `windows` go through the model at once."""
         return pick_batch_size(self.request.batch_size, self.device, windows.length)
 
+    def copies(self, tokens: int) -> int:
+        """How many windows the dense model samples for each of those that hold `tokens`."""
+        asked = self.request.self_calibration
+        return 0 if asked == "auto" else asked
+
     def batches(self, windows: Batch) -> list[Batch]:
         return windows.split(self.batch_size(windows))
 
@@ -151,13 +156,12 @@ def usual_length(opened: OpenModel) -> int:
     return opened.request.seq_len or min(DEFAULT_SEQ_LEN, opened.model.position_limit or DEFAULT_SEQ_LEN)
 
 
-def calibration_tokens(opened: OpenModel) -> int | None:
-    """Samples x length, sampled ones too, of a text as far as it can be told unread; stored tokens are counted."""
+def given_tokens(opened: OpenModel) -> int | None:
+    """Samples x length of the calibration text as far as it can be told unread; stored tokens are counted."""
     if opened.calibration is None:
         return None
     request = opened.request
     if opened.calibration.kind == "tokens":
         reader = TextReader(opened.model, None, request.seq_len, request.seed)
-        given = reader.read(opened.calibration, "calibration", request.samples).windows.tokens
-        return given * (1 + request.self_calibration)
-    return (request.samples or DEFAULT_SAMPLES) * usual_length(opened) * (1 + request.self_calibration)
+        return reader.read(opened.calibration, "calibration", request.samples).windows.tokens
+    return (request.samples or DEFAULT_SAMPLES) * usual_length(opened)

@@ -3,6 +3,8 @@
 Each token of a new window is drawn from what the model predicts after the text before it (one forward pass for all
 windows, no generation), so that new words come in the contexts of the given text. After Williams, Chrysostomou &
 Aletras, Self-calibration for Language Model Quantization and Pruning, arXiv:2410.17170, who generate whole texts.
+`auto` stops at ENOUGH tokens for each input of the widest linear layer: beyond them nothing is gained
+(docs/quality.md).
 """
 
 from __future__ import annotations
@@ -21,6 +23,14 @@ from prune_cli.progress import Progress
 SELF_CALIBRATION_PAPER = (
     "Williams, Chrysostomou & Aletras, Self-calibration for Language Model Quantization and Pruning, arXiv:2410.17170"
 )
+
+ENOUGH = 16
+_MOST_AUTO = 3
+
+
+def copies_for(tokens: int, inputs: int) -> int:
+    """What `auto` is with `tokens` given ones: so many windows for each that `inputs` have ENOUGH, up to 3."""
+    return min(-(-ENOUGH * inputs // tokens) - 1, _MOST_AUTO) if tokens < ENOUGH * inputs else 0
 
 
 def self_calibrated(
@@ -42,7 +52,8 @@ def self_calibrated(
     ids = torch.cat([given.ids, sample_windows(model, given, copies, batch_size, seed, progress)])
     mask = None if given.mask is None else given.mask.repeat(1 + copies, 1)
     protocol = f"{tokens.protocol}; then {copies} of each, every token sampled by the dense model from the given text"
-    return replace(tokens, ids=ids, mask=mask, protocol=f"{protocol} before it", sha256=sha256_of(Batch(ids, mask)))
+    sha256 = sha256_of(Batch(ids, mask))
+    return replace(tokens, ids=ids, mask=mask, protocol=f"{protocol} before it", sha256=sha256, copies=copies)
 
 
 @torch.no_grad()

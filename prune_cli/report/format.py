@@ -39,7 +39,9 @@ def method_name(report: Report) -> str:
     """The method with its steps, and what else was asked of it: 'preset best (admm, dense target)'."""
     request = report.request
     parts = [report.method.name, *(["dense target"] if request.target == "dense" else [])]
-    parts += ["self-calibration"] if request.self_calibration else []
+    # A report of before `auto` was has no count.
+    sampled = report.sampled if request.self_calibration == "auto" else request.self_calibration
+    parts += ["self-calibration"] if sampled else []
     told = ", ".join(parts)
     return told if request.preset is None else f"preset {request.preset} ({told})"
 

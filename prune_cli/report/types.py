@@ -281,8 +281,8 @@ class Report:
     """Everything about one run. Sparse weights have an `allocation`, smaller dense models a `structure`.
 
     `inputs` has the sha256 of all that was read, calibration before windows of the model's own were added.
-    `output_error_rows` stand for the calibration tokens in output_error; as many as tokens means exact. `matched` is
-    what --match-blocks did to each block.
+    The last `sampled` calibration samples are such. `output_error_rows` stand for the calibration tokens in
+    output_error; as many as tokens means exact. `matched` is what --match-blocks did to each block.
     """
 
     schema_version: Annotated[int, Keywords(const=SCHEMA_VERSION)]
@@ -296,6 +296,7 @@ class Report:
     method: MethodReport
     allocation: AllocationReport | None
     calibration: TextReport | None
+    sampled: Count = 0
     output_error_rows: Positive | None
     evaluation: EvaluationReport | None
     continuations: tuple[Continuation, ...] = ()

@@ -10,8 +10,8 @@ from prune_cli.errors import RequestError, did_you_mean
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda"},
     "balanced": {"method": "admm"},
-    "best": {"method": "admm", "target": "dense", "self_calibration": 1},
-    "max": {"method": "admm", "target": "dense", "self_calibration": 2, "match_blocks": True},
+    "best": {"method": "admm", "target": "dense", "self_calibration": "auto"},
+    "max": {"method": "admm", "target": "dense", "self_calibration": "auto", "match_blocks": True},
 }
 
 
@@ -19,8 +19,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 SUMMARIES = {
     "fast": "Wanda: a score of weight times input decides what goes; what stays is not changed.",
     "balanced": "ADMM: for each linear layer, mask and kept weights are solved for together.",
-    "best": "ADMM towards the outputs of the dense model (--target dense), on twice the text: the model samples "
-    "as much again (--self-calibration 1).",
+    "best": "ADMM towards the outputs of the dense model (--target dense); where tokens are few, the model "
+    "samples more by itself (--self-calibration auto).",
     "max": "best, then each pruned block is trained against the dense one while it is in memory (--match-blocks).",
 }
 
@@ -28,7 +28,7 @@ SUMMARIES = {
 COSTS = {
     "fast": "",
     "balanced": "",
-    "best": "; all of it on twice the tokens, a forward pass to sample them, and the dense model beside",
+    "best": "; the dense model beside; of few tokens up to four times as many, and a forward pass to sample them",
     "max": "; as best, and then some epochs of training for each block",
 }
 

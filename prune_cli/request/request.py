@@ -61,7 +61,7 @@ class PruneRequest:
     exclude: tuple[str, ...] = ()
     calibrate_by: CalibrateBy = "sublayer"
     target: Target = "pruned"
-    self_calibration: int = field(default=0, metadata={"schema": {"minimum": 0}})
+    self_calibration: int | Literal["auto"] = field(default=0, metadata={"schema": {"minimum": 0}})
     eval: str | None = None
     eval_windows: int | Literal["all"] | None = field(default=None, metadata={"schema": {"minimum": 1}})
     generate: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
@@ -178,8 +178,9 @@ class PruneRequest:
             raise RequestError("--target dense needs --calibrate-by sublayer: the two streams stop at every map.")
 
     def _check_self_calibration(self, pipeline: Pipeline) -> None:
-        if not 0 <= self.self_calibration <= _MOST_COPIES:
-            raise RequestError(f"--self-calibration is {self.self_calibration}, but must be 0 to {_MOST_COPIES}.")
+        asked = self.self_calibration
+        if asked != "auto" and not 0 <= asked <= _MOST_COPIES:
+            raise RequestError(f"--self-calibration is {asked}, but must be 0 to {_MOST_COPIES}, or auto.")
         if self.self_calibration and not pipeline.needs:
             raise RequestError(f"--self-calibration makes calibration text, and {pipeline} needs none: leave it out.")
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from prune_cli.checkpoint.layout import changed_layout
-from prune_cli.engine.open_model import calibration_tokens
+from prune_cli.engine.open_model import given_tokens
 from prune_cli.packed.output import describe
 from prune_cli.report.types import NotLoaded, Size
 from prune_cli.request.request import PruneRequest
@@ -48,7 +48,7 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
     change = removal.example()
     entries = changed_layout(prepared.checkpoint, change.tensors).entries
     before, after = sizes(prepared, change, entries, stored_output(prepared, change).layout.nbytes)
-    tokens = calibration_tokens(prepared)
+    tokens = given_tokens(prepared)
     cost = removal.cost("" if tokens is None else f" of {tokens:,} tokens")
     return StructuredDryRun(
         model=request.model,

@@ -38,7 +38,7 @@ class SweepTexts(Texts):
 
     def of(self, point: Point) -> TokenSet:
         """What `point` is calibrated on."""
-        found = self.sampled.get(point.request.self_calibration, self.calibration)
+        found = self.sampled.get(point.copies, self.calibration)
         assert found is not None
         return found
 

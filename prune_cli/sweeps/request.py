@@ -19,7 +19,8 @@ DEFAULT_SPARSITIES = "0:0.9:0.1"
 class Point:
     """One way of pruning: `request` says how; `method` is as typed.
 
-    `block` is set where only this block is pruned, `allocation` where tensors give unevenly, `on` names the text.
+    `block` is set where only this block is pruned, `allocation` where tensors give unevenly, `on` names the text;
+    `copies` of each calibration window are sampled beside it, once the text is known.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Point:
     block: int | None = None
     allocation: Mapping[str, float] | None = None
     on: str = "data"
+    copies: int = 0
 
     @property
     def key(self) -> str:
@@ -36,7 +38,7 @@ class Point:
             "pipeline": str(asked.pipeline()),
             "options": asked.pipeline().options_as_json(),
             "target": asked.target,
-            "self_calibration": asked.self_calibration,
+            "self_calibration": self.copies,
             "sparsity": asked.sparsity,
             "pattern": asked.pattern,
             "block": self.block,

@@ -54,7 +54,7 @@ class SweepPlan:
     def load(self, points: Sequence[Point]) -> Load:
         """What `points` weigh, and how many of them go side by side."""
         calibration = self.texts.calibration.ids.numel() if self.texts.calibration else 0
-        copies = max((point.request.self_calibration for point in points), default=0)
+        copies = max((point.copies for point in points), default=0)
         tokens = calibration * (1 + copies) + self.texts.evaluation.ids.numel()
         return load_of(self.plan, points, tokens, len(self.plans))
 
@@ -97,7 +97,15 @@ def plan_sweep(request: SweepRequest, progress: Progress) -> SweepPlan:
     alone = request.sensitivity_points(_blocks_to_prune(plan))
     for point in (*grid, *alone[:1]):
         _check_inside_blocks(plan_of(point, plan, plan.model))
-    return SweepPlan(plans, read_texts(request, plan, [*grid, *alone], progress), grid, alone)
+    texts = read_texts(request, plan, [*grid, *alone], progress)
+    return SweepPlan(plans, texts, *([_settled(point, plan, texts) for point in points] for points in (grid, alone)))
+
+
+def _settled(point: Point, plan: PruningPlan, texts: SweepTexts) -> Point:
+    """With what `prune` would make of --self-calibration for this text."""
+    if texts.calibration is None:
+        return point
+    return replace(point, copies=plan_of(point, plan, plan.model).copies_of(texts.calibration))
 
 
 def _devices(request: SweepRequest) -> list[str]:
@@ -135,7 +143,7 @@ def read_texts(request: SweepRequest, plan: PruningPlan, points: Sequence[Point]
 def with_sampled(sweep_plan: SweepPlan, progress: Progress) -> SweepPlan:
     """The windows that the dense model samples for points with --self-calibration, as `prune` would sample them."""
     calibration, plan = sweep_plan.texts.calibration, sweep_plan.plan
-    numbers = {point.request.self_calibration for point in sweep_plan.points} - {0}
+    numbers = {point.copies for point in sweep_plan.points} - {0}
     if calibration is None or not numbers:
         return sweep_plan
     request = sweep_plan.points[0].request

@@ -78,8 +78,8 @@ def measure_points(
     follow = [point for point in points if point.request.target == "dense"]
     kinds = [[point for point in points if point.request.target != "dense"]]
     # Those that share a dense stream have the same tokens.
-    for copies in sorted({point.request.self_calibration for point in follow}):
-        kinds.append([point for point in follow if point.request.self_calibration == copies])
+    for copies in sorted({point.copies for point in follow}):
+        kinds.append([point for point in follow if point.copies == copies])
     groups = [kind[at : at + together] for kind in kinds for at in range(0, len(kind), together)]
     size = max((len(group) for group in groups), default=0)
     workers = [Worker(plan, size + bool(follow)) for plan in plans[: len(groups)]]

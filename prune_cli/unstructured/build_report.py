@@ -70,7 +70,7 @@ def fingerprint(plan: PruningPlan, texts: Texts) -> dict[str, Any]:
         "text_only": request.text_only,
         "calibrate_by": request.calibrate_by,
         "target": request.target,
-        "self_calibration": request.self_calibration,
+        "self_calibration": texts.calibration.copies if texts.calibration else 0,
         "match_blocks": request.match_blocks,
         "pruned tensors": hashlib.sha256(names.encode()).hexdigest(),
         "calibration": texts.calibration.sha256 if texts.calibration else None,
@@ -101,6 +101,7 @@ def assemble_report(
     tensors = [
         _tensor_report(plan, allocation, d, zeros[d.name], errors.get(d.name), notes.get(d.name, ())) for d in decisions
     ]
+    sampled = calibration.sampled if calibration else 0
     trained = all_trained(plan.model) if run.request.match_blocks else set()
     tensors = [
         replace(each, action="refitted", reason=_TRAINED) if each.action == "kept" and each.name in trained else each
@@ -115,9 +116,10 @@ def assemble_report(
         model=model_facts(plan, output.input_hashes),
         inputs=all_inputs(run),
         output=Output(str(run.request.out), hashes.result()),
-        method=_method(plan),
+        method=_method(plan, sampled),
         allocation=AllocationReport(**allocation.to_dict()),
         calibration=text_report(calibration) if calibration else None,
+        sampled=sampled,
         output_error_rows=sketch_rows(calibration.windows.tokens) if calibration else None,
         evaluation=evaluation,
         totals=_totals(decisions, n_of_m(plan.pattern), zeros, written, plan.checkpoint.nbytes),
@@ -151,28 +153,28 @@ def _alone(plan: PruningPlan) -> list[tuple[int, ...]]:
     return [(block,) for block in range(len(plan.model.blocks))]
 
 
-def _method(plan: PruningPlan) -> MethodReport:
+def _method(plan: PruningPlan, sampled: int) -> MethodReport:
     pipeline = plan.pipeline
     return MethodReport(
         name=str(pipeline),
-        summary=_told(plan),
-        papers=list(dict.fromkeys(_papers(plan))),
+        summary=_told(plan, sampled),
+        papers=list(dict.fromkeys(_papers(plan, sampled))),
         options=pipeline.options_as_json(),
     )
 
 
-def _told(plan: PruningPlan) -> str:
+def _told(plan: PruningPlan, sampled: int) -> str:
     """What method, steps and settings do, without a full stop."""
     request, pipeline = plan.request, plan.pipeline
     parts = [pipeline.method.summary, *(step.step.summary for step in pipeline.steps)]
     if request.target == "dense":
         parts.append("what is solved for follows the outputs of the dense model")
-    if request.self_calibration:
+    if sampled:
         parts.append("the dense model sampled calibration text of its own beside the given one")
     return "; ".join(parts)
 
 
-def _papers(plan: PruningPlan) -> Iterator[str]:
+def _papers(plan: PruningPlan, sampled: int) -> Iterator[str]:
     """Of the method and of every part beside it."""
     request = plan.request
     yield plan.pipeline.method.paper
@@ -181,7 +183,7 @@ def _papers(plan: PruningPlan) -> Iterator[str]:
         yield STRATEGIES[request.allocate].paper
     if request.target == "dense":
         yield DENSE_TARGET_PAPER
-    if request.self_calibration:
+    if sampled:
         yield SELF_CALIBRATION_PAPER
 
 

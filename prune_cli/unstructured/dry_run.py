@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.engine.eval_windows import evaluation_memory
 from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
-from prune_cli.engine.open_model import calibration_tokens
+from prune_cli.engine.open_model import given_tokens
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.packed.output import describe, output_bytes
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
@@ -42,6 +42,8 @@ class ClassOfTensors:
 class DryRun:
     """Nothing was read but headers; `bytes_written` are those of the output's weights.
 
+    Of the `calibration_tokens`, the dense model would sample `sampled_tokens`.
+
     Memory is an estimate in bytes, evaluation included; `peak_device_bytes` is None on a CPU.
     """
 
@@ -59,6 +61,7 @@ class DryRun:
     bytes_read: int
     bytes_written: int
     calibration_tokens: int | None
+    sampled_tokens: int
     peak_host_bytes: int
     peak_device_bytes: int | None
     gain: str
@@ -72,8 +75,10 @@ class DryRun:
 def dry_run(request: PruneRequest) -> DryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
     plan = prepare(request)
-    tokens = calibration_tokens(plan)
-    work = max(_working_memory(plan, tokens), evaluation_memory(plan, tokens))
+    given = given_tokens(plan)
+    sampled = 0 if given is None else given * plan.copies(given)
+    tokens = None if given is None else given + sampled
+    work = max(_working_memory(plan, tokens), evaluation_memory(plan, given))
     on_cpu = plan.device.type == "cpu"
     zeros = {name: pruned_parameters(plan.decisions[name].info, plan.pattern) for name in plan.pruned_names()}
     sparse = _sparse_bytes(plan, zeros)
@@ -93,6 +98,7 @@ def dry_run(request: PruneRequest) -> DryRun:
         bytes_read=plan.checkpoint.nbytes * 2,
         bytes_written=output_bytes(plan.checkpoint) if sparse is None else sparse,
         calibration_tokens=tokens,
+        sampled_tokens=sampled,
         peak_host_bytes=_LIBRARIES + largest + (work if on_cpu else 0),
         peak_device_bytes=None if on_cpu else work,
         gain=gain_of_zeros(n_of_m(plan.pattern))

@@ -38,8 +38,8 @@ def matching_samples(run: Run[PruningPlan]) -> Samples:
 
     Raises RequestError for a single sample.
     """
-    windows, copies = run.calibration.windows, run.request.self_calibration
-    given = len(windows) // (1 + copies)
+    windows = run.calibration.windows
+    given = len(windows) // (1 + run.calibration.copies)
     if given < 2:
         raise RequestError(
             f"{run.calibration.source} gives one sample, but --match-blocks needs at least 2, of which one is held "

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from calibration.tokens import TokenSet
 from methods._allocation import mean_sparsity
 from methods._pattern import Pattern, Unstructured
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.open_model import OpenModel, open_model
+from prune_cli.engine.self_calibration import copies_for
 from prune_cli.errors import RequestError
+from prune_cli.model.orientation import matrix_shape
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.packed.output import config_of_output, keeps_packed, output_bytes
 from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
@@ -35,6 +38,17 @@ class PruningPlan(OpenModel):
     pattern: Pattern
     allocation_file: dict[str, float] | None
     config: str | None
+
+    def copies(self, tokens: int) -> int:
+        if self.request.self_calibration != "auto":
+            return self.request.self_calibration
+        widest = max(matrix_shape(info)[1] for info in self.pruned_infos().values())
+        return copies_for(tokens, widest) if "gram" in self.pipeline.needs else 0
+
+    def copies_of(self, given: TokenSet) -> int:
+        """As `copies`; `auto` leaves samples with images or the like as they are, of which none can be sampled."""
+        left_open = self.request.self_calibration == "auto"
+        return 0 if left_open and given.beside else self.copies(given.windows.tokens)
 
     def pruned_infos(self, group: int | None = None) -> dict[str, TensorInfo]:
         """The tensors to prune: of one block, of what lies outside (group = number of blocks), or all of them."""

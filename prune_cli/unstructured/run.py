@@ -83,7 +83,7 @@ def _with_sampled(plan: PruningPlan, texts: Texts, progress: Progress) -> Texts:
     if given is None:
         return texts
     size, request = plan.batch_size(given.windows), plan.request
-    sampled = self_calibrated(given, request.self_calibration, plan.model, size, request.seed, progress)
+    sampled = self_calibrated(given, plan.copies_of(given), plan.model, size, request.seed, progress)
     return replace(texts, calibration=sampled)
 
 
