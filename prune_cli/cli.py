@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="With --version: libraries, devices and folders too.")
@@ -47,6 +49,9 @@ def main(
         for line in installation() if verbose else ():
             typer.echo(line)
         raise typer.Exit
+    if context.invoked_subcommand != "bench":
+        # Threads that spin for one another crawl beside a busy process; `bench` measures plain torch.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 app.command(cls=Command)(prune)

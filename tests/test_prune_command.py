@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,18 @@ def test_dry_run_writes_nothing_and_says_what_would_happen(
     assert "2:4 zeros make the file no smaller" in dry.json["gain"]
     text = command("prune", llama, tmp_path / "other", "-m", "magnitude", "--dry-run")
     assert "peak memory, estimated" in text.stdout
+
+
+@pytest.mark.parametrize(("set_before", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_passively_unless_the_environment_says_otherwise(
+    set_before: str | None, then: str, llama: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", set_before or "")
+    if set_before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert command("prune", llama, tmp_path / "out", "-m", "magnitude", "-q").code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == then
+    assert json.loads((tmp_path / "out" / "prune_report.json").read_text())["environment"]["omp_wait_policy"] == then
 
 
 def test_the_python_api(llama: Path, tmp_path: Path, tokens_file: Path) -> None:

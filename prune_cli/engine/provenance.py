@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -101,6 +102,7 @@ def environment(opened: Opened, batch_size: int | None) -> Environment:
         compute_dtype=str(opened.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         batch_size=batch_size,
+        omp_wait_policy=os.environ.get("OMP_WAIT_POLICY"),
     )
 
 

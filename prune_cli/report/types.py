@@ -217,7 +217,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a run ran; `batch_size` is None where no text was needed."""
+    """Where a run ran; `batch_size` is None where no text was needed, `omp_wait_policy` where OpenMP chooses."""
 
     python: str
     versions: Mapping[str, str]
@@ -226,6 +226,7 @@ class Environment:
     compute_dtype: str
     threads: Positive
     batch_size: Positive | None
+    omp_wait_policy: str | None = None
 
 
 @dataclass(frozen=True)

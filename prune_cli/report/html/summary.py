@@ -15,7 +15,7 @@ from prune_cli.report.structure_tables import NOT_LOADED, BlockTable, block_tabl
 from prune_cli.request.command_line import command_of
 
 if TYPE_CHECKING:
-    from prune_cli.report.types import EvaluationReport, Report, StructureReport, TextReport, Totals
+    from prune_cli.report.types import Environment, EvaluationReport, Report, StructureReport, TextReport, Totals
     from prune_cli.request.request import PruneRequest
 
 
@@ -168,11 +168,16 @@ def _settings(report: Report) -> list[tuple[str, str]]:
         rows.append(("Evaluation", f"{_text(report.evaluation.text)} {report.evaluation.protocol}"))
     rows += [
         ("Made", f"{report.created} by {report.tool.name} {report.tool.version}"),
-        ("Device", f"{environment.device}, {environment.compute_dtype}, {environment.threads} threads"),
+        ("Device", f"{environment.device}, {environment.compute_dtype}, {_threads(environment)}"),
         ("System", f"{environment.platform}, Python {environment.python}"),
         ("Versions", ", ".join(f"{name} {number}" for name, number in environment.versions.items())),
     ]
     return rows
+
+
+def _threads(environment: Environment) -> str:
+    policy = environment.omp_wait_policy
+    return f"{environment.threads} threads" + (f", OMP_WAIT_POLICY={policy}" if policy else "")
 
 
 def _text(text: TextReport) -> str:
