@@ -11,8 +11,7 @@ MODEL := examples/demo-model
 	touch .venv/ready
 
 demo: .venv/ready
-	$(BIN)/prune-cli prune $(MODEL) demo-out --method wanda --sparsity 0.5 --eval builtin --overwrite
-	$(BIN)/prune-cli inspect demo-out
+	$(BIN)/prune-cli prune $(MODEL) demo-out --method wanda --sparsity 0.5 --eval builtin --generate 16 --overwrite
 
 test: .venv/ready
 	$(BIN)/python -m pytest

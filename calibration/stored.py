@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from calibration.batch import Batch
 from calibration.errors import CalibrationError
+from calibration.stored_shape import check_stored
 from calibration.token_set import TokenRequest, TokenSet, sha256_of
 
 _AS_STORED = "tokens as stored, one row a sample"
@@ -26,16 +27,7 @@ def stored_windows(want: TokenRequest) -> TokenSet:
     """
     given = want.source.given
     stored = _joined([_read(path) for path in want.source.files])
-    if want.seq_len is not None and want.seq_len != stored.length:
-        raise CalibrationError(
-            f"{given} holds samples of {stored.length} tokens, which are used as they are: "
-            f"leave out --seq-len {want.seq_len}."
-        )
-    if want.samples is not None and want.samples > len(stored):
-        raise CalibrationError(
-            f"{given} holds {len(stored)} samples, but --samples asks for {want.samples}: ask for {len(stored)} at "
-            "most."
-        )
+    check_stored(given, (len(stored), stored.length), want.samples, want.seq_len)
     chosen = stored[slice(want.samples)]
     return TokenSet(
         chosen.ids.contiguous(),

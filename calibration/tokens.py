@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from calibration.batch import Batch
-from calibration.errors import CalibrationError
+from calibration.errors import CalibrationError, no_tokenizer
 from calibration.opening import Opening, find_opening
 from calibration.packing import packed
 from calibration.papers import paper_windows
@@ -40,10 +40,7 @@ def load_tokens(
         tokens = stored_windows(want)
         tokens = tokens if tokenizer is None else _with_beginning_warned(tokens, find_opening(tokenizer))
     elif tokenizer is None:
-        raise CalibrationError(
-            f"The model's folder has no tokenizer, which {source.given} needs: add its tokenizer files, "
-            "or give a .safetensors file with input_ids."
-        )
+        raise no_tokenizer(source.given)
     elif source.kind == "paper":
         tokens = paper_windows(want, tokenizer)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from methods._torch import torch
 
 
 def align(costs: torch.Tensor) -> list[int]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from methods._pattern import NofM, Pattern
+from methods._torch import torch
 
 
 def exchange(

@@ -1,12 +1,13 @@
 """Parts that the solvers share: a damped Gram matrix, and the target that the pruned map should reproduce."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
 
-import torch
-
 from methods._pattern import zeroed
+from methods._torch import torch
 
 _MOST_RAISES = 8
 

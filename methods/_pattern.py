@@ -1,10 +1,12 @@
 """Which weights of a map compete with each other, and how many of them go."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
+from methods._torch import torch
 
 # From this many values on, bounds from a sample make a selection faster; and how many values to sample.
 _LONG_ROW, _SAMPLE = 1 << 18, 1 << 15

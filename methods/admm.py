@@ -1,14 +1,15 @@
 """ADMM: alternates between the best weights and the best mask, both from the Gram matrix (Boža, arXiv:2401.02938)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-
 from methods._gram import alpha_option, conjugate_gradients, damped, drift, mixed_gram, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
+from methods._torch import torch
 
 _MOST_SHRINKAGE = 0.3
 

@@ -1,15 +1,16 @@
 """DSnoT: another method's mask, then prune-and-grow without training (Zhang et al., arXiv:2310.08915)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-
-import torch
 
 from methods import magnitude, sparsegpt, wanda
 from methods._dsnot_released import exchange
 from methods._method import Method, Pruned
 from methods._pattern import Pattern, zeroed
+from methods._torch import torch
 from methods.steps import dsnot
 
 _STARTS = {"wanda": wanda.METHOD, "magnitude": magnitude.METHOD, "sparsegpt": sparsegpt.METHOD}

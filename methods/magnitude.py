@@ -1,13 +1,14 @@
 """Magnitude: the smallest weights go (for the one-shot use: Jaiswal et al., NeurIPS 2023)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-
 from methods._method import Method, Pruned
 from methods._pattern import Pattern, Unstructured, keep_highest, zeroed
+from methods._torch import torch
 
 
 @dataclass(frozen=True)

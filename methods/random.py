@@ -1,11 +1,12 @@
 """Random: the baseline that any score must beat (Liu et al., ICLR 2022)."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
 from methods._method import Method, NoOptions, Pruned
 from methods._pattern import Pattern, keep_highest, zeroed
+from methods._torch import torch
 
 
 def prune(

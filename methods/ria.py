@@ -1,12 +1,13 @@
 """RIA: relative importance times input activity (Zhang et al., Plug-and-Play, ICLR 2024, equations 3 and 4)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from methods._method import Method, Pruned
 from methods._pattern import Pattern, keep_highest, zeroed
+from methods._torch import torch
 
 
 @dataclass(frozen=True)

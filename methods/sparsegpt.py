@@ -1,13 +1,14 @@
 """SparseGPT: column by column, the error of a pruned weight pushed into the later ones (Frantar & Alistarh, 2023)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import torch
 
 from methods._gram import alpha_option, damped, dense_target, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_highest_count, pruned_count, zeroed
+from methods._torch import torch
 
 # Fewer columns than this are not worth a product of matrices.
 _ONE_BY_ONE = 16

@@ -1,11 +1,12 @@
 """Wanda: weight times input norm, compared within a row (Sun et al., arXiv:2306.11695, equation 1)."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
 from methods._method import Method, NoOptions, Pruned
 from methods._pattern import Pattern, keep_highest, zeroed
+from methods._torch import torch
 
 
 def prune(

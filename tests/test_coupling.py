@@ -49,7 +49,7 @@ REFUSED: dict[tuple[str, GroupName], str] = {
 
 
 def opened(folder: Path) -> OpenModel:
-    return open_model(PruneRequest(model=str(folder), out=folder.parent / "out"), needs_text=False)
+    return open_model(PruneRequest(model=str(folder), out=folder.parent / "out"))
 
 
 @pytest.mark.parametrize("kind", sorted({*MLP, *HEADS, *(kind for kind, _ in REFUSED)}))

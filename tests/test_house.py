@@ -17,7 +17,7 @@ _ORDER = [
     {"checkpoint", "request"},
     {"report"},
     {"sparse", "packed", "recipes"},
-    {"model", "hub"},
+    {"model", "hub", "preflight"},
     {"engine", "loading", "soup"},
     {"recovery"},
     {"unstructured", "structured", "evaluation", "bench"},

@@ -24,7 +24,7 @@ Sums = TypeVar("Sums", StateSums, ExpertSums)
 
 
 def opened(folder: Path) -> OpenModel:
-    return open_model(PruneRequest(model=str(folder), out=folder.parent / "out"), needs_text=False)
+    return open_model(PruneRequest(model=str(folder), out=folder.parent / "out"))
 
 
 def batches() -> list[Batch]:

@@ -160,5 +160,5 @@ def test_a_dry_run_tells_the_sizes(uniform: bool, llama: Path, tmp_path: Path, t
 )
 def test_other_architectures_compute_the_same_with_listed_shapes(kind: str, part: GroupName, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", kind, shards=False, tokenizer=False)
-    model = open_model(PruneRequest(model=str(folder), out=tmp_path / "out"), needs_text=False)
+    model = open_model(PruneRequest(model=str(folder), out=tmp_path / "out"))
     assert verified_group(model, part, 1 if part == "heads" else 32, with_overrides=True).consumers

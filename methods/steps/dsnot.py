@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-
 from methods._method import Pruned, Step
 from methods._pattern import NofM, Pattern, infinite, zeroed
+from methods._torch import torch
 
 _FEW_CYCLES = 16
 

@@ -1,13 +1,14 @@
 """Least squares for the kept weights of any mask, by conjugate gradients on all rows at once."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import torch
 
 from methods._gram import alpha_option, conjugate_gradients, dense_target
 from methods._method import Pruned, Step
 from methods._pattern import Pattern, zeroed
+from methods._torch import torch
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Exact 1-swaps: a kept weight and a pruned one change places while the row's output error falls (arXiv:2512.10922)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-
-import torch
-from torch.nn.functional import embedding_bag
 
 from methods._gram import alpha_option, mixed_gram
 from methods._method import Pruned, Step
 from methods._pattern import NofM, Pattern, infinite, zeroed
+from methods._torch import torch
 
 # A gain must stand out of the rounding of the terms that it is the difference of.
 _ROUNDING = 1e-5
@@ -86,7 +86,7 @@ def _difference(weight: torch.Tensor, moved: torch.Tensor, keep: torch.Tensor, g
     many = moved.sum(1)
     value = weight[row, place]
     amount = torch.where(keep[row, place], -value, value)
-    return embedding_bag(place, gram, many.cumsum(0) - many, per_sample_weights=amount, mode="sum")
+    return torch.nn.functional.embedding_bag(place, gram, many.cumsum(0) - many, per_sample_weights=amount, mode="sum")
 
 
 def _swap_anywhere(

@@ -1,6 +1,8 @@
 """Tables that name experts, as the hash routers of DeepSeek-V4 have them: for every token the experts it is sent to."""
 
-import torch
+from __future__ import annotations
+
+from methods._torch import torch
 
 
 def without_removed(table: torch.Tensor, kept: torch.Tensor, router: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Optimal Brain Surgeon for whole units: remove what the others can make up for, a few at a time."""
 
-import torch
+from __future__ import annotations
 
 from methods._gram import damped
+from methods._torch import torch
 
 
 def eliminate(

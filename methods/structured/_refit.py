@@ -1,8 +1,9 @@
 """What is left takes over: new values for the kept input columns of a map whose other inputs are gone."""
 
-import torch
+from __future__ import annotations
 
 from methods._gram import damped
+from methods._torch import torch
 
 
 def least_squares(

@@ -3,13 +3,14 @@
 Statistics are of the consuming map's inputs: `sq_norm` and `variance` (in,).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 
-import torch
-
+from methods._torch import torch
 from methods.structured._units import Units
 
-Score = Callable[[Units, Mapping[str, torch.Tensor]], torch.Tensor]
+Score = Callable[[Units, Mapping[str, "torch.Tensor"]], "torch.Tensor"]
 
 
 def magnitude(units: Units, statistics: Mapping[str, torch.Tensor]) -> torch.Tensor:

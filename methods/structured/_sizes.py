@@ -1,8 +1,10 @@
 """How many units every block keeps, where blocks may differ: exact budgets, whatever the rule that spreads them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
-import torch
+from methods._torch import torch
 
 
 def coarse_shares(importance: torch.Tensor) -> torch.Tensor:

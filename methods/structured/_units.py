@@ -1,8 +1,10 @@
 """The hidden units of one part of a block: channels of an MLP, or attention heads by whole key-value groups."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
-import torch
+from methods._torch import torch
 
 
 @dataclass(frozen=True)

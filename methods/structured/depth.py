@@ -1,11 +1,12 @@
 """Depth: whole decoder blocks go, chosen by what the hidden states or the loss say about them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
+from methods._torch import torch
 from methods.structured._method import StructuredMethod
 
 # How many blocks greedy looks at more closely.

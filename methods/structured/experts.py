@@ -1,11 +1,12 @@
 """Experts: of every mixture the same number goes, those whose outputs say least for the tokens sent to them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
+from methods._torch import torch
 from methods.structured._method import StructuredMethod
 
 # Sums over the tokens sent to each expert, (experts,) in float64: their number, ||f(x)||, its square, and g ||f(x)||.

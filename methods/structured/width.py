@@ -1,12 +1,13 @@
 """Width: channels of the MLPs and attention heads go, and the maps that read them are fitted anew."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from methods._gram import dense_target, raised_damping
+from methods._torch import torch
 from methods.structured._method import StructuredMethod
 from methods.structured._obs import eliminate
 from methods.structured._refit import bias_of_removed, least_squares

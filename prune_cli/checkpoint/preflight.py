@@ -7,17 +7,16 @@ import shutil
 from pathlib import Path
 
 from prune_cli.checkpoint.file_names import CONFIG_FILE, REPORT_JSON, partial_folder
-from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
 
 _SPARE_BYTES = 1 << 26
 
 
-def check_output(out: Path, source: Checkpoint, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output that cannot be made, before any work: taken, or inside the model's folder."""
+def check_output(out: Path, source: Path | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output that cannot be made, before any work: taken, or inside `source`, the model's folder."""
     resolved = out.expanduser().resolve()
-    model = source.folder.resolve()
-    if resolved == model or model in resolved.parents or resolved in model.parents:
+    model = source.resolve() if source is not None else None
+    if model is not None and (resolved == model or model in resolved.parents or resolved in model.parents):
         raise RequestError(f"{out} and the model's folder {model} lie in each other: choose another OUT.")
     if os.path.lexists(out) and not overwrite:
         raise RequestError(f"{out} exists already: choose another OUT, or add --overwrite to replace it.")

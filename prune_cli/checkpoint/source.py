@@ -23,6 +23,11 @@ class Source:
 
 def resolve_model(given: str, revision: str | None) -> Source:
     """Find `given` on this machine, or fetch it from the hub; raises RequestError or PruneError in one sentence."""
+    return local_model(given, revision) or _fetch(given, revision)
+
+
+def local_model(given: str, revision: str | None) -> Source | None:
+    """The folder that `given` names, None for a model id of the hub; raises RequestError for what is neither."""
     if not given.strip():
         raise RequestError("MODEL is an empty name: give the folder of a checkpoint or a model id of the hub.")
     path = Path(given).expanduser()
@@ -34,7 +39,7 @@ def resolve_model(given: str, revision: str | None) -> Source:
         raise RequestError(_file_given(path))
     if given.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(given):
         raise RequestError(f"{given} is not there: give the folder of a checkpoint or a model id of the hub.")
-    return _fetch(given, revision)
+    return None
 
 
 def _file_given(path: Path) -> str:

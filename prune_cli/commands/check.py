@@ -62,6 +62,7 @@ def check(
     with report_failures(as_json=as_json, verbose=verbose):
         from prune_cli.checks.request import GateRequest
         from prune_cli.checks.rules import Thresholds
+        from prune_cli.preflight.requests import check_models
 
         request = GateRequest(
             target=target,
@@ -78,7 +79,9 @@ def check(
             allow_changed_inputs=allow_changed_inputs,
         )
         on_github = github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true"
-        options.calm_libraries(verbose=verbose, quiet=quiet)
+        if not request.is_report:
+            check_models([(target, revision)])
+            options.begin((target,), verbose=verbose, quiet=quiet)
         passed = _decide(request, junit, on_github, as_json=as_json, quiet=quiet)
     if not passed:
         raise typer.Exit(1)

@@ -43,7 +43,10 @@ def compare(
     with report_failures(as_json=as_json, verbose=verbose):
         if prompt and prompts is not None:
             raise RequestError("--prompt and --prompts exclude each other: give texts, or a file of them.")
-        options.calm_libraries(verbose=verbose, quiet=quiet)
+        from prune_cli.preflight.requests import check_models
+
+        check_models([(model, revision), (dense, None)])
+        options.begin((model, dense), verbose=verbose, quiet=quiet)
         from prune_cli.commands.terminal import show_continuations
         from prune_cli.evaluation.compare import CompareRequest, compare_texts, read_prompt_file
         from prune_cli.progress import progress_on

@@ -50,6 +50,9 @@ def convert(
     sparse-bitmask and sparse-24-bitmask. docs/sparse-safetensors.md has the format.
     """
     with report_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.preflight.requests import check_models
+
+        check_models([(model, revision)])
         from prune_cli.commands.terminal import show_conversion
         from prune_cli.progress import progress_on
         from prune_cli.sparse.convert import ConvertRequest

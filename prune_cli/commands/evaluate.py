@@ -83,12 +83,15 @@ def evaluate(
         )
         if not verbose:
             _calm_harness()
+        from prune_cli.preflight.requests import check_models
+
+        check_models([(model, revision), *([(against, None)] if against is not None else [])], [(data, None)], seq_len)
+        options.begin([model] if against is None else [model, against], verbose=verbose, quiet=quiet)
         from prune_cli.commands.terminal import show_evaluation, show_tasks
         from prune_cli.evaluation.harness import TasksRequest, measure_tasks
         from prune_cli.evaluation.perplexity import EvaluationRequest, measure
         from prune_cli.progress import progress_on
 
-        options.calm_libraries(verbose=verbose, quiet=quiet)
         shared = {
             "model": model,
             "against": against,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -112,6 +113,13 @@ def print_result(document: str, *, as_json: bool, quiet: bool, show: Any) -> Non
         sys.stdout.write(document)
     elif not quiet:
         show(Console(markup=False))  # names may hold brackets
+
+
+def begin(models: Sequence[str], *, verbose: bool, quiet: bool) -> None:
+    """A line at once, for a request that nothing refused, and then the seconds that torch and transformers take."""
+    if not quiet:
+        typer.echo(f"Reading {' and '.join(models)}", err=True)
+    calm_libraries(verbose=verbose, quiet=quiet)
 
 
 def calm_libraries(*, verbose: bool, quiet: bool) -> None:

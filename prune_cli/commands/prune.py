@@ -71,10 +71,13 @@ def prune(
     The linear layers of the decoder blocks are pruned; embeddings, output head, norms, routers and biases stay.
     Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted (continue with --resume).
     """
+    from prune_cli.preflight.requests import check_prune
+
     with report_failures(as_json=as_json, verbose=verbose):
         request, words = _request(context, recipe, save_recipe)
     with report_failures(as_json=as_json, verbose=verbose, out=request.out):
-        options.calm_libraries(verbose=verbose, quiet=quiet)
+        check_prune(request, writes=not dry_run)
+        options.begin((request.model,), verbose=verbose, quiet=quiet)
         if dry_run:
             revision, inputs = _tell(request, as_json=as_json, quiet=quiet), {}
         else:

@@ -100,6 +100,7 @@ def recover(
     prune-cli recover ./pruned ./recovered --teacher ./dense --calibration my.jsonl --eval held-out.jsonl
     """
     with report_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.preflight.requests import check_models, check_new_folder
         from prune_cli.progress import progress_on
         from prune_cli.recovery.render import show_recovery
         from prune_cli.recovery.request import RecoverRequest
@@ -127,7 +128,9 @@ def recover(
             revision=revision,
         )
         request.check()
-        options.calm_libraries(verbose=verbose, quiet=quiet)
+        check_models([(model, revision), (teacher, None)], [(calibration, samples), (evaluation, None)], seq_len)
+        check_new_folder(out, (model, teacher), resume=resume, overwrite=overwrite)
+        options.begin((model, teacher), verbose=verbose, quiet=quiet)
         from prune_cli.recovery.run import recover as run
 
         with progress_on(Console(stderr=True), quiet=quiet) as progress:

@@ -50,7 +50,13 @@ def soup(
     prune-cli soup ./a ./b ./soup --weights 0.7,0.3 --masks intersection --dry-run
     """
     with report_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.preflight.requests import check_models, check_new_folder
         from prune_cli.progress import progress_on
+
+        check_models([(given, None) for given in models])
+        if not dry_run:
+            check_new_folder(out, models, resume=resume, overwrite=overwrite)
+        options.begin(models, verbose=verbose, quiet=quiet)
         from prune_cli.soup.run import SoupRequest
         from prune_cli.soup.run import soup as average
         from prune_cli.soup.table import show_soup

@@ -66,6 +66,7 @@ def sweep(
     --data with the uniform allocation and with random search.
     """
     with report_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.preflight.requests import check_prune
         from prune_cli.sweeps.request import SweepRequest
 
         request = SweepRequest(
@@ -97,7 +98,9 @@ def sweep(
         )
         request.check()
         wanted = _search_request(request, search, budget, held_out, dry_run=dry_run)
-        options.calm_libraries(verbose=verbose, quiet=quiet)
+        for pruning in {each.request.pattern: each.request for each in request.points()}.values():
+            check_prune(pruning, writes=False)
+        options.begin((model,), verbose=verbose, quiet=quiet)
         if wanted is not None:
             _search(wanted, as_json=as_json, quiet=quiet)
         else:

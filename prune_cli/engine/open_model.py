@@ -14,13 +14,14 @@ from prune_cli.checkpoint.dtypes import FLOATS, SHORT_FLOATS, torch_dtype
 from prune_cli.checkpoint.preflight import check_output
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.engine.texts import TextReader, check_seq_len, open_text
+from prune_cli.engine.texts import TextReader, check_seq_len
 from prune_cli.errors import RequestError
 from prune_cli.model.open_checkpoint import dequantised
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.text_only import text_only
 from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.output import as_asked, keeps_packed
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
 from prune_cli.sparse.dense_view import refuse_sparse
 
@@ -71,14 +72,13 @@ class OpenModel:
         return windows.split(self.batch_size(windows))
 
 
-def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) -> OpenModel:
+def open_model(request: PruneRequest, *, writes: bool = True) -> OpenModel:
     """What every way of pruning needs; raises RequestError (or PruneError when the hub fails).
 
     Without `writes`, no checkpoint will be written to OUT, and it is not looked at.
     """
-    calibration = (
-        open_text(DEFAULT_SOURCE if request.calibration is None else request.calibration) if needs_text else None
-    )
+    given = DEFAULT_SOURCE if request.calibration is None else request.calibration
+    calibration = open_text(given) if request.needs_text else None
     evaluation = open_text(request.eval) if request.eval is not None else None
     device = pick_device(request.device)
     source = resolve_model(request.model, request.revision)
@@ -86,7 +86,7 @@ def open_model(request: PruneRequest, *, needs_text: bool, writes: bool = True) 
     refuse_sparse(checkpoint)
     checkpoint = as_asked(dequantised(checkpoint), request.packed, default=_packed_by_default(request))
     if writes:
-        check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
+        check_output(request.out, checkpoint.folder, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)
     trust = request.trust_remote_code
     model = StreamedModel(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)

@@ -6,21 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from calibration.errors import CalibrationError
-from calibration.sources import Role, parse_source
+from calibration.sources import Role
 from calibration.sources import Source as TextSource
 from calibration.tokens import TokenSet, load_tokens, some_windows
 from prune_cli.errors import RequestError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN
-
-
-def open_text(text: str) -> TextSource:
-    if not text.strip():
-        raise RequestError("The text to read is an empty name: give a file, a folder, or a name like builtin.")
-    try:
-        return parse_source(text)
-    except CalibrationError as error:
-        raise RequestError(str(error)) from error
 
 
 @dataclass(frozen=True)

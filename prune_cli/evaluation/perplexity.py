@@ -12,11 +12,12 @@ from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.evaluate import PROTOCOL, compare, evaluate
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.provenance import text_report
-from prune_cli.engine.texts import TextReader, check_seq_len, open_text, read_evaluation
+from prune_cli.engine.texts import TextReader, check_seq_len, read_evaluation
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.dense_model import check_dense, revision_of_dense
 from prune_cli.report.types import Comparison, Evaluation, TextReport

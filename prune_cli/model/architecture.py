@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import reprlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from prune_cli.checkpoint.config_file import POSITION_LIMITS, has_tokenizer, read_config
 from prune_cli.errors import RequestError, one_line
 from prune_cli.model.shape_overrides import is_sized, resize
 from prune_cli.sparse.config import OURS, is_ours, without_ours
@@ -33,28 +32,6 @@ _AUTO_CLASSES: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToT
 _NO_BLOCK_SEQUENCE = frozenset({"xlm", "hrm_text"})
 # Their forward refuses a text without an image.
 _NEEDS_IMAGES = frozenset({"idefics", "kosmos-2", "kosmos-2.5"})
-_POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as it stands; raises RequestError where there is none or it is no JSON object."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise RequestError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not valid JSON ({error}): download it again.") from error
-    if not isinstance(config, dict):
-        raise RequestError(f"{path} is no JSON object: download it again.")
-    for key, kind, wanted in (
-        ("model_type", str, "a text"),
-        ("architectures", list, "a list of class names"),
-        ("auto_map", dict, "an object"),
-    ):
-        if config.get(key) is not None and not isinstance(config[key], kind):
-            raise RequestError(f"{path} has {key} = {reprlib.repr(config[key])}, expected {wanted}: download it again.")
-    return config
 
 
 def causal_config(folder: Path, trust_remote_code: bool) -> Any:
@@ -211,8 +188,7 @@ def setting(config: Any, name: str) -> Any:
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
     """The checkpoint's tokenizer, or None where the folder has none."""
-    known = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
-    if not any((folder / name).is_file() for name in known):
+    if not has_tokenizer(folder):
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -226,7 +202,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
 def position_limit(config: Any) -> int | None:
     """The longest sequence that the config allows, None where it names none."""
     text = config.get_text_config()
-    limits = [setting(text, name) for name in _POSITION_LIMITS]
+    limits = [setting(text, name) for name in POSITION_LIMITS]
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 

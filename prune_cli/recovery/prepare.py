@@ -15,12 +15,13 @@ from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.self_calibration import self_calibrated
-from prune_cli.engine.texts import TextReader, check_seq_len, open_text, read_evaluation
+from prune_cli.engine.texts import TextReader, check_seq_len, read_evaluation
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import dequantised, open_checkpoint
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.packed.output import as_asked, output_bytes
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress
 from prune_cli.recovery.counterparts import counterparts
 from prune_cli.recovery.match_blocks import Pair, Samples, held_out_of, samples_per_step
@@ -98,8 +99,8 @@ def prepare(request: RecoverRequest) -> RecoveryPlan:
     checkpoint = Checkpoint.open(source.folder)
     refuse_sparse(checkpoint)
     checkpoint = as_asked(dequantised(checkpoint), None, default="bf16")
-    check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
-    check_output(request.out, Checkpoint.open(teacher_source.folder), resume=request.resume, overwrite=True)
+    check_output(request.out, checkpoint.folder, resume=request.resume, overwrite=request.overwrite)
+    check_output(request.out, teacher_source.folder, resume=request.resume, overwrite=True)
     dtype = pick_dtype(request.dtype, device, checkpoint)
     model = _model(request, source, checkpoint, device, dtype)
     teacher = _model(request, teacher_source, open_checkpoint(teacher_source.folder), device, dtype)

@@ -137,6 +137,16 @@ class PruneRequest:
         """Whether the output is a smaller dense model, not one of sparse weights."""
         return self.method in structured_names()
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text is read: something needs it, or it was named."""
+        if self.calibration is not None:
+            return True
+        if self.is_structured:
+            return load_structured(self.method).needs_text(self.structured_options())
+        allocation_reads = self.allocate in STRATEGIES and STRATEGIES[self.allocate].needs_text
+        return bool(self.pipeline().needs) or self.match_blocks or allocation_reads
+
     def structured_options(self) -> Any:
         """The frozen options of a structured method; raises RequestError for those that do not exist."""
         return parse_options(f"the method {self.method}", load_structured(self.method).options, self.options)

@@ -109,7 +109,7 @@ def _open(request: SoupRequest) -> list[Ingredient]:
     ]
     for ingredient in ingredients:
         refuse_sparse(ingredient.checkpoint)
-        check_output(request.out, ingredient.checkpoint, resume=request.resume, overwrite=request.overwrite)
+        check_output(request.out, ingredient.checkpoint.folder, resume=request.resume, overwrite=request.overwrite)
     check_space(request.out, ingredients[0].checkpoint.nbytes)
     return ingredients
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from prune_cli.checkpoint.config_file import read_config
 from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source
 from prune_cli.checkpoint.stored_values import broken
 from prune_cli.errors import RequestError
-from prune_cli.model.architecture import read_config
 from prune_cli.progress import Progress
 from prune_cli.soup.average import Masks, is_sparse, same_bytes
 

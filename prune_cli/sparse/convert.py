@@ -93,7 +93,7 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     masked = _has_bitmasks(request, checkpoint)
     if not masked:
         _check_input(request, checkpoint)
-    check_output(request.out, checkpoint, resume=request.resume, overwrite=request.overwrite)
+    check_output(request.out, checkpoint.folder, resume=request.resume, overwrite=request.overwrite)
     check_space(request.out, dense_bytes(checkpoint) if masked else _needed_bytes(request, checkpoint))
     config = _config(request, source)
     if request.self_contained:

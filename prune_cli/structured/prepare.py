@@ -27,8 +27,7 @@ def prepare_structured(request: PruneRequest, *, writes: bool = True) -> Prepare
     request.check()
     method = load_structured(request.method)
     options = request.structured_options()
-    needs_text = method.needs_text(options) or request.calibration is not None
-    opened = open_model(request, needs_text=needs_text, writes=writes)
+    opened = open_model(request, writes=writes)
     unknown = unknown_in_blocks(opened.model.tensor_map)
     if unknown and not request.allow_unsupported:
         raise RequestError(

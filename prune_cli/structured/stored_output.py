@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prune_cli.checkpoint.config_file import read_config
 from prune_cli.checkpoint.layout import Layout, OutputTensor, changed_layout
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.errors import RequestError
-from prune_cli.model.architecture import read_config
 from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.detect import find_packed
 from prune_cli.packed.module_lists import check_lists, renumber_modules

@@ -16,10 +16,11 @@ from prune_cli.checkpoint.inputs import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
 from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report, versions
 from prune_cli.engine.self_calibration import self_calibrated
-from prune_cli.engine.texts import TextReader, open_text, read_evaluation
+from prune_cli.engine.texts import TextReader, read_evaluation
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.packed.output import describe, exact_values
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.request import DEFAULT_SOURCE, check_device
 from prune_cli.sweeps.curves import knees, point_reports, sensitivity

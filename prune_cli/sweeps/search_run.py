@@ -14,9 +14,10 @@ from calibration.tokens import TokenSet
 from prune_cli.checkpoint.inputs import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, by_tokens, mean, standard_error, summary
 from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report
-from prune_cli.engine.texts import TextReader, open_text
+from prune_cli.engine.texts import TextReader
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import load_tokenizer
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress, Silent
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import DEFAULT_SOURCE

@@ -14,6 +14,7 @@ from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo, unknown_in_blocks
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import DEFAULT_SPARSITY, PruneRequest, split_pattern
+from prune_cli.request.tensor_names import check_fits, check_globs
 
 # Their inputs are known when a batch arrives there; for all others only methods without statistics work.
 ROLES_WITH_INPUTS = frozenset({"linear map", "expert", "output head"})
@@ -69,25 +70,17 @@ def _chosen(infos: Mapping[str, TensorInfo], request: PruneRequest) -> set[str]:
 
     Of an extra head it adds the maps, where it matches any.
     """
+    check_globs(infos, request)
     default = {name for name, info in infos.items() if not info.head and _is_map(info)}
     of_heads = {name for name, info in infos.items() if info.head and _is_map(info)}
     narrowed: set[str] = set()
     added: set[str] = set()
     for glob in request.include:
         matches = {name for name in infos if fnmatchcase(name, glob)}
-        if not matches:
-            raise RequestError(
-                f"--include {glob!r} matches no tensor: prune-cli inspect {request.model} lists the names."
-            )
         if matches & default:
             narrowed |= matches & default
         else:
             added |= matches & of_heads or matches
-    for glob in request.exclude:
-        if not any(fnmatchcase(name, glob) for name in infos):
-            raise RequestError(
-                f"--exclude {glob!r} matches no tensor: prune-cli inspect {request.model} lists the names."
-            )
     return (narrowed or default) | added
 
 
@@ -119,12 +112,8 @@ def _check_prunable(model: StreamedModel, decision: Decision, pipeline: Pipeline
             f"{name} is no linear layer whose inputs could be measured ({info.role}): "
             "leave it out of --include, or use --method magnitude."
         )
-    inputs = matrix_shape(info)[1]
-    if isinstance(pattern, NofM) and inputs % pattern.of:
-        raise RequestError(
-            f"{name} has {inputs} inputs, no multiple of {pattern.of}, so {pattern} does not fit: "
-            f"add --exclude {name!r} or use --sparsity."
-        )
+    if isinstance(pattern, NofM):
+        check_fits(name, matrix_shape(info)[1], (pattern.keep, pattern.of))
 
 
 def pruned_parameters(info: TensorInfo, pattern: Pattern) -> int:

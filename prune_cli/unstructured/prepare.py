@@ -16,7 +16,7 @@ from prune_cli.errors import RequestError
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.packed.output import config_of_output, keeps_packed, output_bytes
-from prune_cli.request.allocation import FILE, STRATEGIES, read_allocation
+from prune_cli.request.allocation import FILE, read_allocation
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import (
     PruneRequest,
@@ -68,9 +68,7 @@ def prepare(request: PruneRequest, *, writes: bool = True) -> PruningPlan:
     """Check all that can be checked without weights; raises as `open_model` does."""
     request.check()
     pipeline = request.pipeline()
-    needs_text = bool(pipeline.needs) or request.calibration is not None or request.match_blocks
-    needs_text = needs_text or _allocation_needs_text(request)
-    opened = open_model(request, needs_text=needs_text, writes=writes)
+    opened = open_model(request, writes=writes)
     if request.match_blocks and keeps_packed(opened.checkpoint):
         raise RequestError("--match-blocks trains weights, which --packed keep cannot store: add --packed bf16.")
     config, sparse = config_of_output(opened.checkpoint), request.format == "sparse"
@@ -95,10 +93,6 @@ def _largest_files(checkpoint: Checkpoint) -> int:
     """While files are encoded, they are there twice."""
     sizes = sorted((checkpoint.folder / file).stat().st_size for file in checkpoint.files)
     return sum(sizes[-FILES_AT_A_TIME:])
-
-
-def _allocation_needs_text(request: PruneRequest) -> bool:
-    return request.allocate in STRATEGIES and STRATEGIES[request.allocate].needs_text
 
 
 def _allocation_file(request: PruneRequest, decisions: Mapping[str, Decision]) -> dict[str, float] | None:

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from prune_cli.checkpoint.config_file import read_config
 from prune_cli.checkpoint.source import Source
 from prune_cli.errors import RequestError
-from prune_cli.model.architecture import read_config
 from prune_cli.model.extra_heads import counted_heads
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.packed.output import output_config

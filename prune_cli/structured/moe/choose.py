@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from methods.structured.experts import Options, choose, keep_count, scores
+from prune_cli.checkpoint.config_file import read_config
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.seeds import seed_of
-from prune_cli.engine.texts import open_text
 from prune_cli.errors import RequestError
-from prune_cli.model.architecture import model_on_meta, read_config
+from prune_cli.model.architecture import model_on_meta
 from prune_cli.packed.output import output_bytes, output_config
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.report.types import BlockChange
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from

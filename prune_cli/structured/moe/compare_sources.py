@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from calibration.tokens import TokenSet
 from prune_cli.engine.provenance import text_report
 from prune_cli.engine.run_context import Run
-from prune_cli.engine.texts import TextReader, open_text
+from prune_cli.engine.texts import TextReader
 from prune_cli.model.architecture import load_tokenizer
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.report.types import ExpertComparison, ExpertUse
 from prune_cli.structured.moe.expert_statistics import measure_experts
 from prune_cli.structured.moe.mixtures import Mixture

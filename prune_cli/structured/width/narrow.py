@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from methods.structured.width import Options, default_multiple, kept_units
+from prune_cli.checkpoint.config_file import read_config
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
@@ -17,7 +18,7 @@ from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import RequestError
-from prune_cli.model.architecture import model_on_meta, read_config
+from prune_cli.model.architecture import model_on_meta
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.packed.output import output_bytes, output_config
 from prune_cli.report.types import BlockChange
