@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prune_cli import prune
-from prune_cli.evaluation.perplexity import EvaluationRequest, measure
+from prune_cli.evaluation.perplexity import measure
+from prune_cli.evaluation.requests import EvaluationRequest
 from prune_cli.model.architecture import calm_libraries
 from prune_cli.report.format import table
 

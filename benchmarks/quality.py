@@ -18,7 +18,8 @@ from typing import Any
 
 from watch import watch
 
-from prune_cli.evaluation.perplexity import EvaluationRequest, measure
+from prune_cli.evaluation.perplexity import measure
+from prune_cli.evaluation.requests import EvaluationRequest
 from prune_cli.model.architecture import calm_libraries
 from prune_cli.report.format import table
 

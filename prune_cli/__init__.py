@@ -159,7 +159,8 @@ def evaluate(
     where the request cannot be met and PruneError where the run fails.
     """
     given = _fields(locals())
-    from prune_cli.evaluation.perplexity import EvaluationRequest, measure
+    from prune_cli.evaluation.perplexity import measure
+    from prune_cli.evaluation.requests import EvaluationRequest
 
     return measure(EvaluationRequest(**given))
 

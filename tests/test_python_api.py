@@ -22,7 +22,7 @@ from prune_cli.commands.prune import prune as prune_command
 from prune_cli.commands.recover import recover as recover_command
 from prune_cli.commands.sweep import sweep as sweep_command
 from prune_cli.commands.verify import verify as verify_command
-from prune_cli.evaluation.perplexity import EvaluationRequest
+from prune_cli.evaluation.requests import EvaluationRequest
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.request.presets import PRESETS
 from prune_cli.request.request import PruneRequest

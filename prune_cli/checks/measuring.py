@@ -153,7 +153,8 @@ def _run(
     progress: Progress,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Perplexities and distances on one text, both models in step."""
-    from prune_cli.evaluation.perplexity import EvaluationRequest, measure
+    from prune_cli.evaluation.perplexity import measure
+    from prune_cli.evaluation.requests import EvaluationRequest
 
     own_length = report.request.seq_len if report is not None and request.data is None else None
     windows, seed = _windows(request, report)

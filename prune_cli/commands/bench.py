@@ -54,13 +54,8 @@ def bench(
     prune-cli bench Qwen/Qwen3-0.6B --prompt-tokens 1024 --new-tokens 128 --batch-size 8 --device cuda --json
     """
     with report_failures(as_json=as_json, verbose=verbose):
+        from prune_cli.bench.request import BenchRequest
         from prune_cli.preflight.requests import check_models
-
-        check_models([(model, revision), *([(against, against_revision)] if against is not None else [])])
-        options.begin([model] if against is None else [model, against], verbose=verbose, quiet=quiet)
-        from prune_cli.bench.run import BenchRequest
-        from prune_cli.bench.run import bench as measure
-        from prune_cli.bench.table import show_bench
         from prune_cli.progress import progress_on
 
         request = BenchRequest(
@@ -78,6 +73,12 @@ def bench(
             trust_remote_code=trust_remote_code,
             verbose=verbose,
         )
+        request.check()
+        check_models([(model, revision), *([(against, against_revision)] if against is not None else [])])
+        options.begin([model] if against is None else [model, against], verbose=verbose, quiet=quiet)
+        from prune_cli.bench.run import bench as measure
+        from prune_cli.bench.table import show_bench
+
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             result = measure(request, progress)
         options.print_result(

@@ -43,14 +43,9 @@ def compare(
     with report_failures(as_json=as_json, verbose=verbose):
         if prompt and prompts is not None:
             raise RequestError("--prompt and --prompts exclude each other: give texts, or a file of them.")
+        from prune_cli.evaluation.requests import CompareRequest, read_prompt_file
         from prune_cli.preflight.requests import check_models
-
-        check_models([(model, revision), (dense, None)])
-        options.begin((model, dense), verbose=verbose, quiet=quiet)
-        from prune_cli.commands.terminal import show_continuations
-        from prune_cli.evaluation.compare import CompareRequest, compare_texts, read_prompt_file
         from prune_cli.progress import progress_on
-        from prune_cli.report.continuations import as_markdown
 
         chosen = tuple(prompt or ()) if prompts is None else read_prompt_file(prompts)
         request = CompareRequest(
@@ -64,6 +59,13 @@ def compare(
             revision=revision,
             allow_changed_inputs=allow_changed_inputs,
         )
+        request.check()
+        check_models([(model, revision), (dense, None)])
+        options.begin((model, dense), verbose=verbose, quiet=quiet)
+        from prune_cli.commands.terminal import show_continuations
+        from prune_cli.evaluation.compare import compare_texts
+        from prune_cli.report.continuations import as_markdown
+
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             result = compare_texts(request, progress)
 

@@ -83,13 +83,8 @@ def evaluate(
         )
         if not verbose:
             _calm_harness()
+        from prune_cli.evaluation.requests import EvaluationRequest, TasksRequest
         from prune_cli.preflight.requests import check_models
-
-        check_models([(model, revision), *([(against, None)] if against is not None else [])], [(data, None)], seq_len)
-        options.begin([model] if against is None else [model, against], verbose=verbose, quiet=quiet)
-        from prune_cli.commands.terminal import show_evaluation, show_tasks
-        from prune_cli.evaluation.harness import TasksRequest, measure_tasks
-        from prune_cli.evaluation.perplexity import EvaluationRequest, measure
         from prune_cli.progress import progress_on
 
         shared = {
@@ -101,24 +96,28 @@ def evaluate(
             "trust_remote_code": trust_remote_code,
             "revision": revision,
         }
-        result = scores = None
+        asked_tasks = asked_text = result = scores = None
+        if tasks is not None:
+            names = tuple(name.strip() for name in tasks.split(","))
+            asked_tasks = TasksRequest(tasks=names, limit=limit, include_path=include_path, **shared)
+            asked_tasks.check()
+        if data is not None:
+            windows = {"eval_windows": eval_windows, "seq_len": seq_len, "seed": seed}
+            asked_text = EvaluationRequest(data=data, allow_changed_inputs=allow_changed_inputs, **windows, **shared)
+            asked_text.check()
+        check_models([(model, revision), *([(against, None)] if against is not None else [])], [(data, None)], seq_len)
+        options.begin([model] if against is None else [model, against], verbose=verbose, quiet=quiet)
+        from prune_cli.commands.terminal import show_evaluation, show_tasks
+        from prune_cli.evaluation.harness import measure_tasks
+        from prune_cli.evaluation.perplexity import measure
+
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
-            if tasks is not None:
-                names = tuple(name.strip() for name in tasks.split(","))
-                asked = TasksRequest(tasks=names, limit=limit, include_path=include_path, **shared)
+            if asked_tasks is not None:
                 # The harness draws bars of its own, whatever it is told.
                 with redirect_stderr(StringIO()) if quiet else nullcontext():
-                    scores = measure_tasks(asked, progress)
-            if data is not None:
-                asked_for_text = EvaluationRequest(
-                    data=data,
-                    eval_windows=eval_windows,
-                    seq_len=seq_len,
-                    seed=seed,
-                    allow_changed_inputs=allow_changed_inputs,
-                    **shared,
-                )
-                result = measure(asked_for_text, progress)
+                    scores = measure_tasks(asked_tasks, progress)
+            if asked_text is not None:
+                result = measure(asked_text, progress)
 
         def show(console: Console) -> None:
             if result is not None:

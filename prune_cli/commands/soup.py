@@ -52,14 +52,7 @@ def soup(
     with report_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.preflight.requests import check_models, check_new_folder
         from prune_cli.progress import progress_on
-
-        check_models([(given, None) for given in models])
-        if not dry_run:
-            check_new_folder(out, models, resume=resume, overwrite=overwrite)
-        options.begin(models, verbose=verbose, quiet=quiet)
-        from prune_cli.soup.run import SoupRequest
-        from prune_cli.soup.run import soup as average
-        from prune_cli.soup.table import show_soup
+        from prune_cli.soup.request import SoupRequest
 
         request = SoupRequest(
             models=tuple(models),
@@ -71,6 +64,14 @@ def soup(
             resume=resume,
             dry_run=dry_run,
         )
+        request.check()
+        check_models([(given, None) for given in models])
+        if not dry_run:
+            check_new_folder(out, models, resume=resume, overwrite=overwrite)
+        options.begin(models, verbose=verbose, quiet=quiet)
+        from prune_cli.soup.run import soup as average
+        from prune_cli.soup.table import show_soup
+
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             report = average(request, progress)
         options.print_result(

@@ -5,37 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from prune_cli.engine.generate import continue_both, read_prompts
 from prune_cli.engine.open_model import pick_device
 from prune_cli.errors import RequestError
-from prune_cli.evaluation.perplexity import EvaluationRequest, open_evaluated
+from prune_cli.evaluation.perplexity import open_evaluated
+from prune_cli.evaluation.requests import CompareRequest, EvaluationRequest
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.continuations import Continuation
 from prune_cli.report.dense_model import check_dense, revision_of_dense
-from prune_cli.request.request import Dtype, check_device
-
-
-@dataclass(frozen=True)
-class CompareRequest:
-    """What was asked for; without `prompts` some of our own are continued."""
-
-    model: str
-    dense: str
-    prompts: tuple[str, ...] = ()
-    tokens: int = 32
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    trust_remote_code: bool = False
-    revision: str | None = None
-    allow_changed_inputs: bool = False
-
-    def check(self) -> None:
-        """Raise RequestError for anything that can be told wrong without the models."""
-        if not 1 <= self.tokens <= 4096:
-            raise RequestError(f"--tokens is {self.tokens}, but must be 1 to 4096.")
-        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -47,18 +25,6 @@ class CompareResult:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-
-def read_prompt_file(path: Path) -> tuple[str, ...]:
-    """A prompt a line, empty lines left out. Raises RequestError for a file that cannot be read or holds none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--prompts {path} cannot be read ({error}): give a text file, a prompt a line.") from error
-    prompts = tuple(line for line in lines if line.strip())
-    if not prompts:
-        raise RequestError(f"--prompts {path} holds no line: give a prompt a line.")
-    return prompts
 
 
 def compare_texts(request: CompareRequest, progress: Progress | None = None) -> CompareResult:

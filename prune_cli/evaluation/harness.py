@@ -11,47 +11,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from prune_cli.checkpoint.source import Source, resolve_model
 from prune_cli.engine.open_model import pick_device, pick_dtype
 from prune_cli.errors import PruneError, RequestError, one_line
+from prune_cli.evaluation.requests import TasksRequest
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.progress import Progress, Silent
-from prune_cli.request.request import Dtype, check_counts, check_device
 
 INSTALL = "pip install 'prune-cli[eval]'"
-
-
-@dataclass(frozen=True)
-class TasksRequest:
-    """What `prune-cli eval --tasks` was asked for; `limit` is the number of examples of each task, None for all."""
-
-    model: str
-    tasks: tuple[str, ...]
-    against: str | None = None
-    include_path: Path | None = None
-    limit: int | None = None
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    trust_remote_code: bool = False
-    revision: str | None = None
-
-    def check(self) -> None:
-        """Raise RequestError for anything that can be told wrong without the models."""
-        check_counts(None, None, self.batch_size)
-        check_device(self.device)
-        if not self.tasks or not all(self.tasks):
-            raise RequestError("--tasks names no task: give names with commas between, as arc_easy,hellaswag.")
-        if self.limit is not None and self.limit < 1:
-            raise RequestError(f"--limit is {self.limit}, but must be at least 1.")
-        if self.include_path is not None and not self.include_path.is_dir():
-            raise RequestError(f"--include-path is {self.include_path}, which is no folder: give one with task YAMLs.")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 
@@ -14,6 +13,7 @@ from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.provenance import text_report
 from prune_cli.engine.texts import TextReader, check_seq_len, read_evaluation
 from prune_cli.errors import RequestError
+from prune_cli.evaluation.requests import EvaluationRequest
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.model.streamed_model import StreamedModel
@@ -21,25 +21,6 @@ from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.dense_model import check_dense, revision_of_dense
 from prune_cli.report.types import Comparison, Evaluation, TextReport
-from prune_cli.request.request import Dtype, check_counts, check_device, check_eval_windows
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What `prune-cli eval` was asked for. None means that the user did not say; `eval_windows` are then all."""
-
-    model: str
-    data: str
-    against: str | None = None
-    eval_windows: int | None = None
-    seq_len: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    trust_remote_code: bool = False
-    revision: str | None = None
-    allow_changed_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,9 +45,7 @@ class EvaluationResult:
 def measure(request: EvaluationRequest, progress: Progress | None = None) -> EvaluationResult:
     """Evaluate as `request` says. Raises RequestError where it cannot be met, PruneError where the run fails."""
     progress = progress or Silent()
-    check_counts(None, request.seq_len, request.batch_size)
-    check_eval_windows(request.eval_windows)
-    check_device(request.device)
+    request.check()
     text = open_text(request.data)
     device = pick_device(request.device)
     source, model = open_evaluated(request.model, request.revision, request, device)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 
 from prune_cli.checkpoint.stored_values import sum_dtype, to_stored
+from prune_cli.soup.request import Masks
 
-Masks = Literal["same", "union", "intersection"]
 # A few zeros come about by chance; from this share on they are taken for a mask.
 SPARSE_SHARE = 0.01
 

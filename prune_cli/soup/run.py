@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.file_names import REPORT_JSON, why_not_copied
@@ -19,52 +17,17 @@ from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import resolve_model
-from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.read import read_report
-from prune_cli.soup.average import Masks, average
+from prune_cli.soup.average import average
 from prune_cli.soup.report import SCHEMA_VERSION, SOUP_REPORT, SoupInput, SoupReport, SoupTensor, SoupTotals
+from prune_cli.soup.request import Masks, SoupRequest
 from prune_cli.soup.survey import Ingredient, TensorSurvey, check_alike, survey
 from prune_cli.sparse.dense_view import refuse_sparse
 from prune_cli.version import __version__
 
 # Tensors that are written, and noted as done, together.
 _GROUP_BYTES = 1 << 26
-_SUM_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class SoupRequest:
-    """What `prune-cli soup` was asked for. `weights` None stands for equal shares."""
-
-    models: tuple[str, ...]
-    out: Path
-    weights: tuple[float, ...] | None = None
-    masks: Masks = "same"
-    allow_changed_inputs: bool = False
-    overwrite: bool = False
-    resume: bool = False
-    dry_run: bool = False
-
-    def check(self) -> None:
-        """Raise RequestError for anything that can be told wrong without the models."""
-        if len(self.models) < 2:
-            raise RequestError("A soup needs at least two models before OUT: prune-cli soup A B OUT.")
-        if self.masks not in typing.get_args(Masks):
-            raise RequestError(f"--masks is {self.masks!r}: choose one of {', '.join(typing.get_args(Masks))}.")
-        if self.weights is None:
-            return
-        if len(self.weights) != len(self.models):
-            raise RequestError(
-                f"--weights has {len(self.weights)} numbers for {len(self.models)} models: one for each."
-            )
-        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
-            raise RequestError("--weights must be above 0, each: leave out a model that shall not count.")
-        if abs(math.fsum(self.weights) - 1) > _SUM_TOLERANCE:
-            raise RequestError(f"--weights add up to {math.fsum(self.weights):g}, but must add up to 1.")
-
-    def shares(self) -> tuple[float, ...]:
-        return self.weights or (1 / len(self.models),) * len(self.models)
 
 
 def soup(request: SoupRequest, progress: Progress | None = None) -> SoupReport:

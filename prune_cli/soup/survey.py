@@ -15,7 +15,8 @@ from prune_cli.checkpoint.source import Source
 from prune_cli.checkpoint.stored_values import broken
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress
-from prune_cli.soup.average import Masks, is_sparse, same_bytes
+from prune_cli.soup.average import is_sparse, same_bytes
+from prune_cli.soup.request import Masks
 
 # They say how a checkpoint was saved or is run, not what its weights mean.
 _CONFIG_IGNORED = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"})
