@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -68,17 +66,6 @@ def command() -> RunCommand:
         return Outcome(result.exit_code, result.stdout, result.stderr)
 
     return run
-
-
-def in_new_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start `prune-cli` as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "prune_cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
 
 
 def token_ids(seed: int = 0, samples: int = SAMPLES, length: int = LENGTH) -> torch.Tensor:

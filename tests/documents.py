@@ -21,13 +21,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tests.conftest import RunCommand
+from tests.programs import programs
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def run_step(step: Step, folder: Path, command: RunCommand, settings: dict[str, 
         exec(compile(step.text, step.where, "exec"), {"__name__": "__main__"})
     else:
         words = ["bash", "-euo", "pipefail", "-c", step.text]
-        done = subprocess.run(words, cwd=folder, env=_environment(folder) | settings, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=folder, env=_environment() | settings, capture_output=True, text=True)
         assert done.returncode == step.code, f"{step.where}: {step.text}\n{done.stdout}\n{done.stderr}"
 
 
@@ -137,17 +137,6 @@ def scratch(folder: Path) -> Path:
     return folder
 
 
-def programs(folder: Path) -> Path:
-    """A folder beside `folder` with the programs `prune-cli` and `python` of these tests, for PATH."""
-    place = folder.with_name(folder.name + "-programs")
-    if not place.exists():
-        place.mkdir()
-        for name, call in (("prune-cli", "-m prune_cli"), ("python", "")):
-            (place / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
-            (place / name).chmod(0o755)
-    return place
-
-
-def _environment(folder: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """A shell in which `prune-cli` and `python` are those of these tests."""
-    return {**os.environ, "PATH": f"{programs(folder)}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    return {**os.environ, "PATH": f"{programs()}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}

@@ -1,36 +1,87 @@
-"""`prune-cli` as a process of its own without the seconds that imports take: a fork of one that has imported it all."""
+"""Processes without the seconds of imports: forks of one that has torch and transformers, and nothing of ours.
+
+Each gets its own environment, working folder and output, as a program that a user starts does.
+"""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+_IMPORTED = (
+    "torch", "safetensors.torch", "huggingface_hub.hf_api", "huggingface_hub.constants", "tokenizers", "typer", "rich",
+    "transformers.modeling_utils", "transformers.generation", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_tokenizers",
+)  # fmt: skip
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([__name__, "prune_cli.run", "prune_cli.sparse.convert", "tests.tiny"])
+_SERVER.set_forkserver_preload(list(_IMPORTED))
 
 
-def run_app(arguments: list[str], stdout: str, stderr: str) -> None:
-    """What the child does: the command line, printing into two files."""
-    for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
-        with Path(path).open("w") as file:
-            os.dup2(file.fileno(), stream.fileno())
-    from prune_cli.cli import app
+@dataclass(frozen=True)
+class _Process:
+    """What a child becomes: `program` is code, or None for the command line of prune-cli."""
 
-    sys.argv = ["prune-cli", *arguments]
-    app()
+    program: str | None
+    arguments: list[str]
+    stdout: str
+    stderr: str
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    folder: str = field(default_factory=os.getcwd)
+
+    def become(self) -> None:
+        for stream, path in ((sys.stdout, self.stdout), (sys.stderr, self.stderr)):
+            with Path(path).open("w") as file:
+                os.dup2(file.fileno(), stream.fileno())
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.folder)
+        _read_the_environment_again()
+        sys.argv = ["prune-cli" if self.program is None else "-c", *self.arguments]
+        if self.program is None:
+            from prune_cli.cli import app
+
+            app()
+        else:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+                del sys.modules[name]
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(self.program, "<program>", "exec"), main.__dict__)
+
+
+def _read_the_environment_again() -> None:
+    """What libraries read at their import, which lies before the fork."""
+    import transformers.dynamic_module_utils as own_code
+    from huggingface_hub import constants
+
+    importlib.reload(constants)
+    own_code.HF_MODULES_CACHE = os.environ.get("HF_MODULES_CACHE", os.path.join(constants.HF_HOME, "modules"))  # noqa: PTH118
 
 
 class ForkedRun:
-    """As subprocess.Popen, as far as the tests ask it."""
+    """As subprocess.Popen of `prune-cli` (or of `python -c PROGRAM`), as far as the tests ask it."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        program: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._files = [str(Path(self._folder.name) / name) for name in ("stdout", "stderr")]
-        self._process = _SERVER.Process(target=run_app, args=([str(each) for each in arguments], *self._files))
+        texts = [str(each) for each in arguments]
+        process = _Process(program, texts, *self._files, dict(env or os.environ), str(cwd or Path.cwd()))
+        self._process = _SERVER.Process(target=process.become)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -53,3 +104,10 @@ class ForkedRun:
         stdout, stderr = (Path(file).read_text() if Path(file).exists() else "" for file in self._files)
         self._folder.cleanup()
         return stdout, stderr
+
+
+def run_program(program: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """`python -c PROGRAM ARGUMENTS`, in which nothing of ours is imported; options as ForkedRun's."""
+    run = ForkedRun(*arguments, program=program, **options)  # pyright: ignore[reportArgumentType]
+    stdout, stderr = run.communicate(timeout=300)
+    return subprocess.CompletedProcess([program, *map(str, arguments)], run.returncode or 0, stdout, stderr)

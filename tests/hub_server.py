@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from tests.conftest import Outcome, in_new_process
+from tests.conftest import Outcome
+from tests.forked import ForkedRun
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -175,11 +175,11 @@ class Machine:
     home: Path
     hub: Hub
 
-    def start(self, *arguments: object, **settings: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, **settings: str) -> ForkedRun:
         """Start `prune-cli` as a process that knows nothing of this machine's own hub settings."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         settings = {"HF_ENDPOINT": self.hub.endpoint, "HF_HOME": str(self.home), **settings}
-        return in_new_process(*arguments, env={**clean, **settings}, cwd=self.home.parent)
+        return ForkedRun(*arguments, env={**clean, **settings}, cwd=self.home.parent)
 
     def run(self, *arguments: object, **settings: str) -> Outcome:
         process = self.start(*arguments, **settings)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prune_cli.model.architecture import find_blocks
+from tests.forked import run_program
 from tests.tiny import load_plain
 
 
@@ -38,11 +37,9 @@ def load_elsewhere(outputs: Mapping[str, Path], ids: torch.Tensor, scratch: Path
     scratch.mkdir()
     save_file({"input_ids": ids}, scratch / "ids.safetensors")
     (scratch / "jobs.json").write_text(json.dumps({name: str(folder) for name, folder in outputs.items()}))
-    script = Path(__file__).with_name("elsewhere.py")
+    program = Path(__file__).with_name("elsewhere.py").read_text()
     files = [scratch / "jobs.json", scratch / "ids.safetensors", scratch / "results.json"]
-    done = subprocess.run(
-        [sys.executable, "-P", script, *files], cwd=scratch, capture_output=True, text=True, check=False
-    )
+    done = run_program(program, *files, cwd=scratch)
     assert done.returncode == 0, done.stderr
     found = json.loads((scratch / "results.json").read_text())
     logits = load_file(scratch / "results.safetensors")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from calibration.errors import CalibrationError
 from calibration.sources import documents, parse_source
 from tests.calibration_texts import ROOT, read, refusal, replace_hub, write_lines
+from tests.forked import run_program
 
 
 class Hub:
@@ -133,15 +133,8 @@ def load_in_new_process(source: str, home: Path, **settings: str) -> tuple[str, 
         if not name.startswith(("HF_", "HUGGING")) and not name.lower().endswith("_proxy")
     }
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code, source],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**clean, "HF_HOME": str(home), **settings},
-        check=True,
-        timeout=60,
-    )
+    done = run_program(code, source, cwd=ROOT, env={**clean, "HF_HOME": str(home), **settings})
+    assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr, time.monotonic() - started
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.calibration_texts import ROOT, read, write_lines
+from tests.forked import run_program
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
@@ -43,7 +42,8 @@ def test_reading_files_prints_nothing_and_needs_no_network(offline: str, tmp_pat
     with (tmp_path / "d.jsonl").open("ab") as stream:
         stream.write(b'{"text": \xff}')
     code = (
-        "import sys, itertools; from calibration.errors import CalibrationError\n"
+        "import sys, itertools, warnings\nwarnings.simplefilter('error')\n"
+        "from calibration.errors import CalibrationError\n"
         "from calibration.sources import documents, parse_source\n"
         "for name, rows in (('a.jsonl', 2), ('b.parquet', 2), ('c.csv', 2), ('d.jsonl', 2)):\n"
         "    try: print(list(itertools.islice(documents(parse_source(name), 'calibration'), rows)))\n"
@@ -51,8 +51,7 @@ def test_reading_files_prints_nothing_and_needs_no_network(offline: str, tmp_pat
     )
     home = Path("/proc/read-only") if Path("/proc").exists() else tmp_path / "home"
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), offline: "1"}
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=settings, check=False)
+    done = run_program(code, cwd=tmp_path, env=settings)
     assert done.stdout.splitlines() == ["['0', '1']", "['0', '1']", "['x']", "refused"]
     assert (done.stderr, done.returncode) == ("", 0)
     assert not home.exists() or [path for path in home.rglob("*") if path.is_file()] == []

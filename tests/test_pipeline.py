@@ -14,9 +14,10 @@ import pytest
 from huggingface_hub import constants
 
 from tests.conftest import RunCommand
-from tests.documents import ROOT, programs, scratch
+from tests.documents import ROOT, scratch
 from tests.hub_server import serve
 from tests.hub_uploads import WRITER, UploadHandler, UploadHub
+from tests.programs import programs
 from tests.workflows import Script, clean_environment, github_scripts, gitlab_commands, run_script
 
 EXAMPLES = ROOT / "examples" / "ci"
@@ -44,7 +45,7 @@ class Runner:
         temporary = self.folder.with_name("runner-temp")
         temporary.mkdir(exist_ok=True)
         settings = {
-            "PATH": f"{programs(self.folder)}:{clean_environment()['PATH']}",
+            "PATH": f"{programs()}:{clean_environment()['PATH']}",
             "PYTHONPATH": str(ROOT),
             "RUNNER_TEMP": str(temporary),
             "GITHUB_ACTIONS": "true",

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
 from prune_cli.hub.public_texts import public_texts
 from prune_cli.report.read import read_report
 from tests.conftest import Outcome, RunCommand
+from tests.forked import ForkedRun
 from tests.hub_server import Machine, serve
 from tests.hub_uploads import READER, WRITER, UploadHandler, UploadHub, point_at
 
@@ -32,7 +32,7 @@ class Publisher(Machine):
 
     hub: UploadHub  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def start(self, *arguments: object, **settings: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, **settings: str) -> ForkedRun:
         return super().start(
             *arguments, **{"HF_TOKEN": WRITER, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), **settings}
         )

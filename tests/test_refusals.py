@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import save_file
 
 from tests.broken import SHARD, change_config, copy_of, refused
-from tests.conftest import RunCommand, in_new_process, token_ids
+from tests.conftest import RunCommand, token_ids
+from tests.forked import ForkedRun
 from tests.tiny import save_tiny
 
 # --- what is no checkpoint of the right kind ----------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_own_code_runs_only_with_the_flag(whole: Path, tmp_path: Path, tokens_fi
 
     arguments = ["--calibration", tokens_file, "--batch-size", 2, "-q"]
     home = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    process = in_new_process("prune", model, tmp_path / "out", *arguments, "--trust-remote-code", env=home)
+    process = ForkedRun("prune", model, tmp_path / "out", *arguments, "--trust-remote-code", env=home)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert trap.exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from prune_cli.errors import PruneError, RequestError
 from tests.broken import change_config
 from tests.conftest import folder_bytes, token_ids
+from tests.forked import run_program
 from tests.sparse_files import sparse_copy, zeroed
 from tests.tiny import save_gpt2_without_prefix, save_tiny
 
@@ -155,6 +154,6 @@ def test_without_the_package_loading_fails_and_importing_it_suffices(pairs: Any)
         "print('loaded', AutoModelForCausalLM.from_pretrained(sys.argv[1]).lm_head.weight.shape[0])"
     )
     folders = [pairs(kind)[1] for kind in ("llama-tied", "mixtral", "gpt2")]
-    done = subprocess.run([sys.executable, "-c", code, *folders], check=True, capture_output=True, text=True)
+    done = run_program(code, *folders)
     assert done.stdout.count("refused") == len(folders), done.stdout + done.stderr
     assert done.stdout.endswith("loaded 128\n")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from prune_cli.sparse.format import open_shard
 from prune_cli.sparse.sparse_loader import write_dense
 from tests.broken import change_config
 from tests.conftest import RunCommand, folder_bytes
+from tests.forked import run_program
 from tests.sparse_files import dense_file, sparse_file, zeroed
 from tests.tiny import save_tiny
 
@@ -56,13 +55,8 @@ def test_loads_without_the_package_and_only_when_trusted(tmp_path: Path, command
         form = ["--self-contained", *(["--compress"] if pattern else [])]
         done = command("convert", tmp_path / kind / "dense", tmp_path / kind / "sparse", *form, "-q")
         assert done.code == 0
-    ran = subprocess.run(
-        [sys.executable, "-I", "-c", _PROGRAM, *(str(tmp_path / kind) for kind in kinds)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "TMPDIR": str(tmp_path)},
-        check=False,
-    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "TMPDIR": str(tmp_path)}
+    ran = run_program(_PROGRAM, *(tmp_path / kind for kind in kinds), env=environment)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("refused") == 2 * len(kinds)
     for kind in kinds:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from prune_cli.request.request import PruneRequest
 from prune_cli.structured.units import GroupName
 from prune_cli.structured.width.verify_coupling import verified_group
 from tests.conftest import RunCommand, folder_bytes, token_ids
+from tests.forked import run_program
 from tests.test_resume import _stop_when
 from tests.tiny import save_tiny
 
@@ -48,8 +47,7 @@ for folder in folders:
 
 def loaded_in_new_process(folder: Path, first: str, outs: Iterable[Path]) -> str:
     """What LOAD printed; `first` is run before anything is imported."""
-    words = [sys.executable, "-P", "-c", LOAD.format(first=first), "ids.safetensors", *map(str, outs)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    done = run_program(LOAD.format(first=first), "ids.safetensors", *outs, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

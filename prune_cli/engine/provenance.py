@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Protocol
 
@@ -41,7 +42,8 @@ def batch_size_of(opened: OpenModel, tokens: TokenSet | None) -> int | None:
     return None if tokens is None else opened.batch_size(tokens.windows)
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Of what the bytes of an output depend on."""
     names = ("torch", "transformers", "safetensors")
     return {"prune-cli": __version__, **{name: version(name) for name in names}}
