@@ -210,9 +210,9 @@ def test_new_codes(tmp_path: Path, plain: Path, kind: str) -> None:
     assert torch.equal(masked, old * keep)
     assert torch.equal(weight.decode({**parts, "codes": weight.encode(parts, old)}), old)
 
-    moved = checkpoint.rounded(name, old * 1.03 * keep, None)
+    moved = checkpoint.from_file(name, checkpoint.to_file(name, old * 1.03 * keep))
     assert bool((moved[~keep] == 0).all())
-    assert torch.equal(checkpoint.rounded(name, moved, None), moved)
+    assert torch.equal(checkpoint.from_file(name, checkpoint.to_file(name, moved)), moved)
     # No value of the same scale is nearer: the old one, for instance, is not.
     wanted = (old * 1.03 * keep).double()
     assert bool(((moved - wanted).abs() <= (old * keep - wanted).abs() * 1.001 + 1e-9).all())

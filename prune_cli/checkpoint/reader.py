@@ -117,13 +117,17 @@ class Checkpoint:
         """How an output is read whose files hold the same as those of this checkpoint."""
         return stored
 
-    def as_stored(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is written to the files of such an output for `tensors` of these entries, by the names there."""
-        return tensors
+    def stored_name(self, name: str) -> str:
+        """The tensor in the files of such an output that is written for new values of the entry `name`."""
+        return name
 
-    def rounded(self, name: str, values: torch.Tensor, expert: int | None) -> torch.Tensor:
-        """`values` of an entry, or of one of its experts, as they come back once they were written there."""
+    def to_file(self, name: str, values: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """What is written there for `values` of an entry, or of one of its experts."""
         return values
+
+    def from_file(self, name: str, stored: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """The values of what `to_file` gave."""
+        return stored
 
     def read_ahead(self, names: Iterator[str]) -> None:
         """Ask the system to bring these tensors into its cache while we compute; does nothing where it cannot."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -85,21 +85,23 @@ class Dequantised(Checkpoint):
     def over(self, stored: Checkpoint) -> Checkpoint:
         return stored if self.half else Dequantised(stored, self.weights.values())
 
-    def rounded(self, name: str, values: torch.Tensor, expert: int | None) -> torch.Tensor:
-        """`values` as they come back once they are stored on the weight's own scales."""
-        if self.half or name not in self.weights:
+    def stored_name(self, name: str) -> str:
+        return self.weights[name].parts["codes"] if self._packs(name) else name
+
+    def to_file(self, name: str, values: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """New codes on the weight's own scales."""
+        if not self._packs(name):
             return values
-        weight = self.weights[name] if expert is None else self.weights[name].one_expert()
-        parts = self.parts(name, expert)
-        codes = weight.encode(parts, values.cpu())
-        return weight.decode({**parts, "codes": codes}).to(values.device, values.dtype)
+        return self._weight(name, expert).encode(self.parts(name, expert), values.cpu())
 
-    def as_stored(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """New codes for those that are packed, by the names of their codes."""
-        return tensors if self.half else dict(self._encoded(name, values) for name, values in tensors.items())
+    def from_file(self, name: str, stored: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        if not self._packs(name):
+            return stored
+        return self._weight(name, expert).decode({**self.parts(name, expert), "codes": stored})
 
-    def _encoded(self, name: str, values: torch.Tensor) -> tuple[str, torch.Tensor]:
-        if name not in self.weights:
-            return name, values
-        weight = self.weights[name]
-        return weight.parts["codes"], weight.encode(self.parts(name), values.cpu())
+    def _packs(self, name: str) -> bool:
+        """Whether an output holds codes of the entry `name`."""
+        return not self.half and name in self.weights
+
+    def _weight(self, name: str, expert: int | None) -> PackedWeight:
+        return self.weights[name] if expert is None else self.weights[name].one_expert()

@@ -66,13 +66,13 @@ class PackedWeight:
         values = torch.empty(self.matrix_shape, dtype=dtype)
         flat = values.view(-1, *values.shape[-2:])
         for some in self._some_rows(parts):
-            flat[some.at, some.rows] = self._values(some).to(dtype)
+            flat[some.at, some.rows] = self._values(some, self._unpacked(some.stored)).to(dtype)
         return values.transpose(-1, -2).contiguous() if self.transposed else values
 
     def encode(self, parts: Parts, values: torch.Tensor) -> torch.Tensor:
         """New codes, stored as before, for `values` on the weight's own scales.
 
-        A weight whose value did not change keeps its code, one that is 0 gets that of 0, another the nearest.
+        A weight whose stored value did not change keeps its code, one that is 0 gets that of 0, another the nearest.
         """
         wanted = values.transpose(-1, -2) if self.transposed else values
         wanted = wanted.reshape(-1, *self.matrix_shape[-2:])
@@ -82,9 +82,10 @@ class PackedWeight:
             flat[some.at, some.rows] = self._new_codes(some, wanted[some.at, some.rows])
         return stored
 
-    def _values(self, some: _Rows) -> torch.Tensor:
+    def _values(self, some: _Rows, codes: torch.Tensor) -> torch.Tensor:
+        """What `codes` are worth on the scales of `some`."""
         dtype = torch_dtype(self.arithmetic)
-        numbers = self.codes.numbers(self._unpacked(some.stored))
+        numbers = self.codes.numbers(codes)
         if not bool(torch.isfinite(numbers.sum())):
             raise RequestError(
                 f"{self.parts['codes']} holds codes that stand for no number ({self.label}): "
@@ -96,13 +97,18 @@ class PackedWeight:
         return numbers * some.scales.to(dtype)
 
     def _new_codes(self, some: _Rows, wanted: torch.Tensor) -> torch.Tensor:
-        same = wanted == self._values(some).to(torch_dtype(self.dtype))
+        dtype, old = torch_dtype(self.dtype), self._unpacked(some.stored)
+        old_values = self._values(some, old).to(dtype)
         zeros = torch.zeros(1, 1) if some.zeros is None else some.zeros
         scales = some.scales.float()
         # What is 0, or has a scale of 0, is 0 whatever the scale.
         numbers = torch.where((wanted == 0) | (scales == 0), zeros, wanted.float() / scales + zeros)
-        codes = torch.where(same, self._unpacked(some.stored), self.codes.nearest(numbers))
-        return self.codes.pack(codes, some.stored)
+        codes = self.codes.nearest(numbers)
+        values = self._values(some, codes).to(dtype)
+        # What became 0 gets no code of -0.
+        codes = torch.where(values == 0, self.codes.nearest(zeros), codes)
+        same = (wanted == old_values) | (values == old_values)
+        return self.codes.pack(torch.where(same, old, codes), some.stored)
 
     def _unpacked(self, stored: torch.Tensor) -> torch.Tensor:
         return self.codes.unpack(stored, self.matrix_shape[-1])

@@ -125,7 +125,8 @@ class _Matcher:
 
     def _write(self, block: int, new: dict[str, torch.Tensor], matched: Matched, seconds: float) -> None:
         record: dict[str, Any] = {"seconds": seconds, "matched": asdict(matched)}
-        stored = self.pair.student.checkpoint.as_stored(new)
+        checkpoint = self.pair.student.checkpoint
+        stored = {checkpoint.stored_name(name): checkpoint.to_file(name, values) for name, values in new.items()}
         self.output.write_block(block, stored, record)
 
 

@@ -23,7 +23,7 @@ from prune_cli.sweeps.request import Point
 from prune_cli.unstructured.plan import pattern_of, plan_tensors
 from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import BlockPruner, prune_block
-from prune_cli.unstructured.prune_linear import Settings, prune_data_free
+from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_data_free
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class PointRun:
         self.plan = plan_of(point, base, model)
         tokens = texts.of(point).windows.tokens if self.plan.pipeline.needs else 0
         self.settings = Settings(
-            self.plan.pipeline, self._patterns(), point.request.seed, base.device, tokens, base.checkpoint.rounded
+            self.plan.pipeline, self._patterns(), point.request.seed, base.device, tokens, base.checkpoint
         )
         self.follows_dense = point.request.target == "dense"
         self.calibration: Stream | None = None
@@ -129,21 +129,21 @@ class PointRun:
 
     def _prune_data_free(self, infos: Mapping[str, TensorInfo]) -> None:
         for name, info in infos.items():
-            stored = prune_data_free(info, self._tensors[name], self.settings).stored
+            values, result = prune_data_free(info, self._tensors[name], self.settings)
             if info.expert is not None and info.expert.index is not None:
-                self.plan.model.set_expert(info, info.expert.index, stored)
+                self.plan.model.set_expert(info, info.expert.index, values)
             else:
-                self.plan.model.set_weight(info, stored)
-            self._count(stored)
+                self.plan.model.set_weight(info, values)
+            self._count(name, result)
 
     def count(self, pruner: BlockPruner) -> None:
         """Add the zeros of a block that is pruned; what no batch reached stayed dense."""
-        for result in pruner.pruned.values():
-            self._count(result.stored)
+        for name, result in pruner.pruned.items():
+            self._count(name, result)
 
-    def _count(self, stored: torch.Tensor) -> None:
-        self._zeros += int((stored == 0).count_nonzero())
-        self._weights += stored.numel()
+    def _count(self, name: str, result: PrunedLinear) -> None:
+        self._zeros += result.zeros
+        self._weights += self.plan.model.tensor_map[name].entry.count
 
     def evaluate(self, block: int) -> None:
         self.evaluation.run_block(block)

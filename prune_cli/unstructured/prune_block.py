@@ -65,13 +65,14 @@ class BlockPruner:
         tensor = self.tensors[inputs.info.entry.name]
         return tensor[inputs.expert] if inputs.info.slices > 1 else tensor
 
-    def put(self, inputs: LinearInputs, result: PrunedLinear) -> None:
-        """Into the model, which computes with it from now on."""
+    def prune(self, inputs: LinearInputs) -> None:
+        """Prune a matrix; the model computes with its new values from now on."""
         info, name, model = inputs.info, inputs.info.entry.name, self.stream.model
+        values, result = prune_linear(inputs, self.stored(inputs), self.settings)
         if info.expert is None:
-            model.set_weight(info, result.stored)
+            model.set_weight(info, values)
         else:
-            model.set_expert(info, inputs.expert, result.stored)
+            model.set_expert(info, inputs.expert, values)
         if info.slices > 1:
             self._slices.setdefault(name, []).append(result)
             if len(self._slices[name]) < info.slices:
@@ -177,14 +178,14 @@ def prune_block(
         known = _one_by_one(pruners, [pruner.inputs_of_pruned(block) for pruner in pruners])
     with closing(known):
         for pruner, inputs in known:
-            pruner.put(inputs, prune_linear(inputs, pruner.stored(inputs), pruner.settings))
+            pruner.prune(inputs)
             del inputs  # its Gram matrices go before the next are summed
 
 
 def prune_outside_blocks(pruner: BlockPruner) -> None:
     """Prune what lies outside the blocks, once all batches have passed them."""
     for inputs in pruner.inputs_outside_blocks():
-        pruner.put(inputs, prune_linear(inputs, pruner.stored(inputs), pruner.settings))
+        pruner.prune(inputs)
 
 
 # What is pruned next, with all that is known of its inputs; it must be in the model before the next is asked for.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from calibration.statistics import sum_dtype
 from methods._pattern import Pattern
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix, as_stored
@@ -32,8 +33,8 @@ class Settings:
     device: torch.device
     # Calibration tokens, by which errors are measured on all rows or on a sketch of them.
     tokens: int = 0
-    # Values of a tensor, or of one of its experts, as the output will give them back.
-    rounded: Callable[[str, torch.Tensor, int | None], torch.Tensor] | None = None
+    # How the output holds new values; None where they stay in memory.
+    output: Checkpoint | None = None
     # Whether the batches wait before a block, after it was pruned, to pass it again.
     again: bool = False
 
@@ -60,9 +61,13 @@ class LinearInputs:
 
 @dataclass(frozen=True)
 class PrunedLinear:
-    """`stored`: the checkpoint's dtype and orientation; `lost` and `whole`: ||X(W-W')^T||^2 and ||XW^T||^2 if known."""
+    """`stored`: as the output's file holds it; `error_sq` and `output_sq`: ||X(W-W')^T||^2 and ||XW^T||^2 if known.
+
+    `zeros` are counted among its values.
+    """
 
     stored: torch.Tensor
+    zeros: int
     error_sq: float | None
     output_sq: float | None
     notes: tuple[str, ...] = ()
@@ -75,11 +80,12 @@ class PrunedLinear:
         return self.error_sq / self.output_sq if self.output_sq > 0 else 0.0
 
 
-def prune_data_free(info: TensorInfo, stored: torch.Tensor, settings: Settings) -> PrunedLinear:
-    """Prune one tensor by its weights alone, slice by slice if it holds all experts."""
+def prune_data_free(info: TensorInfo, stored: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, PrunedLinear]:
+    """Prune one tensor by its weights alone, slice by slice if it holds all experts; returns as `prune_linear` does."""
     if info.slices == 1:
         return prune_linear(LinearInputs(info), stored, settings)
-    return join_slices([prune_linear(LinearInputs(info, at), each, settings) for at, each in enumerate(stored)])
+    slices = [prune_linear(LinearInputs(info, at), each, settings) for at, each in enumerate(stored)]
+    return torch.stack([values for values, _ in slices]), join_slices([result for _, result in slices])
 
 
 def join_slices(slices: Sequence[PrunedLinear]) -> PrunedLinear:
@@ -87,14 +93,18 @@ def join_slices(slices: Sequence[PrunedLinear]) -> PrunedLinear:
     error_sq, output_sq = [each.error_sq for each in slices], [each.output_sq for each in slices]
     return PrunedLinear(
         torch.stack([each.stored for each in slices]),
+        sum(each.zeros for each in slices),
         None if None in error_sq else sum(filter(None, error_sq)),
         None if None in output_sq else sum(filter(None, output_sq)),
         tuple(f"expert {at}: {note}" for at, each in enumerate(slices) for note in each.notes),
     )
 
 
-def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings) -> PrunedLinear:
-    """Prune one matrix, `stored` in the checkpoint's dtype and orientation. Raises PruneError naming the tensor."""
+def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, PrunedLinear]:
+    """Prune one matrix, `stored` in the checkpoint's dtype and orientation. Raises PruneError naming the tensor.
+
+    Returns the new values in the same, which the model computes with, and what is kept until the block is written.
+    """
     info, name = inputs.info, inputs.name
     statistics, rows, device, on_host = _on_one_device(inputs, settings.device)
     weight = as_matrix(info, stored).to(device, torch.float32)
@@ -112,11 +122,11 @@ def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings)
         raise PruneError(f"{name} cannot be pruned: {error}") from error
     unscaled = result.weight if scale == 1 else result.weight / scale
     wanted = as_stored(info, name, unscaled, stored)
-    new = _rounded(inputs, wanted, settings)
+    new, in_file = _rounded(inputs, wanted, settings)
     given = result.weight if new is wanted else as_matrix(info, new).to(device, torch.float32) * scale
     error_sq, output_sq = (None, None) if rows is None else _squares(rows, weight, given)
     notes = (*result.notes, *on_host, *_requantised(wanted, new), *inputs.notes)
-    return PrunedLinear(new, error_sq, output_sq, notes)
+    return new, PrunedLinear(in_file, new.numel() - int(new.count_nonzero()), error_sq, output_sq, notes)
 
 
 def _on_one_device(
@@ -137,13 +147,14 @@ def _on_one_device(
     return moved, None if rows is None else rows.to(host), host, (_ON_HOST,)
 
 
-def _rounded(inputs: LinearInputs, wanted: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """`wanted` as the output can hold it; the same object where that is just so."""
-    if settings.rounded is None:
-        return wanted
-    info = inputs.info
-    new = settings.rounded(info.entry.name, wanted, inputs.expert if info.slices > 1 else None)
-    return wanted if torch.equal(new, wanted) else new
+def _rounded(inputs: LinearInputs, wanted: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """`wanted` as the output can hold it, the same object where that is just so; and what its file holds for it."""
+    if settings.output is None:
+        return wanted, wanted
+    name, expert = inputs.info.entry.name, inputs.expert if inputs.info.slices > 1 else None
+    in_file = settings.output.to_file(name, wanted, expert)
+    new = settings.output.from_file(name, in_file, expert).to(wanted.device, wanted.dtype)
+    return (wanted if torch.equal(new, wanted) else new), in_file
 
 
 def _requantised(wanted: torch.Tensor, new: torch.Tensor) -> tuple[str, ...]:

@@ -109,8 +109,8 @@ def _settings(run: Run[PruningPlan], allocation: Allocation) -> Settings:
     plan, calibration = run.plan, run.texts.calibration
     tokens = calibration.windows.tokens if calibration is not None else 0
     patterns = _patterns(plan, allocation)
-    rounded, again = plan.checkpoint.rounded, run.request.match_blocks
-    return Settings(plan.pipeline, patterns, run.request.seed, plan.device, tokens, rounded, again)
+    output, again = plan.checkpoint, run.request.match_blocks
+    return Settings(plan.pipeline, patterns, run.request.seed, plan.device, tokens, output, again)
 
 
 def _patterns(plan: PruningPlan, allocation: Allocation) -> dict[str, Pattern]:
@@ -126,7 +126,9 @@ def _prune_without_text(run: Run[PruningPlan], settings: Settings) -> None:
         infos = plan.pruned_infos(group)
         if group not in run.output.done and infos:
             begun = time.monotonic()
-            pruned = {name: prune_data_free(info, plan.checkpoint.read(name), settings) for name, info in infos.items()}
+            pruned = {
+                name: prune_data_free(info, plan.checkpoint.read(name), settings)[1] for name, info in infos.items()
+            }
             _write(run, group, pruned, begun)
         run.progress.advance(len(infos))
     run.output.wait()
@@ -182,7 +184,8 @@ def _prune_outside_blocks(run: Run[PruningPlan], settings: Settings, stream: Str
         computed = {name: info for name, info in infos.items() if info.parameter is not None}
         pruner = BlockPruner(stream, computed, tensors, settings, run.progress)
         prune_outside_blocks(pruner)
-        heads = {name: prune_data_free(infos[name], tensors[name], settings) for name in infos.keys() - computed.keys()}
+        rest = infos.keys() - computed.keys()
+        heads = {name: prune_data_free(infos[name], tensors[name], settings)[1] for name in rest}
         run.progress.advance(len(heads))
         _write(run, group, {**pruner.pruned, **heads}, begun, pruner.unreached)
 
@@ -197,9 +200,12 @@ def _write(
 ) -> None:
     """Hand a group's tensors to the writer, a tied tensor that is stored twice to both its places."""
     tensors: dict[str, torch.Tensor] = {} if matched is None else dict(matched.tensors)
+    output = run.model.checkpoint
     for name, result in pruned.items():
-        for each in (name, *run.model.tied_names(name)):
-            tensors.setdefault(each, result.stored)
+        tensors.setdefault(output.stored_name(name), result.stored)
+        for tied in run.model.tied_names(name):
+            values = output.from_file(name, result.stored)
+            tensors.setdefault(output.stored_name(tied), output.to_file(tied, values))
     record = {
         "seconds": time.monotonic() - begun,
         "output_errors": {name: result.output_error for name, result in pruned.items()},
@@ -207,4 +213,4 @@ def _write(
         "unreached": list(unreached),
         **({} if matched is None else {"matched": asdict(matched.result)}),
     }
-    run.output.write_block(group, run.model.checkpoint.as_stored(tensors), record)
+    run.output.write_block(group, tensors, record)
