@@ -200,7 +200,47 @@ _RULED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Models whose experts are computed in ways of their own, for the tests of experts.
+_OWN_EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # One below the other, the last map (in, out).
+    "dbrx": (
+        "dbrx",
+        {
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 3,
+            "max_seq_len": 64,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+            "use_cache": True,
+        },
+    ),
+    # Sorted by experts before they are multiplied; attention has experts too.
+    "jetmoe": ("jetmoe", {**_GROUPED, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    # Two of the six that a token can be sent to return what they get.
+    "longcat_flash": (
+        "longcat_flash",
+        {
+            "hidden_size": 32,
+            "ffn_hidden_size": 48,
+            "num_layers": 2,
+            "num_attention_heads": 4,
+            "expert_ffn_hidden_size": 24,
+            "n_routed_experts": 4,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "head_dim": 8,
+            "max_position_embeddings": 64,
+        },
+    ),
+}
+
 
 def tiny_config(architecture: str, **overrides: object) -> PreTrainedConfig:
-    model_type, settings = {**_KINDS, **_RULED}[architecture]
+    model_type, settings = {**_KINDS, **_RULED, **_OWN_EXPERTS}[architecture]
     return cast("PreTrainedConfig", AutoConfig.for_model(model_type, **{**_SHARED, **settings, **overrides}))

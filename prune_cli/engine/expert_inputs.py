@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from prune_cli.engine.stream import Stream
-from prune_cli.model.moe import Routed
+from prune_cli.model.moe import routed
+from prune_cli.model.routed import Routed
 from prune_cli.model.tensor_info import TensorInfo
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
@@ -29,7 +30,7 @@ def experts_by_module(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, Te
     groups: dict[str, dict[str, TensorInfo]] = {}
     for name, info in infos.items():
         if info.expert is not None:
-            groups.setdefault(info.module_name, {})[name] = info
+            groups.setdefault(info.expert.module, {})[name] = info
     return groups
 
 
@@ -38,7 +39,7 @@ def at_experts(stream: Stream, module: str) -> AtExperts:
     experts = stream.model.model.get_submodule(module)
     return AtExperts(
         experts,
-        [Routed.of(experts, each, batch.mask) for each, batch in zip(stream.arguments(), stream.here(), strict=True)],
+        [routed(experts, each, batch.mask) for each, batch in zip(stream.arguments(), stream.here(), strict=True)],
     )
 
 

@@ -15,6 +15,7 @@ from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.lockstep import BlockOverride, Call, Lockstep, Observe
 from prune_cli.engine.memory import LARGE_INPUTS, mmap_large_allocations
+from prune_cli.model.moe import entrance
 from prune_cli.model.streamed_model import StreamedModel
 
 
@@ -116,7 +117,9 @@ class Stream:
 
     def _modules(self, names: Sequence[str]) -> dict[nn.Module, str]:
         infos = self.model.tensor_map
-        return {self.module(name): infos[name].module_name if infos[name].expert else name for name in names}
+        return {self.module(name): at.module if (at := infos[name].expert) else name for name in names}
 
     def module(self, name: str) -> nn.Module:
-        return self.model.module_of(name)
+        """Where the batches stop for the tensor `name`."""
+        module = self.model.module_of(name)
+        return module if self.model.tensor_map[name].expert is None else entrance(module)

@@ -12,11 +12,17 @@ def matrix_shape(info: TensorInfo) -> tuple[int, int]:
     """(out, in) of the tensor, or of each of its slices, as a method sees it; a vector is one row."""
     shape, count = info.entry.shape, info.entry.count // info.slices
     if info.expert is not None:
-        shape = shape[-2:]
+        shape = (count // shape[-1], shape[-1])
     if len(shape) < 2:
         return 1, count
     rows, columns = shape[0], count // shape[0] if shape[0] else 0
     return (columns, rows) if info.transposed else (rows, columns)
+
+
+def matrices(info: TensorInfo, stored: torch.Tensor) -> torch.Tensor:
+    """(experts, ...): the matrices of a tensor that holds those of all."""
+    assert info.expert is not None
+    return info.expert.matrices(stored)
 
 
 def as_matrix(info: TensorInfo, stored: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ Role = Literal[
     "router",
     "bias",
     "expert",
+    "attention expert",
     "convolution",
     "other",
     "extra head",
@@ -70,6 +71,8 @@ def _role(model: PreTrainedModel, owner: nn.Module, path: str, leaf: str, ndim: 
 
 def _is_expert(owner: nn.Module, path: str) -> bool:
     parts = path.split(".")
+    if "router" in parts:
+        return False
     return "experts" in type(owner).__name__.lower() or any(part in {"experts", "expert"} for part in parts)
 
 

@@ -169,8 +169,9 @@ class StreamedModel:
         return [name for name, info in self.tensor_map.items() if info.block == index]
 
     def module_of(self, name: str) -> nn.Module:
-        """The module that computes with the tensor `name`."""
-        return self.model.get_submodule(self.tensor_map[name].module_name)
+        """The module that computes with the tensor `name`, of experts that of all."""
+        info = self.tensor_map[name]
+        return self.model.get_submodule(info.module_name if info.expert is None else info.expert.module)
 
     def linear_layers(self, index: int) -> list[str]:
         """The tensors of one block that are linear layers, pruned or not."""
@@ -264,7 +265,7 @@ class StreamedModel:
         """Put the matrix of one expert, in the checkpoint's orientation and dtype, where the model computes with it."""
         assert info.parameter is not None
         assert info.expert is not None
-        target = self._get(info.parameter)[expert]
+        target = info.expert.matrices(self._get(info.parameter))[expert]
         if info.expert.index is not None:
             target = target[info.expert.first : info.expert.first + len(value)]
         target.copy_(value.mT if info.expert.turned else value)

@@ -22,6 +22,8 @@ from prune_cli.model.moe import expert_part
 from prune_cli.model.roles import role_of
 from prune_cli.model.tensor_info import TensorInfo
 
+_WHY_OF_ATTENTION = "experts of attention are kept"
+_WHY_UNREAD = "of an expert that returns what it gets and reads no weights"
 # By whether the model's class knows the name as one to leave out.
 _WHY_LEFT = {True: "the architecture does not use it", False: "nothing in the model has this name"}
 
@@ -70,10 +72,14 @@ class TensorMapper:
             role, reason = "other", "stored in another layout than the model computes with"
         if role == "linear map" and self._shared_between_blocks(parameter):
             role, reason = "other", "shared between blocks"
-        path, _, leaf = parameter.rpartition(".")
-        owner = self._model.get_submodule(path)
+        owner = self._model.get_submodule(parameter.rpartition(".")[0])
         transposed = isinstance(owner, Conv1D) and expected.ndim == 2
-        part = expert_part(owner, leaf, entry, converter, pattern) if role == "expert" and block is not None else None
+        in_block = role == "expert" and block is not None
+        part = expert_part(self._model, parameter, entry, converter, pattern) if in_block else None
+        if part == "unread":
+            return TensorInfo(entry, "other", block, parameter, False, _WHY_UNREAD)
+        if part == "of attention":
+            return TensorInfo(entry, "attention expert", block, parameter, False, _WHY_OF_ATTENTION)
         if part is not None:
             reason, transposed = "", part.transposed
         return TensorInfo(entry, role, block, parameter, transposed, reason, part)

@@ -33,6 +33,7 @@ Role = Annotated[
             "router",
             "bias",
             "expert",
+            "attention expert",
             "convolution",
             "other",
             "extra head",

@@ -77,7 +77,7 @@ class BlockNarrower:
         """Let all batches pass; raises PruneError naming the tensor that cannot be fitted."""
         names = self._model.linear_layers(self._block) if self._options.refit == "all" else list(self._parts)
         names = [*names, *self._experts]
-        mixtures = {self._model.tensor_map[name].module_name: group for name, group in self._experts.items()}
+        mixtures = {self._model.tensor_map[name].expert.module: group for name, group in self._experts.items()}
         with ExitStack() as stack:
             drift, stops = None, [stream.pause_at(self._block, names)]
             if dense is not None:

@@ -15,7 +15,7 @@ from prune_cli.engine.expert_inputs import AtExperts, tokens_of
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.errors import PruneError
 from prune_cli.model.moe import before_down
-from prune_cli.model.orientation import as_matrix, matrix_shape
+from prune_cli.model.orientation import as_matrix, matrices, matrix_shape
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.structured.units import CoupledGroup
@@ -59,7 +59,7 @@ class ExpertNarrower:
 
     def _matrix(self, name: str, expert: int) -> torch.Tensor:
         info, stored = self.model.tensor_map[name], self.tensors[name]
-        one = stored[expert] if info.slices > 1 else stored
+        one = matrices(info, stored)[expert] if info.slices > 1 else stored
         return as_matrix(info, one).to(self.model.device, torch.float32)
 
     def _narrow(self, expert: int, here: AtExperts | None, dense: AtExperts | None) -> None:
@@ -135,11 +135,11 @@ class ExpertNarrower:
             error = max(0.0, error_sq / output_sq) if output_sq > 0 else 0.0
             self.errors[name] = self.errors.get(name, 0.0) + error / info.slices
         stored = to_stored(name, new.T if info.transposed else new, self.tensors[name].dtype).contiguous().cpu()
-        if self.model.module_of(name).get_parameter((info.parameter or "").rpartition(".")[2]).is_meta is False:
+        if not self.model.model.get_parameter(info.parameter or "").is_meta:
             self.model.set_expert(info, expert, stored.to(self.model.device))
         if info.slices > 1:
             whole = self.tensors[name] if name in self.changed else self.tensors[name].clone()
-            whole[expert] = stored
+            matrices(info, whole)[expert] = stored
             stored = whole
         self.tensors[name] = stored
         self.changed.add(name)

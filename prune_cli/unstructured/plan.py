@@ -104,7 +104,9 @@ def _check_unsupported(decisions: Mapping[str, Decision], request: PruneRequest)
 
 def _check_prunable(model: StreamedModel, decision: Decision, pipeline: Pipeline, pattern: Pattern) -> None:
     info, name = decision.info, decision.name
-    unsupported = info.role in ("unknown", "unused") or (info.role == "expert" and info.expert is None)
+    unsupported = info.role in ("unknown", "unused", "attention expert") or (
+        info.role == "expert" and info.expert is None
+    )
     if unsupported or info.entry.dtype not in FLOATS:
         raise RequestError(f"{name} cannot be pruned ({info.reason or info.entry.dtype}): leave it out of --include.")
     if pipeline.needs and info.role not in ROLES_WITH_INPUTS:

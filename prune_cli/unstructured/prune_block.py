@@ -12,8 +12,9 @@ from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
 from prune_cli.engine.stream import Stream
-from prune_cli.model.moe import Routed
-from prune_cli.model.orientation import matrix_shape
+from prune_cli.model.moe import routed
+from prune_cli.model.orientation import matrices, matrix_shape
+from prune_cli.model.routed import Routed
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.progress import Progress
 from prune_cli.request.request import CalibrateBy
@@ -63,7 +64,7 @@ class BlockPruner:
     def stored(self, inputs: LinearInputs) -> torch.Tensor:
         """The matrix as stored."""
         tensor = self.tensors[inputs.info.entry.name]
-        return tensor[inputs.expert] if inputs.info.slices > 1 else tensor
+        return matrices(inputs.info, tensor)[inputs.expert] if inputs.info.slices > 1 else tensor
 
     def prune(self, inputs: LinearInputs) -> None:
         """Prune a matrix; the model computes with its new values from now on."""
@@ -77,7 +78,7 @@ class BlockPruner:
             self._slices.setdefault(name, []).append(result)
             if len(self._slices[name]) < info.slices:
                 return
-            result = join_slices(self._slices.pop(name))
+            result = join_slices(info, self._slices.pop(name))
         self.pruned[name] = result
         self._progress.advance()
 
@@ -92,8 +93,8 @@ class BlockPruner:
         self.stream.observe_block(block, self.stops, self._observe)
         for name, statistics in self._observed.items():
             yield self._known(name, statistics)
-        for name, routed in self._routed.items():
-            here = AtExperts(self.stream.model.model.get_submodule(name), routed)
+        for name, batches in self._routed.items():
+            here = AtExperts(self.stream.model.model.get_submodule(name), batches)
             yield from self._of_experts(name, here).inputs(from_dense_block=True)
         yield from self.without_inputs()
         if not self.settings.again:
@@ -152,7 +153,7 @@ class BlockPruner:
         batch = self.stream.passing()
         if name in self._experts:
             module = self.stream.model.model.get_submodule(name)
-            self._routed[name].append(Routed.of(module, arguments, batch.mask))
+            self._routed[name].append(routed(module, arguments, batch.mask))
             return
         tensor = arguments[0]
         shared = self._same_inputs.repeated([tensor])

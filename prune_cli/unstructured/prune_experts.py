@@ -11,8 +11,9 @@ from torch import nn
 
 from prune_cli.engine.expert_inputs import AtExperts, tokens_of
 from prune_cli.engine.input_statistics import InputStatistics
-from prune_cli.model.moe import Routed, before_down
-from prune_cli.model.orientation import as_matrix, matrix_shape
+from prune_cli.model.moe import before_down
+from prune_cli.model.orientation import as_matrix, matrices, matrix_shape
+from prune_cli.model.routed import Routed
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.unstructured.prune_linear import LinearInputs, Settings
@@ -109,6 +110,6 @@ def expert_scores(
                 for batch, numbers in zip(here.batches, tokens, strict=True):
                     statistics.add_rows(_inputs(here.module, expert, batch, numbers, down=down))
                 norms[down] = statistics.values()["sq_norm"].sqrt()
-            matrix = as_matrix(info, tensors[name][expert] if info.slices > 1 else tensors[name])
+            matrix = as_matrix(info, matrices(info, tensors[name])[expert] if info.slices > 1 else tensors[name])
             scores[name].append(matrix.to(device, torch.float32).abs() * norms[down])
     return {name: torch.stack(found) if infos[name].slices > 1 else found[0] for name, found in scores.items()}

@@ -13,7 +13,7 @@ from methods._pattern import Pattern
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import PruneError
-from prune_cli.model.orientation import as_matrix, as_stored
+from prune_cli.model.orientation import as_matrix, as_stored, matrices
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.request.pipeline import Pipeline
 
@@ -84,20 +84,24 @@ def prune_data_free(info: TensorInfo, stored: torch.Tensor, settings: Settings) 
     """Prune one tensor by its weights alone, slice by slice if it holds all experts; returns as `prune_linear` does."""
     if info.slices == 1:
         return prune_linear(LinearInputs(info), stored, settings)
-    slices = [prune_linear(LinearInputs(info, at), each, settings) for at, each in enumerate(stored)]
-    return torch.stack([values for values, _ in slices]), join_slices([result for _, result in slices])
+    slices = [prune_linear(LinearInputs(info, at), each, settings) for at, each in enumerate(matrices(info, stored))]
+    return _joined(info, [values for values, _ in slices]), join_slices(info, [result for _, result in slices])
 
 
-def join_slices(slices: Sequence[PrunedLinear]) -> PrunedLinear:
+def join_slices(info: TensorInfo, slices: Sequence[PrunedLinear]) -> PrunedLinear:
     """The tensor that holds all experts, from the matrices of each."""
     error_sq, output_sq = [each.error_sq for each in slices], [each.output_sq for each in slices]
     return PrunedLinear(
-        torch.stack([each.stored for each in slices]),
+        _joined(info, [each.stored for each in slices]),
         sum(each.zeros for each in slices),
         None if None in error_sq else sum(filter(None, error_sq)),
         None if None in output_sq else sum(filter(None, output_sq)),
         tuple(f"expert {at}: {note}" for at, each in enumerate(slices) for note in each.notes),
     )
+
+
+def _joined(info: TensorInfo, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(parts)) if info.expert is not None and info.expert.rows else torch.stack(list(parts))
 
 
 def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, PrunedLinear]:

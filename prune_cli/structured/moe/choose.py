@@ -46,7 +46,18 @@ from prune_cli.structured.statistics_file import Statistics, check_statistics, m
 from prune_cli.structured.stored_output import check_module_lists, keep_module_lists
 
 # Plain attributes of mixtures and routers that count the experts.
-_COUNTS = frozenset({"num_experts", "num_local_experts", "n_routed_experts", "num_router_classes", "out_features"})
+_COUNTS = frozenset(
+    {
+        "num_experts",
+        "num_local_experts",
+        "n_routed_experts",
+        "num_routed_experts",
+        "moe_num_experts",
+        "total_experts",
+        "num_router_classes",
+        "out_features",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -238,8 +249,9 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
     count_no_heads(prepared, config)
     new = config_from(config, prepared.model)
     smaller = model_on_meta(new, prepared.model.dtype, prepared.trust_remote_code)
-    axes = changed_shapes(prepared.model, smaller, experts, keep)
-    tensors, dropped, slices = without_experts(prepared.model, axes, everywhere, heads_to_drop(prepared))
+    axes = changed_shapes(prepared.model, smaller, mixtures[0], keep)
+    left_out = heads_to_drop(prepared)
+    tensors, dropped, slices = without_experts(prepared.model, axes, mixtures[0], everywhere, left_out)
     tables = expert_tables(prepared.model, axes, everywhere, experts)
     tensors |= {name: OutputTensor(name, prepared.model.tensor_map[name].entry.shape) for name in tables}
     blocks = range(len(prepared.model.blocks))

@@ -12,20 +12,22 @@ from torch import nn
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import setting
+from prune_cli.model.moe import identities
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.structured.config import text_config
 from prune_cli.structured.plan import TensorSlice
 
 _NUMBER = re.compile(r"(\.experts?\.)(\d+)(\.)")
-_NO_COUNT = ("per_tok", "per_token", "shared", "top", "null", "zero", "group")
+_NO_COUNT = ("per_tok", "per_token", "shared", "top", "null", "zero", "group", "size")
 
 
 @dataclass(frozen=True)
 class Mixture:
     """The experts of one block: `module` computes them, `tensor` is one of their tensors.
 
-    A token is sent to `top_k` of them, which lie in `open_groups` of `groups` runs of the same length.
+    A token is sent to `top_k` of them, which lie in `open_groups` of `groups` runs of the same length. Some of these
+    may be of the `identities`, numbered after them, which return what they get and always stay.
     """
 
     block: int
@@ -35,11 +37,12 @@ class Mixture:
     top_k: int
     groups: int
     open_groups: int
+    identities: int = 0
 
     def fewest(self) -> int:
         """How many experts must stay, so that every token still finds as many as it is sent to."""
         if self.groups == 1:
-            return self.top_k
+            return max(1, self.top_k - self.identities)
         # Such routers rank groups by their two best experts.
         return self.groups * max(2, -(-self.top_k // self.open_groups))
 
@@ -48,10 +51,16 @@ def find_mixtures(model: StreamedModel) -> list[Mixture]:
     """Raises RequestError where there are none, or none that are computed in a way known here, or of several sizes."""
     found: dict[str, Mixture] = {}
     for name, info in model.tensor_map.items():
+        if info.role == "attention expert":
+            raise RequestError(
+                f"Experts of {type(model.model).__name__} cannot be removed: config.json counts them together with the "
+                "experts of attention, which stay; use --method width or depth."
+            )
         if info.role == "expert" and info.expert is None:
             raise RequestError(f"{name}: {info.reason}, so experts of this architecture cannot be removed.")
-        if info.expert is not None and info.block is not None and info.module_name not in found:
-            found[info.module_name] = _mixture(model, name, info.block, info.module_name, info.expert.experts)
+        part = info.expert
+        if part is not None and info.block is not None and part.module not in found:
+            found[part.module] = _mixture(model, name, info.block, part.module, part.experts)
     if not found:
         raise RequestError(f"{type(model.model).__name__} has no experts: use --method width or depth.")
     mixtures = sorted(found.values(), key=lambda mixture: mixture.block)
@@ -72,7 +81,9 @@ def _mixture(model: StreamedModel, tensor: str, block: int, module: str, experts
             "sent: correct config.json (num_experts_per_tok)."
         )
     groups = _attribute(parent, ("num_group", "n_group")) or 1
-    return Mixture(block, module, tensor, experts, top_k, groups, _attribute(parent, ("topk_group",)) or groups)
+    open_groups = _attribute(parent, ("topk_group",)) or groups
+    beside = identities(model.model.get_submodule(module))
+    return Mixture(block, module, tensor, experts, top_k, groups, open_groups, beside)
 
 
 def _attribute(parent: nn.Module, names: Sequence[str]) -> int | None:
@@ -88,44 +99,84 @@ def _attribute(parent: nn.Module, names: Sequence[str]) -> int | None:
 def config_with_experts(raw: dict[str, Any], config: Any, experts: int, keep: int) -> None:
     """Change `raw`, a config.json, where it counts all experts."""
     text, part = text_config(raw, config)
-    keys = [
-        key
-        for key, value in text.to_dict().items()
-        if "expert" in key and type(value) is int and value == experts and not any(word in key for word in _NO_COUNT)
-    ]
-    if not keys:
+    if not _count_in(part, text.to_dict(), experts, keep):
         raise RequestError(f"config.json has no entry that counts the {experts} experts: not supported.")
-    for key in keys:
-        part[key] = keep
 
 
-def changed_shapes(model: StreamedModel, smaller: nn.Module, experts: int, keep: int) -> dict[str, int]:
-    """Parameters of the blocks with an entry for each expert: name -> the axis. `smaller` has `keep` of them.
+def _count_in(part: dict[str, Any], whole: Mapping[str, Any], experts: int, keep: int) -> bool:
+    """Change `part`, which may lack entries of the `whole`; whether there was a count (DBRX: an object deeper)."""
+    found = False
+    for key, value in whole.items():
+        if not isinstance(key, str):
+            continue
+        if isinstance(value, Mapping) and isinstance(part.get(key), dict):
+            found |= _count_in(part[key], value, experts, keep)
+        elif "expert" in key and type(value) is int and value == experts and not any(word in key for word in _NO_COUNT):
+            part[key], found = keep, True
+    return found
+
+
+@dataclass(frozen=True)
+class ExpertAxis:
+    """Along `axis` a parameter has `run` entries for each expert, and as many for each of the identities behind them.
+
+    It has none for those where `identities` is 0.
+    """
+
+    axis: int
+    run: int
+    identities: int
+
+    def entries(self, kept: Sequence[int], experts: int) -> list[int]:
+        """Those that stay with the experts `kept` of all."""
+        each = [*kept, *range(experts, experts + self.identities)]
+        return [self.run * expert + at for expert in each for at in range(self.run)]
+
+
+def changed_shapes(model: StreamedModel, smaller: nn.Module, mixture: Mixture, keep: int) -> dict[str, ExpertAxis]:
+    """Parameters of the blocks with entries for each expert of mixtures like `mixture`; `smaller` has `keep` of them.
 
     Raises RequestError where something else differs.
     """
     there = {name: tuple(tensor.shape) for name, tensor in smaller.state_dict().items()}
-    axes: dict[str, int] = {}
+    axes: dict[str, ExpertAxis] = {}
     for name, tensor in model.model.state_dict().items():
         shape = tuple(tensor.shape)
         if there.get(name) == shape:
             continue
-        axes[name] = next((axis for axis, size in enumerate(shape) if size == experts), 0)
-        wanted = tuple(keep if axis == axes[name] else size for axis, size in enumerate(shape))
-        if there.get(name) != wanted or not name.startswith(model.blocks_name + "."):
+        found = _expert_axis(shape, there.get(name, ()), mixture, keep)
+        if found is None or not name.startswith(model.blocks_name + "."):
             raise RequestError(
-                f"With fewer experts {name} would have the shape {list(there.get(name, ()))}, expected "
-                f"{list(wanted)}: experts of this architecture cannot be removed."
+                f"With {keep} of {mixture.experts} experts {name} would go from the shape {list(shape)} to "
+                f"{list(there.get(name, ()))}, no whole number of entries for each: experts of this architecture "
+                "cannot be removed."
             )
+        axes[name] = found
     return axes
 
 
+def _expert_axis(shape: Sequence[int], there: Sequence[int], mixture: Mixture, keep: int) -> ExpertAxis | None:
+    axes = [axis for axis, (a, b) in enumerate(zip(shape, there, strict=False)) if a != b]
+    if len(there) != len(shape) or len(axes) != 1:
+        return None
+    axis, experts = axes[0], mixture.experts
+    for beside in dict.fromkeys((mixture.identities, 0)):
+        run, rest = divmod(shape[axis], experts + beside)
+        if rest == 0 and there[axis] == run * (keep + beside):
+            return ExpertAxis(axis, run, beside)
+    return None
+
+
 def without_experts(
-    model: StreamedModel, axes: Mapping[str, int], kept: Mapping[int | str, Sequence[int]], left_out: Mapping[str, str]
+    model: StreamedModel,
+    axes: Mapping[str, ExpertAxis],
+    mixture: Mixture,
+    kept: Mapping[int | str, Sequence[int]],
+    left_out: Mapping[str, str],
 ) -> tuple[dict[str, OutputTensor], dict[str, str], dict[str, TensorSlice]]:
     """All tensors of an output with the experts `kept` of each block or extra head, renumbered; why others go; cuts.
 
-    What is `left_out` goes too, with the reason.
+    Mixtures are like `mixture`. What is `left_out` goes too, with the reason.
     """
     tensors: dict[str, OutputTensor] = {}
     dropped = dict(left_out)
@@ -139,13 +190,14 @@ def without_experts(
             tensors[name] = OutputTensor(name)
         elif known.parameter is not None and known.entry.shape == model.shape_of(known.parameter):
             axis = axes[known.parameter]
-            shape = tuple(len(experts) if at == axis else size for at, size in enumerate(info.entry.shape))
+            entries = axis.entries(experts, mixture.experts)
+            shape = tuple(len(entries) if at == axis.axis else size for at, size in enumerate(info.entry.shape))
             tensors[name] = OutputTensor(name, shape)
-            slices[name] = TensorSlice(axis, experts)
+            slices[name] = TensorSlice(axis.axis, entries)
         else:
-            expert = _expert_of(name)
-            if expert in experts:
-                number = list(experts).index(expert)
+            expert, stay = _expert_of(name), [*experts, *range(mixture.experts, mixture.experts + mixture.identities)]
+            if expert in stay:
+                number = stay.index(expert)
                 tensors[_NUMBER.sub(rf"\g<1>{number}\g<3>", name, count=1)] = OutputTensor(name)
             else:
                 dropped[name] = f"expert {expert} was removed"
