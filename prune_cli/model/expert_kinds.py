@@ -63,8 +63,8 @@ class ExpertsKind(Protocol):
 class _Described:
     """transformers' usual experts, which say how they are computed."""
 
-    maps = _FIRST_AND_LAST
-    rows = False
+    maps: Mapping[str, bool] = _FIRST_AND_LAST
+    rows: bool = False
 
     def fits(self, module: nn.Module) -> bool:
         return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "num_experts"))
@@ -148,8 +148,8 @@ class _BesideIdentities(_Described):
 class _OneBelowTheOther(_Described):
     """DBRX: parameters (experts x inner, hidden) of a module of their own, of which w2 is (in, out)."""
 
-    maps = _GLU
-    rows = True
+    maps: Mapping[str, bool] = _GLU
+    rows: bool = True
 
     def fits(self, module: nn.Module) -> bool:
         return type(module).__name__ == "DbrxExperts"
@@ -171,7 +171,7 @@ class _OneBelowTheOther(_Described):
 class _BehindTheirRouter(_Described):
     """JetMoE: two modules that get the tokens sorted by experts; the router before them has all tokens."""
 
-    maps = _PARALLEL
+    maps: Mapping[str, bool] = _PARALLEL
 
     def fits(self, module: nn.Module) -> bool:
         return type(module).__name__ == "JetMoeMoE"

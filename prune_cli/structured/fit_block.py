@@ -77,7 +77,7 @@ class BlockNarrower:
         """Let all batches pass; raises PruneError naming the tensor that cannot be fitted."""
         names = self._model.linear_layers(self._block) if self._options.refit == "all" else list(self._parts)
         names = [*names, *self._experts]
-        mixtures = {self._model.tensor_map[name].expert.module: group for name, group in self._experts.items()}
+        mixtures = {_module_of(self._model, name): group for name, group in self._experts.items()}
         with ExitStack() as stack:
             drift, stops = None, [stream.pause_at(self._block, names)]
             if dense is not None:
@@ -250,3 +250,10 @@ class BlockNarrower:
                 if group.blocks[name] == self._block:
                     self._tensors[name] = cut.apply(self._tensors[name], kept, group.units)
                     self.result.tensors[name] = self._tensors[name]
+
+
+def _module_of(model: StreamedModel, name: str) -> str:
+    """What computes with the experts' tensor `name`."""
+    part = model.tensor_map[name].expert
+    assert part is not None
+    return part.module
