@@ -12,6 +12,7 @@ MODEL := examples/demo-model
 
 demo: .venv/ready
 	$(BIN)/prune-cli prune $(MODEL) demo-out --method wanda --sparsity 0.5 --eval builtin --generate 16 --overwrite
+	$(BIN)/prune-cli eval demo-out --against $(MODEL) --tasks builtin --add-to-report
 
 test: .venv/ready
 	$(BIN)/python -m pytest

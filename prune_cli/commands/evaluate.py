@@ -19,10 +19,10 @@ from prune_cli.commands.error_handling import report_failures
 from prune_cli.errors import RequestError
 
 if TYPE_CHECKING:
-    from prune_cli.evaluation.harness import TaskScores
     from prune_cli.evaluation.perplexity import EvaluationResult
+    from prune_cli.report.task_scores import TaskScores
 
-_TASKS = "Tasks of the lm-evaluation-harness"
+_TASKS = "Tasks"
 
 
 def evaluate(
@@ -41,7 +41,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Tasks, with commas between, as arc_easy,hellaswag or mmlu_*; needs pip install 'prune-cli[eval]'.",
+            help="With commas between: builtin (passages of the builtin text, no network), or those of the "
+            "lm-evaluation-harness, as arc_easy,hellaswag or mmlu_*, which need pip install 'prune-cli[eval]'.",
             rich_help_panel=_TASKS,
         ),
     ] = None,
@@ -51,6 +52,14 @@ def evaluate(
     include_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder with task YAMLs of yours.", rich_help_panel=_TASKS)
     ] = None,
+    add_to_report: Annotated[
+        bool,
+        typer.Option(
+            "--add-to-report",
+            help="Write the scores into report, page and card in MODEL's folder, which prune made.",
+            rich_help_panel=_TASKS,
+        ),
+    ] = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
@@ -66,7 +75,8 @@ def evaluate(
     With --data the text is cut into consecutive windows of --seq-len tokens; each is predicted on its own. One block of
     weights is in memory at a time. Against a dense model: KL divergence, agreement and the difference of the losses.
 
-    With --tasks the lm-evaluation-harness runs as it is, with the whole model in memory.
+    --tasks builtin asks which of four passages goes on from a piece of the builtin text, one block in memory. All other
+    tasks are the lm-evaluation-harness's, which runs as it is, with the whole model in memory.
 
     Examples:
 
@@ -79,13 +89,14 @@ def evaluate(
             data,
             tasks,
             {"--eval-windows": eval_windows, "--seq-len": seq_len},
-            {"--limit": limit, "--include-path": include_path},
+            {"--limit": limit, "--include-path": include_path, "--add-to-report": add_to_report or None},
         )
         if not verbose:
             _calm_harness()
         from prune_cli.evaluation.requests import EvaluationRequest, TasksRequest
         from prune_cli.preflight.requests import check_models
         from prune_cli.progress import progress_on
+        from prune_cli.report.files import add_tasks
 
         shared = {
             "model": model,
@@ -106,10 +117,12 @@ def evaluate(
             asked_text = EvaluationRequest(data=data, allow_changed_inputs=allow_changed_inputs, **windows, **shared)
             asked_text.check()
         check_models([(model, revision), *([(against, None)] if against is not None else [])], [(data, None)], seq_len)
+        if add_to_report:
+            _check_report(model, against)
         options.begin([model] if against is None else [model, against], verbose=verbose, quiet=quiet)
         from prune_cli.commands.terminal import show_evaluation, show_tasks
-        from prune_cli.evaluation.harness import measure_tasks
         from prune_cli.evaluation.perplexity import measure
+        from prune_cli.evaluation.tasks import measure_tasks
 
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             if asked_tasks is not None:
@@ -119,11 +132,16 @@ def evaluate(
             if asked_text is not None:
                 result = measure(asked_text, progress)
 
+        if add_to_report and scores is not None:
+            add_tasks(Path(model).expanduser(), scores)
+
         def show(console: Console) -> None:
             if result is not None:
                 show_evaluation(console, result)
             if scores is not None:
                 show_tasks(console, scores)
+            if add_to_report:
+                console.print(f"Added to {model}; prune_report.html there shows it.", highlight=False, soft_wrap=True)
 
         options.print_result(_document(result, scores), as_json=as_json, quiet=quiet, show=show)
 
@@ -142,6 +160,17 @@ def _check(data: str | None, tasks: str | None, of_data: dict[str, object], of_t
         for option, value in belonging.items():
             if given is None and value is not None:
                 raise RequestError(f"{option} belongs to {owner}, which was not given: add it, or leave {option} out.")
+
+
+def _check_report(model: str, against: str | None) -> None:
+    """Refuse scores that a report has no place for, before they are measured."""
+    from prune_cli.report.read import read_report
+
+    if against is None:
+        raise RequestError("--add-to-report tells how much of the dense model's scores is left: add --against DENSE.")
+    if not Path(model).expanduser().is_dir():
+        raise RequestError(f"--add-to-report writes into a folder, and {model} is none: give the folder of the model.")
+    read_report(model)
 
 
 def _document(result: EvaluationResult | None, scores: TaskScores | None) -> str:

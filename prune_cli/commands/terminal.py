@@ -21,11 +21,12 @@ from prune_cli.report.structure_tables import (
     share_text,
     size_rows,
 )
+from prune_cli.report.task_scores import TaskScores
+from prune_cli.report.tasks import header_of, rows_of, title_of
 
 # Only their types: `inspect` and `methods` answer without importing transformers.
 if TYPE_CHECKING:
     from prune_cli.checks.verify import Verification
-    from prune_cli.evaluation.harness import TaskScores
     from prune_cli.evaluation.perplexity import EvaluationResult
     from prune_cli.hub.push import Push
     from prune_cli.report.types import NotLoaded, Report, StructureReport
@@ -66,6 +67,8 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     if report.request.preset is not None:
         console.print(f"{report.method.summary}.", highlight=False)
     console.print(_what_was_done(report), highlight=False)
+    if report.tasks is not None:
+        show_tasks(console, report.tasks)
     show_continuations(console, report.continuations)
     show_not_loaded(console, report.not_loaded)
     console.print(report.gain, highlight=False)
@@ -230,22 +233,10 @@ def show_push(console: Console, push: Push) -> None:
 
 
 def show_tasks(console: Console, scores: TaskScores) -> None:
-    compared = scores.against is not None
-    columns = ("task", "metric", "score", *((f"of {scores.against}", "difference") if compared else ()))
-    table = table_of(f"{scores.harness}" + (f", first {scores.limit} examples" if scores.limit else ""), *columns)
-    for each in scores.scores:
-        row = [each.task, each.metric, _score(each.score, each.standard_error)]
-        if compared:
-            row.append(_score(each.against, each.against_standard_error))
-            row.append("–" if each.difference is None else f"{each.difference:+.4f}")
+    table = table_of(title_of(scores), *header_of(scores))
+    for row in rows_of(scores):
         table.add_row(*row)
     console.print(table)
-
-
-def _score(value: float | None, standard_error: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4f}" + (f" ± {standard_error:.4f}" if standard_error is not None else "")
 
 
 def show_conversion(console: Console, done: Conversion) -> None:

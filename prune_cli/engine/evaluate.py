@@ -13,7 +13,8 @@ from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
-from prune_cli.report.types import Comparison, Evaluation
+from prune_cli.report.comparison import Comparison
+from prune_cli.report.types import Evaluation
 
 PROTOCOL = (
     "perplexity = exp(mean over windows of a window's mean next-token loss in nats); each window is predicted on its "

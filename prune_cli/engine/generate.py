@@ -85,7 +85,7 @@ def greedy(
         going = [row for row, ids in enumerate(new) if not (ids and ids[-1] in stop)]
         if not going:
             break
-        batch = _padded([[*prompts[row], *new[row]] for row in going])
+        batch = padded([[*prompts[row], *new[row]] for row in going])
         with before_the_head(model, [batch], progress) as stream:
             for output in stream.finish():
                 for place, row in enumerate(going):
@@ -103,7 +103,7 @@ def continued(run: Run[OpenModel], config: Any | None = None) -> tuple[Continuat
     return continue_both(plan.with_checkpoint(run.output.checkpoint(), config), dense, prompts, tokens, run.progress)
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Batch:
+def padded(rows: Sequence[Sequence[int]]) -> Batch:
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])

@@ -21,38 +21,10 @@ from prune_cli.errors import PruneError, RequestError, one_line
 from prune_cli.evaluation.requests import TasksRequest
 from prune_cli.model.architecture import load_tokenizer
 from prune_cli.model.open_checkpoint import open_checkpoint
-from prune_cli.progress import Progress, Silent
+from prune_cli.progress import Progress
+from prune_cli.report.task_scores import TaskScore, recovery_error
 
 INSTALL = "pip install 'prune-cli[eval]'"
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One metric of one task; `against` is the dense model's, `difference` is MODEL's minus that."""
-
-    task: str
-    metric: str
-    score: float
-    standard_error: float | None
-    against: float | None
-    against_standard_error: float | None
-    difference: float | None
-    higher_is_better: bool | None
-    examples: int | None
-    shots: int | None
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """All metrics of all tasks, groups included."""
-
-    harness: str
-    model: str
-    against: str | None
-    limit: int | None
-    device: str
-    compute_dtype: str
-    scores: tuple[TaskScore, ...]
 
 
 @dataclass(frozen=True)
@@ -62,10 +34,8 @@ class _Loadable:
     device: torch.device
 
 
-def measure_tasks(request: TasksRequest, progress: Progress | None = None) -> TaskScores:
-    """Run the harness. Raises RequestError where it is missing or does not know a task, PruneError where it fails."""
-    progress = progress or Silent()
-    request.check()
+def harness_scores(request: TasksRequest, progress: Progress) -> tuple[str, list[TaskScore], str]:
+    """Its name, all scores, the dtype. Raises RequestError where it or a task is missing, PruneError where it fails."""
     device = pick_device(request.device)
     harness = _harness()
     manager, tasks = _find_tasks(harness, request)
@@ -74,15 +44,8 @@ def measure_tasks(request: TasksRequest, progress: Progress | None = None) -> Ta
         models.append(_open(request.against, None, request, device))
     progress.stage(f"lm-eval: {', '.join(request.tasks)}", len(models) * len(tasks))
     results = [_run(harness, manager, tasks, model, request, progress) for model in models]
-    return TaskScores(
-        harness=f"lm-eval {version('lm-eval')}",
-        model=request.model,
-        against=request.against,
-        limit=request.limit,
-        device=str(device),
-        compute_dtype=str(models[0].dtype).removeprefix("torch."),
-        scores=tuple(_scores(results[0], results[1] if len(results) > 1 else None)),
-    )
+    scores = _scores(results[0], results[1] if len(results) > 1 else None)
+    return f"lm-eval {version('lm-eval')}", scores, str(models[0].dtype).removeprefix("torch.")
 
 
 def _open(given: str, revision: str | None, request: TasksRequest, device: torch.device) -> _Loadable:
@@ -184,19 +147,22 @@ def _scores(ours: Mapping[str, Any], dense: Mapping[str, Any] | None) -> list[Ta
             if not step:  # alias, sample_len and the like
                 continue
             error_key = f"{metric}_stderr,{step}"
-            other = theirs.get(key)
+            other, error = _number(theirs.get(key)), _number(values.get(error_key))
+            dense_error = _number(theirs.get(error_key))
             scores.append(
                 TaskScore(
                     task=task,
                     metric=metric if step == "none" else f"{metric} ({step})",
                     score=float(value),
-                    standard_error=_number(values.get(error_key)),
-                    against=_number(other),
-                    against_standard_error=_number(theirs.get(error_key)),
-                    difference=float(value) - float(other) if other is not None else None,
+                    standard_error=error,
+                    against=other,
+                    against_standard_error=dense_error,
+                    difference=float(value) - other if other is not None else None,
                     higher_is_better=(ours["higher_is_better"].get(task) or {}).get(metric),
                     examples=(ours["n-samples"].get(task) or {}).get("effective"),
                     shots=ours["n-shot"].get(task),
+                    recovery=float(value) / other if other else None,
+                    recovery_standard_error=recovery_error(value, error, other, dense_error) if other else None,
                 )
             )
     return scores

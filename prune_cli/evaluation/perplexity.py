@@ -19,8 +19,9 @@ from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress, Silent
+from prune_cli.report.comparison import Comparison
 from prune_cli.report.dense_model import check_dense, revision_of_dense
-from prune_cli.report.types import Comparison, Evaluation, TextReport
+from prune_cli.report.types import Evaluation, TextReport
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from prune_cli.report.figures import FIGURES, OF_THE_RUN, figures_of
 from prune_cli.report.format import method_name, table, text_name
 from prune_cli.report.html.summary import exact_request, tell
 from prune_cli.report.loading_section import Form, loading_section
+from prune_cli.report.task_scores import TaskScores
+from prune_cli.report.tasks import tasks_as_markdown
 from prune_cli.request.command_line import command_of
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def card_of(report: Report, source: SourceCard) -> str:
         _title(report),
         *(f"> **Warning:** {warning}" for warning in warnings_of(source, report.model.name)),
         _measured(report),
+        *([tasks_as_markdown(report.tasks)] if report.tasks is not None else []),
         *([as_markdown(report.continuations)] if report.continuations else []),
         loading_section(_form(report), report.model.architecture),
         _method(report),
@@ -109,18 +112,38 @@ def _metadata(report: Report, source: Mapping[str, Any]) -> dict[str, Any]:
 
 def _results(report: Report) -> dict[str, Any]:
     """What was measured, in the form that the hub shows beside the model."""
-    evaluation = report.evaluation
-    if evaluation is None:
+    results = []
+    if report.evaluation is not None:
+        source = text_name(report.evaluation.text)
+        measured = (("pruned", report.evaluation.after), ("dense", report.evaluation.before))
+        metrics = [
+            {"type": "perplexity", "name": f"perplexity, {which}", "value": e.perplexity} for which, e in measured
+        ]
+        results.append(_result(source, metrics))
+    if report.tasks is not None:
+        results += _task_results(report.tasks)
+    if not results:
         return {}
-    name, source = report.model.name.rpartition("/")[2], text_name(evaluation.text)
-    measured = (("pruned", evaluation.after), ("dense", evaluation.before))
-    metrics = [{"type": "perplexity", "name": f"perplexity, {which}", "value": e.perplexity} for which, e in measured]
-    result = {
-        "task": {"type": "text-generation"},
-        "dataset": {"type": source, "name": source},
-        "metrics": metrics,
-    }
-    return {"model-index": [{"name": f"{name}, {method_name(report)}", "results": [result]}]}
+    name = report.model.name.rpartition("/")[2]
+    return {"model-index": [{"name": f"{name}, {method_name(report)}", "results": results}]}
+
+
+def _task_results(tasks: TaskScores) -> list[dict[str, Any]]:
+    return [
+        _result(
+            each.task,
+            [
+                {"type": each.metric, "name": f"{each.metric}, {which}", "value": value}
+                for which, value in (("pruned", each.score), ("dense", each.against))
+                if value is not None
+            ],
+        )
+        for each in tasks.scores
+    ]
+
+
+def _result(data: str, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"task": {"type": "text-generation"}, "dataset": {"type": data, "name": data}, "metrics": metrics}
 
 
 def _tags(report: Report) -> list[str]:

@@ -11,6 +11,7 @@ from prune_cli.report.continuations import as_markdown
 from prune_cli.report.figures import FIGURES, figures_of
 from prune_cli.report.format import method_name, percent, table
 from prune_cli.report.structure_tables import BLOCKS, NOT_LOADED, block_rows, not_loaded_rows, share_text
+from prune_cli.report.tasks import tasks_as_markdown
 from prune_cli.request.request import request_as_json
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def to_markdown(report: Report) -> str:
         _figures(report),
         _gain(report),
         _evaluation(report),
+        tasks_as_markdown(report.tasks),
         as_markdown(report.continuations),
         _how(report),
         *what,

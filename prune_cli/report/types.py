@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from prune_cli.report.continuations import Continuation
 from prune_cli.report.from_json import from_json
+from prune_cli.report.task_scores import TaskScores
 from prune_cli.request.json_schema import Keywords
 from prune_cli.request.request import PruneRequest, request_as_json, split_pattern
 
@@ -284,7 +285,8 @@ class Report:
 
     `inputs` has the sha256 of all that was read, calibration before windows of the model's own were added.
     The last `sampled` calibration samples are such. `output_error_rows` stand for the calibration tokens in
-    output_error; as many as tokens means exact. `matched` is what --match-blocks did to each block.
+    output_error; as many as tokens means exact. `tasks` were measured afterwards; `matched` is what --match-blocks did
+    to each block.
     """
 
     schema_version: Annotated[int, Keywords(const=SCHEMA_VERSION)]
@@ -302,6 +304,7 @@ class Report:
     output_error_rows: Positive | None
     evaluation: EvaluationReport | None
     continuations: tuple[Continuation, ...] = ()
+    tasks: TaskScores | None = None
     totals: Totals
     structure: StructureReport | None = None
     gain: Annotated[str, Keywords(minLength=1)]
@@ -323,6 +326,8 @@ class Report:
         document = asdict(self) | {"request": request_as_json(self.request)}
         if not self.matched:
             del document["matched"]  # as in every report of a run without --match-blocks
+        if self.tasks is None:
+            del document["tasks"]  # until eval --add-to-report adds some
         if not self.output.dense_files:
             del document["output"]["dense_files"]  # as in every report of dense files
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
@@ -337,15 +342,3 @@ class Evaluation:
     loss_standard_error: NotNegative
     windows: Positive
     predicted_tokens: Positive
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model against a dense one on the same windows: means over predicted tokens, differences in nats."""
-
-    model: Evaluation
-    dense: Evaluation
-    loss_increase: float
-    loss_increase_standard_error: float
-    kl_from_dense: float
-    top1_agreement: float

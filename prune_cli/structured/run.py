@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from methods.structured._expert_tables import without_removed
+from prune_cli.checkpoint.file_names import CARD
 from prune_cli.checkpoint.inputs import KEEP_LIST, STATISTICS_FILE
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
@@ -68,7 +69,7 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             report = assemble_structured(run, removal.asked(), change, evaluation, time.monotonic() - begun)
             report = replace(report, continuations=continuations)
             output.commit(
-                report_files(report, prepared.source.folder),
+                report_files(report, prepared.source.folder / CARD),
                 config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
             )
     return report

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import torch
 
 from methods._pattern import NofM, Pattern, Unstructured
+from prune_cli.checkpoint.file_names import CARD
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.generate import continued
@@ -73,7 +74,7 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
             if request.format == "sparse":
                 report = _encode(run, report)
             beside = {LOADER: loader()} if request.self_contained else {}
-            output.commit({**report_files(report, plan.source.folder), **beside}, plan.config)
+            output.commit({**report_files(report, plan.source.folder / CARD), **beside}, plan.config)
     return report
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prune_cli.report.html.charts import OUTPUT_ERROR, SCORE, SPARSITY, Chart, by_block, charts_of, is_flat
 from prune_cli.report.html.summary import labels_of, remarks_on, side_by_side, tell
 from prune_cli.report.html.tensor_table import points_of, rows_of, scores_of
+from prune_cli.report.tasks import RECOVERY
 from prune_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def page_of(reports: Sequence[Report]) -> str:
         measured=[*_scores(reports, labels), *_of_sparse_maps(reports, labels)],
         rows=rows,
         actions=[action for action in ("narrowed", "refitted", "removed") if any(action in row.action for row in rows)],
+        recovery=RECOVERY,
         safe=Markup,
     )
 

@@ -12,6 +12,8 @@ from prune_cli.report.continuations import rows_of
 from prune_cli.report.figures import Figure, figures_of
 from prune_cli.report.format import change_of, method_name, percent, size, text_name
 from prune_cli.report.structure_tables import NOT_LOADED, BlockTable, block_table, not_loaded_rows
+from prune_cli.report.tasks import header_of
+from prune_cli.report.tasks import rows_of as tasks_of
 from prune_cli.request.command_line import command_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Run:
     files: Sequence[tuple[str, str]]
     blocks: BlockTable | None
     compared: BlockTable | None
+    tasks: BlockTable | None
     said: BlockTable | None
     not_loaded: BlockTable | None
 
@@ -56,6 +59,7 @@ def tell(report: Report, label: str) -> Run:
         files=_files(report),
         blocks=None if report.structure is None else block_table(report.structure),
         compared=_compared(report.structure),
+        tasks=None if report.tasks is None else BlockTable(header_of(report.tasks), tasks_of(report.tasks)),
         said=_said(report),
         not_loaded=BlockTable(NOT_LOADED, not_loaded_rows(report.not_loaded)) if report.not_loaded else None,
     )
