@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from methods.structured.experts import spread
 from tests.conftest import RunCommand, folder_bytes
 from tests.tiny import save_tiny
 
@@ -65,3 +67,72 @@ def test_a_list_that_does_not_fit_is_told(
     result = command("prune", model, tmp_path / "out", "-m", "experts", "-o", f"keep_list={path}", "--dry-run")
     assert result.code == 2
     assert words in " ".join(result.stderr.split())
+
+
+def naive_counts(scores: dict[int, list[float]], keep: int, fewest: int) -> dict[int, int]:
+    """One expert after the other: the best that is left, by its score over the mean of its layer."""
+    left = {
+        (layer, rank): score / (sum(values) / len(values))
+        for layer, values in scores.items()
+        for rank, score in enumerate(sorted(values, reverse=True))
+        if rank >= fewest
+    }
+    counts = dict.fromkeys(scores, fewest)
+    for _ in range(keep * len(scores) - fewest * len(scores)):
+        best = max(left, key=left.__getitem__)
+        del left[best]
+        counts[best[0]] += 1
+    return counts
+
+
+def test_a_list_alone_may_be_uneven(model: Path, tmp_path: Path, tokens_file: Path, command: RunCommand) -> None:
+    """At the exact total, without any weights; such a list is converted, and makes no checkpoint."""
+    text = ["-m", "experts", "-o", "keep=3", "--calibration", tokens_file]
+    whole = command("prune", model, tmp_path / "whole", *text, "--json").json
+    scores = {b["block"]: list(b["scores"].values()) for b in whole["structure"]["blocks"] if b["scores"]}
+    wanted = naive_counts(scores, 3, 2)
+    done = command("prune", model, tmp_path / "keep.json", *text, "--allocate", "global", "--keep-list-only", "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads((tmp_path / "keep.json").read_text())
+    assert {int(layer): len(kept) for layer, kept in found["keep"].items()} == wanted
+    assert sum(wanted.values()) == 6
+    for layer, values in scores.items():
+        best = sorted(range(4), key=lambda expert, v=values: -v[expert])
+        assert found["ranking"][str(layer)] == best
+        assert found["keep"][str(layer)] == sorted(best[: wanted[layer]])
+
+    uneven = tmp_path / "uneven.jsonl"
+    uneven.write_text('{"0": [3, 1]}\n{"2": [2, 0, 1]}\n')
+    listed = ["-m", "experts", "-o", f"keep_list={uneven}"]
+    again = command("prune", model, tmp_path / "again.json", *listed, "--keep-list-only")
+    assert again.code == 0, again.stderr
+    told = json.loads((tmp_path / "again.json").read_text())
+    assert (told["k"], told["keep"]) == ([2, 3], {"0": [1, 3], "2": [0, 1, 2]})
+    assert "5 of 8 experts" in again.stdout
+    assert {path.parent.name for path in tmp_path.rglob("*.safetensors")} == {"whole"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "experts", "--allocate", "global"], "add --keep-list-only"),
+        (["-m", "experts", "--allocate", "owl", "--keep-list-only"], "--allocate is for methods that make weights"),
+        (["--keep-list-only"], "--keep-list-only is for --method experts, not wanda"),
+        (["-m", "experts", "--keep-list-only"], "does not end in .jsonl"),
+        (["-m", "experts", "--keep-list-only", "--eval", "builtin"], "--eval is for a run that writes a model"),
+    ],
+)
+def test_lists_alone_are_refused_where_they_cannot_be(
+    arguments: list[str], words: str, model: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    result = command("prune", model, tmp_path / "out", *arguments)
+    assert result.code == 2
+    assert words in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_stay_of_one_size_where_layers_differ() -> None:
+    values = {0: torch.tensor([9.0, 8, 7, 1, 1, 1, 1, 1]), 1: torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 1])}
+    assert spread(values, 12, {0: 4, 1: 4}, 2) == {0: 6, 1: 6}
+    assert spread(values, 10, {0: 4, 1: 4}, 2) == {0: 6, 1: 4}
+    assert spread({5: torch.zeros(4), 7: torch.zeros(4)}, 5, {5: 1, 7: 1}, 1) == {5: 4, 7: 1}

@@ -93,7 +93,7 @@ def test_a_request_comes_back_from_its_recipe(
 def test_every_parameter_of_prune_is_a_field_or_about_this_call() -> None:
     parameters = {_FIELDS.get(name, name) for name in inspect.signature(prune).parameters}
     fields = {item.name for item in dataclasses.fields(PruneRequest)}
-    about_the_call = {"context", "recipe", "save_recipe", "dry_run", "as_json", "quiet", "verbose"}
+    about_the_call = {"context", "recipe", "save_recipe", "dry_run", "keep_list_only", "as_json", "quiet", "verbose"}
     # The hashes of inputs come from reports and recipes, nobody types them.
     assert parameters - about_the_call == fields - {"inputs"}
 

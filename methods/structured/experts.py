@@ -77,6 +77,21 @@ def choose(values: torch.Tensor, keep: int, groups: int) -> list[int]:
     return sorted((order + first).flatten().tolist())
 
 
+def spread(values: Mapping[int, torch.Tensor], total: int, fewest: Mapping[int, int], groups: int) -> dict[int, int]:
+    """How many experts each mixture keeps, by their (experts,) scores over its mean: `total` in all.
+
+    Each keeps its `fewest`, and of each of `groups` as many; of equally good ones those of the earlier mixture stay.
+    """
+    rest: list[tuple[float, int, int]] = []
+    for at, (mixture, scored) in enumerate(values.items()):
+        best = (scored / scored.mean().clamp_min(1e-30)).view(groups, -1).sort(dim=1, descending=True).values.mean(0)
+        rest += [(-float(each), at, mixture) for each in best[fewest[mixture] // groups :]]
+    counts = dict(fewest)
+    for _, _, mixture in sorted(rest)[: (total - sum(fewest.values())) // groups]:
+        counts[mixture] += groups
+    return counts
+
+
 def keep_count(sparsity: float, experts: int, groups: int) -> int:
     """How many experts a share to remove leaves: the same of each group, rounded; some go and some stay."""
     size = experts // groups

@@ -61,6 +61,7 @@ def prune(
     allow_changed_inputs: options.AllowChanged = False,
     resume: its.Resume = False,
     overwrite: its.Overwrite = False,
+    keep_list_only: its.KeepListOnly = False,
     dry_run: its.DryRun = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -72,14 +73,21 @@ def prune(
     Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted (continue with --resume).
     """
     from prune_cli.preflight.requests import check_prune
+    from prune_cli.request.request import check_even, check_list_only
 
     with report_failures(as_json=as_json, verbose=verbose):
         request, words = _request(context, recipe, save_recipe)
     with report_failures(as_json=as_json, verbose=verbose, out=request.out):
-        check_prune(request, writes=not dry_run)
+        if keep_list_only:
+            check_list_only(request)
+        elif not dry_run:
+            check_even(request)
+        check_prune(request, writes=not (dry_run or keep_list_only))
         options.begin((request.model,), verbose=verbose, quiet=quiet)
         if dry_run:
             revision, inputs = _tell(request, as_json=as_json, quiet=quiet), {}
+        elif keep_list_only:
+            revision, inputs = _list(request, as_json=as_json, quiet=quiet), {}
         else:
             revision, inputs = _run(request, as_json=as_json, quiet=quiet, verbose=verbose)
         if save_recipe is not None:
@@ -123,6 +131,19 @@ def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
     plan = dry_run(request)
     options.print_result(plan.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_dry_run(console, plan))
     return plan.revision
+
+
+def _list(request: PruneRequest, *, as_json: bool, quiet: bool) -> None:
+    """Writes which experts stay, and says how many do."""
+    from prune_cli.commands.terminal import show_expert_list
+    from prune_cli.progress import progress_on
+    from prune_cli.structured.moe.list_only import list_experts
+
+    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        written = list_experts(request, progress)
+    options.print_result(
+        written.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_expert_list(console, written)
+    )
 
 
 def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) -> tuple[str | None, Mapping[str, str]]:

@@ -261,4 +261,13 @@ Resume = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace OUT, or an interrupted run.", rich_help_panel=OUTPUT)
 ]
+KeepListOnly = Annotated[
+    bool,
+    typer.Option(
+        "--keep-list-only",
+        help="Of experts: write no weights but the list of those that stay, into OUT (.json or .jsonl) or -o "
+        "save_keep_list=; --allocate global lets their number differ by layer.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would happen and stop.", rich_help_panel=OUTPUT)]

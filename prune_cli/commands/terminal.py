@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prune_cli.report.types import NotLoaded, Report, StructureReport
     from prune_cli.sparse.convert import Conversion
     from prune_cli.structured.dry_run import StructuredDryRun
+    from prune_cli.structured.moe.list_only import ExpertList
     from prune_cli.unstructured.dry_run import DryRun
 
 
@@ -172,6 +173,17 @@ def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
     console.print(plan.gain, highlight=False)
     for note in plan.notes:
         console.print(f"Warning: {note}", highlight=False, soft_wrap=True)
+
+
+def show_expert_list(console: Console, written: ExpertList) -> None:
+    """How many experts stay, by layer where the numbers differ."""
+    whole = written.experts * len(written.counts)
+    console.print(f"{written.file}: {written.kept} of {whole} experts of {written.model} stay", soft_wrap=True)
+    if len(set(written.counts.values())) > 1:
+        table = table_of("", "layer", "stay", "of")
+        for layer, count in written.counts.items():
+            table.add_row(str(layer), str(count), str(written.experts))
+        console.print(table)
 
 
 def show_evaluation(console: Console, result: EvaluationResult) -> None:

@@ -82,7 +82,8 @@ class _Described:
         return module
 
     def routed(self, module: Any, arguments: Sequence[torch.Tensor], mask: torch.Tensor | None) -> Routed:
-        return Routed.of_all(*arguments[:3], mask)
+        hidden, chosen, gates = arguments[:3]
+        return Routed.of_all(hidden, chosen, gates, mask)
 
     def before_down(self, module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
         name = "gate_up_proj" if module.has_gate else "up_proj"

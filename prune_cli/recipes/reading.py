@@ -34,7 +34,7 @@ _TAGS = {"integer": {core_yaml.INTEGER}, "boolean": {core_yaml.BOOLEAN}, "null":
 _TAGS["number"] = {core_yaml.INTEGER, core_yaml.NUMBER}
 # A plain word that looks like a number is text where text is wanted: a commit may be all digits.
 _TAGS["string"] = {core_yaml.STRING, core_yaml.INTEGER, core_yaml.NUMBER}
-_COMMAND_LINE_ONLY = ("dry_run", "json", "quiet", "verbose", "recipe", "save_recipe")
+_COMMAND_LINE_ONLY = ("dry_run", "keep_list_only", "json", "quiet", "verbose", "recipe", "save_recipe")
 # About the files of the earlier run, not about what it did.
 _NOT_REPEATED = ("resume", "overwrite", "save_statistics", "allow_changed_inputs")
 

@@ -27,22 +27,11 @@ Role = Annotated[
     str,
     Keywords(
         enum=[
-            "linear map",
-            "embedding",
-            "output head",
-            "norm",
-            "router",
-            "bias",
-            "expert",
-            "attention expert",
-            "convolution",
-            "other",
-            "extra head",
-            "unused",
-            "unknown",
+            "linear map", "embedding", "output head", "norm", "router", "bias", "expert", "attention expert",
+            "convolution", "other", "extra head", "unused", "unknown",
         ]
     ),
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,35 @@ def request_as_json(request: PruneRequest) -> dict[str, Any]:
     }
 
 
+def check_even(request: PruneRequest) -> None:
+    """Raise RequestError for experts whose number would differ by layer in a checkpoint."""
+    if request.method == "experts" and request.allocate != "uniform":
+        raise RequestError(
+            f"--allocate {request.allocate} keeps another number of experts in each layer, but config.json has one "
+            "number for all, so such a checkpoint loads nowhere: add --keep-list-only, which writes the list alone."
+        )
+
+
+def check_list_only(request: PruneRequest) -> None:
+    """Raise RequestError for what --keep-list-only, which writes no model, cannot do."""
+    if request.method != "experts":
+        raise RequestError(f"--keep-list-only is for --method experts, not {request.method}: leave it out.")
+    given = {
+        "--eval": request.eval,
+        "--generate": request.generate,
+        "--compare-calibration": request.compare_calibration,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise RequestError(f"{option} is for a run that writes a model, not for --keep-list-only: leave it out.")
+    listed = request.options.get("save_keep_list")
+    if listed is None and request.out.suffix not in (".json", ".jsonl"):
+        raise RequestError(
+            f"With --keep-list-only OUT is the list, and {request.out} does not end in .jsonl (a line a layer) or "
+            ".json (one object): call it so, or add -o save_keep_list=FILE."
+        )
+
+
 def check_structured(request: PruneRequest) -> None:
     """Raise RequestError for what only sparse weights have."""
     method = request.method
@@ -248,7 +277,7 @@ def check_structured(request: PruneRequest) -> None:
         "--refine": request.refine is not None,
         "--reconstruct": request.reconstruct,
         "--match-blocks": request.match_blocks,
-        "--allocate": request.allocate != "uniform",
+        "--allocate": request.allocate != "uniform" and (method, request.allocate) != ("experts", "global"),
         "--target": request.target != "pruned",
         "--calibrate-by": request.calibrate_by != "sublayer",
         "--self-calibration": request.self_calibration != 0,

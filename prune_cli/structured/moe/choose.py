@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from methods.structured.experts import Options, choose, keep_count, scores
+from methods.structured.experts import choose, scores
 from prune_cli.checkpoint.config_file import read_config
 from prune_cli.checkpoint.layout import OutputTensor
 from prune_cli.engine.run_context import Run
@@ -18,6 +18,7 @@ from prune_cli.model.architecture import model_on_meta
 from prune_cli.packed.output import output_bytes, output_config
 from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.report.types import BlockChange
+from prune_cli.request.request import check_even
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cost import Cost, how_chosen, how_known
@@ -29,9 +30,10 @@ from prune_cli.structured.extra_heads import (
     whole_heads,
 )
 from prune_cli.structured.moe.compare_sources import compared_use
+from prune_cli.structured.moe.counts import asked_count, listed_scores
 from prune_cli.structured.moe.expert_statistics import finite_sums, measure_experts
 from prune_cli.structured.moe.head_statistics import HeadMixture, find_head_mixtures, gather_head
-from prune_cli.structured.moe.keep_list import check_to_write, read_keep_list, write_keep_list
+from prune_cli.structured.moe.keep_list import check_to_write, write_keep_list
 from prune_cli.structured.moe.mixtures import (
     Mixture,
     changed_shapes,
@@ -41,7 +43,7 @@ from prune_cli.structured.moe.mixtures import (
 )
 from prune_cli.structured.moe.tables import expert_tables
 from prune_cli.structured.plan import StructuredPlan
-from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
+from prune_cli.structured.prepare import PreparedStructure, asked_share
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
 from prune_cli.structured.stored_output import check_module_lists, keep_module_lists
 
@@ -81,7 +83,8 @@ class ExpertRemoval:
         useless = "-o keep_list=, which measures nothing" if options.keep_list is not None else useless
         check_statistics(request, useless)
         check_to_write(options.save_keep_list, replace=request.resume or request.overwrite)
-        compared = self.prepared.request.compare_calibration
+        compared = request.compare_calibration
+        check_even(request)
         if compared is not None:
             if useless is not None:
                 what = useless.partition(",")[0]
@@ -119,13 +122,13 @@ class ExpertRemoval:
     def decide(self, run: Run[PreparedStructure]) -> StructuredPlan:
         prepared, mixtures = run.plan, find_mixtures(run.model)
         keep, score = asked_count(prepared, mixtures), prepared.options.score
-        sums, heads = _sums(run, mixtures), _heads(prepared, mixtures)
+        heads = _heads(prepared, mixtures)
+        sums = _sums(run, mixtures, heads)
 
         def values(place: int | str, seed_name: str) -> torch.Tensor:
-            found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums[place].items()}
-            return scores(found, score, torch.Generator().manual_seed(seed_of(seed_name, run.request.seed)))
+            return _scores(sums[place], score, seed_of(seed_name, run.request.seed))
 
-        of_blocks = _listed(prepared, mixtures)
+        of_blocks = listed_scores(prepared.options.keep_list, mixtures)
         of_blocks = of_blocks or {mixture.block: values(mixture.block, mixture.module) for mixture in mixtures}
         kept = {mixture.block: choose(of_blocks[mixture.block], keep, mixture.groups) for mixture in mixtures}
         if prepared.options.save_keep_list is not None:
@@ -140,73 +143,25 @@ class ExpertRemoval:
         return change
 
 
-def asked_count(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> int:
-    """How many experts each mixture keeps; raises RequestError where that is impossible."""
-    options: Options = prepared.options
-    mixture = max(mixtures, key=Mixture.fewest)
-    experts, groups = mixture.experts, mixture.groups
-    refuse_both(prepared.request, "keep", options.keep)
-    if options.keep_list is not None:
-        keep, said = _count_listed(prepared, mixtures), f"-o keep_list={options.keep_list}"
-    elif options.keep is not None:
-        keep, said = options.keep, f"-o keep={options.keep}"
-        if keep >= experts:
-            raise RequestError(f"{said} removes none of the {experts} experts: keep fewer.")
-        if keep % groups:
-            raise RequestError(
-                f"{said} is no multiple of {groups}: the router sends tokens to {groups} groups of experts, which must "
-                "stay of one size."
-            )
-    else:
-        share = asked_share(prepared.request, "expert")
-        keep, said = keep_count(share, experts, groups) if experts > groups else 0, f"--sparsity {share:g}"
-    if keep < mixture.fewest():
-        where = f" in {groups} groups" if groups > 1 else ""
-        raise RequestError(
-            f"{said} leaves {keep} of {experts} experts{where}, but every token is sent to {mixture.top_k}, for which "
-            f"at least {mixture.fewest()} must stay."
-        )
-    return keep
-
-
-def _count_listed(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> int:
-    options: Options = prepared.options
-    if options.keep is not None or prepared.request.sparsity is not None:
-        other = "-o keep=" if options.keep is not None else "--sparsity"
-        raise RequestError(f"-o keep_list= names the experts, so {other} has nothing to say: leave one of them out.")
-    listed = read_keep_list(options.keep_list or "", mixtures)
-    for mixture in mixtures:
-        size, experts = mixture.experts // mixture.groups, listed[mixture.block]
-        counts = {sum(each // size == group for each in experts) for group in range(mixture.groups)}
-        if len(counts) > 1:
-            raise RequestError(
-                f"-o keep_list={options.keep_list} leaves groups of {min(counts)} and {max(counts)} experts in layer "
-                f"{mixture.block}, but the router sends tokens to {mixture.groups} groups, which must stay of one size."
-            )
-    keep = len(listed[mixtures[0].block])
-    if keep >= mixtures[0].experts:
-        raise RequestError(f"-o keep_list={options.keep_list} removes none of the {keep} experts: list fewer.")
-    return keep
-
-
-def _listed(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> dict[int, torch.Tensor]:
-    """Scores by which the experts of -o keep_list= stay, the first of them the highest; none without it."""
-    if prepared.options.keep_list is None:
-        return {}
-    listed = read_keep_list(prepared.options.keep_list, mixtures)
-    values = {mixture.block: torch.zeros(mixture.experts, dtype=torch.float64) for mixture in mixtures}
-    for block, experts in listed.items():
-        values[block][experts] = torch.arange(len(experts), 0, -1, dtype=torch.float64)
-    return values
-
-
 def _heads(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> list[HeadMixture]:
     return [] if prepared.request.drop_extra_heads else find_head_mixtures(prepared.model, mixtures)
 
 
-def _sums(run: Run[PreparedStructure], mixtures: Sequence[Mixture]) -> dict[int | str, dict[str, list[float]]]:
+def expert_scores(run: Run[PreparedStructure], mixtures: Sequence[Mixture]) -> dict[int, torch.Tensor]:
+    """By block, (experts,): higher for experts to keep."""
+    sums, score, seed = _sums(run, mixtures, ()), run.plan.options.score, run.request.seed
+    return {each.block: _scores(sums[each.block], score, seed_of(each.module, seed)) for each in mixtures}
+
+
+def _scores(sums: Mapping[str, Sequence[float]], score: str, seed: int) -> torch.Tensor:
+    found = {name: torch.tensor(each, dtype=torch.float64) for name, each in sums.items()}
+    return scores(found, score, torch.Generator().manual_seed(seed))
+
+
+def _sums(
+    run: Run[PreparedStructure], mixtures: Sequence[Mixture], heads: Sequence[HeadMixture]
+) -> dict[int | str, dict[str, list[float]]]:
     """Of each block with experts, and of each extra head that could be run."""
-    heads = _heads(run.plan, mixtures)
     if not run.plan.method.needs_text(run.plan.options):
         places = [mixture.block for mixture in mixtures] + [head.head for head in heads]
         return {place: {"tokens": [0.0] * mixtures[0].experts} for place in places}

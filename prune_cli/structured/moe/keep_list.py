@@ -1,8 +1,8 @@
 """Lists of the experts that stay, layer by layer, as runtimes read them at load time.
 
-JSONL: a line a layer, `{"0": [5, 2, 7]}`, those that stay, best first. JSON: `k`, how many stay in each layer;
-`layers`, the numbers of those with experts; `keep`, layer -> those that stay, sorted; `ranking`, layer -> all of them,
-best first.
+JSONL: a line a layer, `{"0": [5, 2, 7]}`, those that stay, best first. JSON: `k`, how many stay in each layer (where
+that differs a list, in the order of the layers); `layers`, the numbers of those with experts; `keep`, layer -> those
+that stay, sorted; `ranking`, layer -> all of them, best first.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from prune_cli.structured.moe.mixtures import Mixture
 _FORMS = (".jsonl", ".json")
 
 
-def check_to_write(given: str | None, *, replace: bool) -> None:
-    """Raise RequestError before any work for a file that cannot be written."""
+def check_to_write(given: str | None, *, replace: bool, said: str = "") -> None:
+    """Raise RequestError before any work for a file that cannot be written; the user `said` it so."""
     if given is None:
         return
-    path, said = Path(given).expanduser(), f"-o save_keep_list={given}"
+    path, said = Path(given).expanduser(), said or f"-o save_keep_list={given}"
     if path.suffix not in _FORMS:
         raise RequestError(f"{said}: its name must end in .jsonl (a line a layer) or .json (one object).")
     if path.exists() and not replace:
@@ -40,8 +40,9 @@ def write_keep_list(given: str, kept: Mapping[int, Sequence[int]], values: Mappi
     if given.endswith(".jsonl"):
         text = "".join(json.dumps({str(block): experts}) + "\n" for block, experts in best_first.items())
     else:
+        counts = [len(kept[block]) for block in sorted(kept)]
         whole = {
-            "k": len(next(iter(kept.values()))),
+            "k": counts[0] if len(set(counts)) == 1 else counts,
             "layers": sorted(kept),
             "keep": {str(block): sorted(kept[block]) for block in sorted(kept)},
             "ranking": {str(block): order for block, order in ranking.items()},
@@ -51,7 +52,7 @@ def write_keep_list(given: str, kept: Mapping[int, Sequence[int]], values: Mappi
 
 
 def read_keep_list(given: str, mixtures: Sequence[Mixture]) -> dict[int, list[int]]:
-    """Layer -> the experts that stay, as many in each. Raises RequestError where the file does not fit the model."""
+    """Layer -> the experts that stay. Raises RequestError where the file does not fit the model."""
     found, said = _layers(given), f"-o keep_list={given}"
     wanted = [mixture.block for mixture in mixtures]
     if sorted(found) != wanted:
@@ -63,13 +64,17 @@ def read_keep_list(given: str, mixtures: Sequence[Mixture]) -> dict[int, list[in
                 f"{said} has {experts} for layer {mixture.block}, expected numbers from 0 to {mixture.experts - 1}, "
                 "none of them twice."
             )
-    counts = {block: len(experts) for block, experts in found.items()}
-    if len(set(counts.values())) > 1:
-        raise RequestError(
-            f"{said} keeps from {min(counts.values())} to {max(counts.values())} experts a layer, but config.json has "
-            "one number for all layers, so such a checkpoint loads nowhere: make the lists of one length."
-        )
     return found
+
+
+def check_one_length(listed: Mapping[int, Sequence[int]], said: str) -> None:
+    """Raise RequestError for lists that no checkpoint can be made by; the user `said` a file."""
+    counts = [len(experts) for experts in listed.values()]
+    if len(set(counts)) > 1:
+        raise RequestError(
+            f"{said} keeps from {min(counts)} to {max(counts)} experts a layer, but config.json has one number for all "
+            "layers, so such a checkpoint loads nowhere: make the lists of one length, or add --keep-list-only."
+        )
 
 
 def _layers(given: str) -> dict[int, list[int]]:
