@@ -23,8 +23,8 @@ _IMPORTED = (
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers",
 )  # fmt: skip
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(list(_IMPORTED))
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(list(_IMPORTED))
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class _Process:
         sys.argv = ["prune-cli" if self.program is None else "-c", *self.arguments]
         if self.program is None:
             from prune_cli.cli import app
+            from prune_cli.report.html import charts
 
+            # Two seconds each; tests/test_docs.py and tests/test_page.py draw them.
+            charts.draw = lambda data, spec: "<svg></svg>"
             app()
         else:
             for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
@@ -81,7 +84,7 @@ class ForkedRun:
         self._files = [str(Path(self._folder.name) / name) for name in ("stdout", "stderr")]
         texts = [str(each) for each in arguments]
         process = _Process(program, texts, *self._files, dict(env or os.environ), str(cwd or Path.cwd()))
-        self._process = _SERVER.Process(target=process.become)
+        self._process = SERVER.Process(target=process.become)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

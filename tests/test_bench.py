@@ -18,6 +18,7 @@ from prune_cli.bench import run
 from prune_cli.bench.child import Child, Spec, serve
 from prune_cli.bench.result import Round, bench_schema, compare, figure_of, p95, rates_of, spread_warnings
 from prune_cli.errors import PruneError
+from tests import forked
 from tests.broken import change_config, copy_of
 from tests.conftest import Outcome, RunCommand
 from tests.tiny import load_plain, save_tiny
@@ -50,7 +51,11 @@ def _disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def test_two_models_side_by_side_in_processes_of_their_own(llama: Path, shorter: Path, command: RunCommand) -> None:
+def test_two_models_side_by_side_in_processes_of_their_own(
+    llama: Path, shorter: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Prepared as spawned ones are, without the seconds of their imports (tests/forked.py).
+    monkeypatch.setattr("prune_cli.bench.child.multiprocessing.get_context", lambda _: forked.SERVER)
     outcome = command("bench", shorter, "--against", llama, "--new-tokens", 4, "--repeats", 3, "--json", "-q")
     assert outcome.code == 0, outcome.stderr
     result = outcome.json

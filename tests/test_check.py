@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +24,7 @@ from prune_cli.errors import RequestError
 from prune_cli.report.format import size
 from tests import reference
 from tests.conftest import Outcome, RunCommand, token_ids
+from tests.forked import run_program
 from tests.tiny import load_plain, save_tiny
 
 
@@ -133,6 +135,18 @@ def test_sparse_files_are_measured_decoded(pruned: Path, tmp_path: Path, command
     assert verdicts(outcome)["--max-size"]["value"] < 0.9
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that tries to load is a fork without our package; tests/test_pipeline.py starts the real one."""
+
+    def run(words: list[str], cwd: str, **_: object) -> subprocess.CompletedProcess[str]:
+        assert words[1:3] == ["-I", "-c"]
+        return run_program(words[3], *words[4:], cwd=cwd)
+
+    monkeypatch.setattr("prune_cli.checks.loadable.subprocess.run", run)
+
+
+@pytest.mark.usefixtures("forked")
 def test_what_does_not_load_in_a_fresh_process_is_told(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
     broken = shutil.copytree(pruned, tmp_path / "broken", ignore=shutil.ignore_patterns("prune_report.*"))
     config = json.loads((broken / "config.json").read_text())
@@ -142,6 +156,7 @@ def test_what_does_not_load_in_a_fresh_process_is_told(pruned: Path, tmp_path: P
     assert "missing keys: model.layers.3." in verdicts(outcome)["--require-loadable"]["measured"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_sparse_model_is_told_to_need_this_package(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
     assert command("convert", pruned, tmp_path / "sparse", "-q").code == 0
     outcome = command("check", tmp_path / "sparse", "--require-loadable", "--json")
