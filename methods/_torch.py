@@ -12,6 +12,7 @@ else:
         def __getattr__(self, name: str) -> Any:
             import torch
 
-            return getattr(torch, name)
+            value = self.__dict__[name] = getattr(torch, name)
+            return value
 
     torch = _Torch()
