@@ -5,24 +5,31 @@ Everywhere `counts` are weights per tensor (or block) and `asked` is the sparsit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import torch
 
 # No tensor keeps less than this share of the density that was asked for: an empty map would cut the model in two.
 _LEAST_KEPT = 0.02
 _BISECTIONS = 200
+# As in NanoQuant's shrinkage of such statistics.
+_TO_MEAN = 0.2
 # Bins of a histogram of scores: the sign-free top 16 bits of a float32, a bin per 0.8 % or less.
 _BIN_SHIFT = 15
 _BINS = 1 << 16
 
 
-def to_budget(wished: Mapping[str, float], counts: Mapping[str, int], asked: float) -> dict[str, float]:
-    """`wished` sparsities moved by one constant, and kept in their bounds, so that the weighted mean is `asked`."""
-    most = _most(asked)
+def to_budget(
+    wished: Mapping[str, float], counts: Mapping[str, int], asked: float, spread: float = 1.0
+) -> dict[str, float]:
+    """`wished` sparsities moved by one constant so that the weighted mean is `asked`.
+
+    They are kept in their bounds, and within `spread` of `asked`.
+    """
+    least, most = max(asked - spread, 0.0), min(asked + spread, _most(asked))
 
     def moved(shift: float) -> dict[str, float]:
-        return {name: min(max(value + shift, 0.0), most) for name, value in wished.items()}
+        return {name: min(max(value + shift, least), most) for name, value in wished.items()}
 
     return _bisect(moved, counts, asked, -max(wished.values()), 1 - min(wished.values()))
 
@@ -71,6 +78,19 @@ def steepest_slope(blocks: int, asked: float) -> float:
     return 2 * min(asked, 1 - asked) / max(blocks - 1, 1)
 
 
+def shrunk(outputs: torch.Tensor) -> torch.Tensor:
+    """Squared sensitivities (out,) drawn to their mean a little: they are estimates, and of the dense model."""
+    return outputs.lerp(outputs.mean(), _TO_MEAN)
+
+
+def output_scores(weight: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """What the block's output loses without each weight (out, in), squared, if inputs are independent of each other.
+
+    `outputs` (out,) are squared derivatives, `inputs` (in,) squares, both summed over tokens.
+    """
+    return weight.square() * shrunk(outputs)[:, None] * inputs
+
+
 class ScoreHistogram:
     """Scores of many tensors under one threshold, without keeping them: counts per tensor and bin."""
 
@@ -82,11 +102,12 @@ class ScoreHistogram:
         bits = score.float().contiguous().view(torch.int32) >> _BIN_SHIFT
         self._bins[name] = torch.bincount(bits.reshape(-1), minlength=_BINS).cpu()
 
-    def sparsities(self, asked: float) -> dict[str, float]:
-        """The share of every tensor below the threshold that takes `asked` of all weights together."""
+    def sparsities(self, asked: float, among: Container[str] | None = None) -> dict[str, float]:
+        """The share of every tensor (`among` some) below the threshold that takes `asked` of all weights together."""
         most = _most(asked)
-        counts = {name: int(bins.sum()) for name, bins in self._bins.items()}
-        below = {name: bins.cumsum(0).double() for name, bins in self._bins.items()}
+        chosen = {name: bins for name, bins in self._bins.items() if among is None or name in among}
+        counts = {name: int(bins.sum()) for name, bins in chosen.items()}
+        below = {name: bins.cumsum(0).double() for name, bins in chosen.items()}
 
         def under(threshold: float) -> dict[str, float]:
             whole = min(int(threshold), _BINS - 1)

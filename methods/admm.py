@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from methods._allocation import shrunk
 from methods._gram import alpha_option, conjugate_gradients, damped, drift, mixed_gram, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
@@ -47,11 +48,13 @@ def prune(
     """Minimise ||X W^T - X' W_new^T|| over sparse W_new (out, in); `gram` is (in, in).
 
     For dense targets there are also `cross` (in, in) and, for a map that adds to the residual stream, `drift` (out,
-    in). Columns are scaled by d = sqrt(diag G), so that the scaled Gram matrix has a unit diagonal. Raises ValueError
+    in). With `sensitivity` (out,), squared derivatives by the outputs, rows compete by what their errors matter.
+    Columns are scaled by d = sqrt(diag G), so that the scaled Gram matrix has a unit diagonal. Raises ValueError
     where it cannot be made positive definite. `relax` is the over-relaxation of Boyd et al. (2011), section 3.4.3.
     """
     if isinstance(pattern, Unstructured):
         pattern = replace(pattern, per=options.per)
+    importance = shrunk(statistics["sensitivity"]).sqrt()[:, None] if "sensitivity" in statistics else 1.0
     scale = statistics["gram"].diagonal().sqrt()
     dead = scale == 0
     scale = scale.masked_fill(dead, 1.0)
@@ -66,7 +69,7 @@ def prune(
     sparse, keep = start, torch.ones_like(start, dtype=torch.bool)
     for step in range(1, options.steps + 1):
         candidate = sparse.lerp(current, options.relax).add_(dual)
-        keep = keep_highest(candidate.abs(), _ramped(pattern, step / options.steps))
+        keep = keep_highest(candidate.abs() * importance, _ramped(pattern, step / options.steps))
         sparse = zeroed(candidate, keep)
         dual = candidate - sparse
         # sparse - dual is 2 sparse - wish

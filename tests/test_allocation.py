@@ -44,6 +44,12 @@ def test_a_steep_wish_still_keeps_the_budget() -> None:
     assert mean_sparsity(arithmetic(counts, 0.8, 1.0), counts) == pytest.approx(0.8)
 
 
+def test_a_wish_stays_within_the_spread() -> None:
+    table = to_budget({"a": 0.0, "b": 0.5, "c": 0.99}, {"a": 40, "b": 40, "c": 20}, 0.6, 0.2)
+    assert (table["a"], table["c"]) == (pytest.approx(0.4), pytest.approx(0.8))
+    assert mean_sparsity(table, {"a": 40, "b": 40, "c": 20}) == pytest.approx(0.6)
+
+
 def test_a_wish_within_bounds_keeps_its_differences() -> None:
     table = to_budget({"a": 0.4, "b": 0.5, "c": 0.7}, {"a": 10, "b": 30, "c": 60}, 0.6)
     assert table["b"] - table["a"] == pytest.approx(0.1)
@@ -105,7 +111,7 @@ def _zeros_short_of_the_budget(report: Any, asked: float) -> tuple[float, int]:
     return asked * weights - report["totals"]["zeros_in_pruned"], sum(t["shape"][0] for t in pruned)
 
 
-@pytest.mark.parametrize("strategy", ["erk", "owl", "atp", "global"])
+@pytest.mark.parametrize("strategy", ["erk", "owl", "atp", "sensitivity", "global"])
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
 def test_every_allocation_keeps_the_budget_and_can_be_given_back(
     strategy: str, method: str, llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand

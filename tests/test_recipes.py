@@ -217,7 +217,7 @@ def test_a_report_and_a_saved_recipe_repeat_the_run(
     assert yaml.safe_load(saved.read_text()) == {
         "model": str(llama), "out": str(first), "method": "admm", "options": {"steps": "3"}, "preset": "best",
         "calibration": str(tokens_file), "include": ["*q_proj*"], "target": "dense",
-        "self_calibration": "auto", "inputs": report["inputs"],
+        "self_calibration": "auto", "allocate": "auto", "inputs": report["inputs"],
     }  # fmt: skip
     for number, recipe in enumerate((first / "prune_report.json", saved)):
         again = tmp_path / f"again{number}"

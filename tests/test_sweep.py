@@ -230,7 +230,8 @@ def test_grids_hold_exactly_what_was_typed(text: str, expected: tuple[float, ...
 
 
 def test_methods_with_steps() -> None:
-    assert parse_method("best") == {"method": "admm", "target": "dense", "self_calibration": "auto"}
+    best = {"method": "admm", "target": "dense", "self_calibration": "auto", "allocate": "auto"}
+    assert parse_method("best") == best
     assert parse_method("wanda+swaps+reconstruct+dense") == {
         "method": "wanda", "refine": "swaps", "reconstruct": True, "target": "dense",
     }  # fmt: skip

@@ -80,8 +80,9 @@ Allocate = Annotated[
     str | None,
     typer.Option(
         metavar="HOW",
-        help="Spread the sparsity over the tensors: uniform, erk, owl, atp, global, or file:PATH (an allocation or "
-        "a report) [default: uniform].",
+        help="Spread the sparsity over the tensors: uniform, erk, owl, atp, sensitivity, global, or file:PATH (an "
+        "allocation or a report). auto: sensitivity, or uniform with --pattern [default: uniform; auto with --preset "
+        "best and max].",
         rich_help_panel=RUN,
     ),
 ]

@@ -262,7 +262,7 @@ class AllocationReport:
     """How the sparsity was spread: by tensor name, with `facts` that it was chosen from."""
 
     schema_version: Annotated[int, Keywords(const=1)]
-    strategy: Annotated[str, Keywords(pattern="^(uniform|erk|owl|atp|global|file:.+)$")]
+    strategy: Annotated[str, Keywords(pattern="^(uniform|erk|owl|atp|sensitivity|global|file:.+)$")]
     options: Mapping[str, Any]
     sparsity: Mapping[str, Annotated[float, Keywords(minimum=0, exclusiveMaximum=1)]]
     facts: Mapping[str, Any]

@@ -75,6 +75,12 @@ STRATEGIES: dict[str, Strategy] = {
         AtpOptions,
         needs_text=True,
     ),
+    "sensitivity": Strategy(
+        "One threshold over all linear layers, on what the output of its block loses without a weight; within 0.2.",
+        "squared Jacobians by random vectors (Hutchinson 1990), on Wanda's squared score",
+        "one pass of the dense model with a few batches, and a backward pass of each block by itself",
+        needs_text=True,
+    ),
     "global": Strategy(
         "One threshold over all tensors: on |W|, or for methods that read inputs on Wanda scores over their RMS.",
         "global pruning as in Blalock et al., arXiv:2003.03033",
@@ -104,7 +110,7 @@ def check_allocation(given: str, options: Mapping[str, Any]) -> Any:
         name, kind = given, STRATEGIES[given].options
     else:
         raise RequestError(
-            f"--allocate is {given!r}: choose one of {', '.join(STRATEGIES)}, or file:PATH"
+            f"--allocate is {given!r}: choose one of {', '.join(STRATEGIES)}, auto, or file:PATH"
             f"{did_you_mean(given, STRATEGIES)}."
         )
     return parse_options(f"the allocation {name}", kind, options)

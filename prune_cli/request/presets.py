@@ -7,11 +7,12 @@ from typing import Any
 
 from prune_cli.errors import RequestError, did_you_mean
 
+_BEST = {"method": "admm", "target": "dense", "self_calibration": "auto", "allocate": "auto"}
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda"},
     "balanced": {"method": "admm"},
-    "best": {"method": "admm", "target": "dense", "self_calibration": "auto"},
-    "max": {"method": "admm", "target": "dense", "self_calibration": "auto", "match_blocks": True},
+    "best": _BEST,
+    "max": {**_BEST, "match_blocks": True},
 }
 
 
@@ -19,8 +20,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 SUMMARIES = {
     "fast": "Wanda: a score of weight times input decides what goes; what stays is not changed.",
     "balanced": "ADMM: for each linear layer, mask and kept weights are solved for together.",
-    "best": "ADMM towards the outputs of the dense model (--target dense); where tokens are few, the model "
-    "samples more by itself (--self-calibration auto).",
+    "best": "ADMM towards the outputs of the dense model (--target dense); layers give what their blocks' outputs bear "
+    "(--allocate auto), and where tokens are few, the model samples more by itself (--self-calibration auto).",
     "max": "best, then each pruned block is trained against the dense one while it is in memory (--match-blocks).",
 }
 

@@ -144,7 +144,7 @@ class PruneRequest:
             return True
         if self.is_structured:
             return load_structured(self.method).needs_text(self.structured_options())
-        allocation_reads = self.allocate in STRATEGIES and STRATEGIES[self.allocate].needs_text
+        allocation_reads = self.allocation in STRATEGIES and STRATEGIES[self.allocation].needs_text
         return bool(self.pipeline().needs) or self.match_blocks or allocation_reads
 
     def structured_options(self) -> Any:
@@ -156,24 +156,31 @@ class PruneRequest:
         own = {key: value for key, value in self.options.items() if not self._of_allocation(key)}
         return make_pipeline(self.method, self.refine, reconstruct=self.reconstruct, options=own)
 
+    @property
+    def allocation(self) -> str:
+        """The strategy, or file:PATH; `auto` spreads wherever there is something to spread."""
+        if self.allocate != "auto":
+            return self.allocate
+        return "uniform" if self.pattern is not None or self.sparsity == 0 else "sensitivity"
+
     def allocation_options(self) -> Any:
         """The frozen options of --allocate; raises RequestError for names and options that do not exist."""
         own = {key.partition(".")[2]: value for key, value in self.options.items() if self._of_allocation(key)}
-        return check_allocation(self.allocate, own)
+        return check_allocation(self.allocation, own)
 
     def _of_allocation(self, key: str) -> bool:
-        return "." in key and key.partition(".")[0] == self.allocate
+        return "." in key and key.partition(".")[0] == self.allocation
 
     def _check_allocation(self) -> None:
         self.allocation_options()
-        if self.allocate != "uniform" and self.pattern is not None:
+        if self.allocation != "uniform" and self.pattern is not None:
             raise RequestError(
                 f"--allocate {self.allocate} does not go with --pattern {self.pattern}, where every tensor gives the "
                 "same: use --sparsity."
             )
         if self.allocate.startswith(FILE) and self.sparsity is not None:
             raise RequestError("--sparsity and --allocate file: exclude each other: the file says how much each gives.")
-        if self.allocate in STRATEGIES and self.sparsity == 0 and self.allocate != "uniform":
+        if self.allocate in STRATEGIES and self.sparsity == 0 and self.allocation != "uniform":
             raise RequestError(f"--allocate {self.allocate} has nothing to spread at --sparsity 0.")
 
     def _check_target(self, pipeline: Pipeline) -> None:

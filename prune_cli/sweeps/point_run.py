@@ -30,11 +30,13 @@ from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_da
 class SweepTexts(Texts):
     """The tokens of a sweep, read once: `calibration` is None where no point needs it.
 
-    `sampled` has those of points with --self-calibration, by its number.
+    `sampled` has those of points with --self-calibration, by its number, and `sensitivities` what the dense model's
+    outputs showed on them, where a point needs it.
     """
 
     evaluation: TokenSet
     sampled: Mapping[int, TokenSet] = field(default_factory=dict)
+    sensitivities: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     def of(self, point: Point) -> TokenSet:
         """What `point` is calibrated on."""
@@ -73,7 +75,13 @@ class PointRun:
         self.plan = plan_of(point, base, model)
         tokens = texts.of(point).windows.tokens if self.plan.pipeline.needs else 0
         self.settings = Settings(
-            self.plan.pipeline, self._patterns(), point.request.seed, base.device, tokens, base.checkpoint
+            self.plan.pipeline,
+            self._patterns(),
+            point.request.seed,
+            base.device,
+            tokens,
+            base.checkpoint,
+            texts.sensitivities.get(point.copies, {}) if point.request.allocation == "sensitivity" else {},
         )
         self.follows_dense = point.request.target == "dense"
         self.calibration: Stream | None = None

@@ -31,6 +31,8 @@ from prune_cli.sweeps.point_run import Measured, SweepTexts, plan_of
 from prune_cli.sweeps.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweeps.request import Point, SweepRequest
 from prune_cli.sweeps.workers import Load, load_of, measure_points
+from prune_cli.unstructured.allocate_by_outputs import OutputScores, measure_scores
+from prune_cli.unstructured.plan import pattern_of
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.version import __version__
 
@@ -69,7 +71,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     """
     progress = progress or Silent()
     begun = time.monotonic()
-    sweep_plan = with_sampled(plan_sweep(request, progress), progress)
+    sweep_plan = with_allocated(with_sampled(plan_sweep(request, progress), progress), progress)
     for warning in warnings_of(request, sweep_plan.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(sweep_plan.plan.checkpoint.folder, sweep_plan.plan.checkpoint.files)
@@ -154,6 +156,26 @@ def with_sampled(sweep_plan: SweepPlan, progress: Progress) -> SweepPlan:
         for copies in sorted(numbers)
     }
     return replace(sweep_plan, texts=replace(sweep_plan.texts, sampled=sampled))
+
+
+def with_allocated(sweep_plan: SweepPlan, progress: Progress) -> SweepPlan:
+    """The tables of points that spread their sparsity by sensitivities, which are measured once for all of them."""
+    plan, texts = sweep_plan.plan, sweep_plan.texts
+    scores: dict[int, OutputScores] = {}
+
+    def allocated(point: Point) -> Point:
+        if point.request.allocation != "sensitivity":
+            return point
+        if point.copies not in scores:
+            scores[point.copies] = measure_scores(plan, plan.batches(texts.of(point).windows), progress)
+        asked = pattern_of(point.request).sparsity
+        counts = {name: info.entry.count for name, info in plan.pruned_infos(point.block).items()}
+        table = scores[point.copies].sparsities(asked, counts)
+        return replace(point, allocation=dict.fromkeys(plan.pruned_names(), asked) | table)
+
+    grid, alone = ([allocated(point) for point in points] for points in (sweep_plan.grid, sweep_plan.alone))
+    found = {copies: each.outputs for copies, each in scores.items()}
+    return replace(sweep_plan, grid=grid, alone=alone, texts=replace(texts, sensitivities=found))
 
 
 def fingerprint(request: SweepRequest, sweep_plan: SweepPlan, files: dict[str, str]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from prune_cli.model.orientation import as_matrix, matrix_shape
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.pipeline import make_pipeline
+from prune_cli.unstructured.allocate_by_outputs import OutputScores
 from prune_cli.unstructured.plan import ROLES_WITH_INPUTS
 from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import BlockPruner, prune_block
@@ -35,9 +36,12 @@ from prune_cli.unstructured.prune_experts import expert_scores
 from prune_cli.unstructured.prune_linear import Settings
 
 
-def allocate(run: Run[PruningPlan]) -> Allocation:
-    """The table for every tensor to prune: its parameter-weighted mean is the asked sparsity."""
-    plan, strategy, options = run.plan, run.request.allocate, run.request.allocation_options()
+def allocate(run: Run[PruningPlan], scores: OutputScores | None) -> Allocation:
+    """The table for every tensor to prune: its parameter-weighted mean is the asked sparsity.
+
+    `scores` are there for the allocation by sensitivities.
+    """
+    plan, strategy, options = run.plan, run.request.allocation, run.request.allocation_options()
     asked = plan.pattern.sparsity
     flat = dict.fromkeys(plan.pruned_names(), asked)
     inside = {name: info for name, info in plan.pruned_infos().items() if info.block is not None}
@@ -52,6 +56,8 @@ def allocate(run: Run[PruningPlan]) -> Allocation:
         table, facts = _owl(run, options)
     elif strategy == "atp":
         table, facts = _atp(run, options)
+    elif scores is not None:
+        table, facts = scores.sparsities(asked, {name: info.entry.count for name, info in inside.items()}), {}
     else:
         table, facts = _global(run, list(inside))
     return Allocation(strategy, asdict(options), {**flat, **table}, facts)

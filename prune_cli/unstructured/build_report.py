@@ -62,7 +62,7 @@ def fingerprint(plan: PruningPlan, texts: Texts) -> dict[str, Any]:
         "pipeline": str(plan.pipeline),
         "options": plan.pipeline.options_as_json(),
         "pattern": str(plan.pattern),
-        "allocate": [request.allocate, asdict(request.allocation_options()), plan.allocation_file],
+        "allocate": [request.allocation, asdict(request.allocation_options()), plan.allocation_file],
         "seed": request.seed,
         "format": request.format,
         "self_contained": request.self_contained,
@@ -179,8 +179,8 @@ def _papers(plan: PruningPlan, sampled: int) -> Iterator[str]:
     request = plan.request
     yield plan.pipeline.method.paper
     yield from (step.step.paper for step in plan.pipeline.steps)
-    if request.allocate in STRATEGIES and request.allocate != "uniform":
-        yield STRATEGIES[request.allocate].paper
+    if request.allocation in STRATEGIES and request.allocation != "uniform":
+        yield STRATEGIES[request.allocation].paper
     if request.target == "dense":
         yield DENSE_TARGET_PAPER
     if sampled:

@@ -35,6 +35,8 @@ class Settings:
     tokens: int = 0
     # How the output holds new values; None where they stay in memory.
     output: Checkpoint | None = None
+    # Of linear layers (out,), where their rows compete by what their errors matter.
+    sensitivities: Mapping[str, torch.Tensor] = field(default_factory=dict)
     # Whether the batches wait before a block, after it was pruned, to pass it again.
     again: bool = False
 
@@ -116,6 +118,8 @@ def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings)
     if scale != 1:
         weight = weight * scale
         statistics = {key: value * scale if key == "drift" else value for key, value in statistics.items()}
+    if info.entry.name in settings.sensitivities:
+        statistics = {**statistics, "sensitivity": settings.sensitivities[info.entry.name].to(device)}
     generator = torch.Generator().manual_seed(seed_of(name, settings.seed))
     pipeline, pattern = settings.pipeline, settings.patterns[info.entry.name]
     try:

@@ -33,6 +33,7 @@ from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.config import LOADER, loader
 from prune_cli.sparse.reencode import decode_shards, encode_shards
 from prune_cli.unstructured.allocate import allocate
+from prune_cli.unstructured.allocate_by_outputs import OutputScores, measure_scores
 from prune_cli.unstructured.build_report import assemble_report, fingerprint, of_sparse_files
 from prune_cli.unstructured.match_block import MatchedBlock, match_block, matching_samples
 from prune_cli.unstructured.prepare import PruningPlan, prepare
@@ -60,12 +61,13 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
             if request.format == "sparse":
                 decode_shards(output.partial, output.layout.files)
             before = perplexity_before(run)
-            allocation = _allocation(run)
+            scores = _scores(run)
+            allocation = _allocation(run, scores)
             progress.stage(f"Pruning with {plan.pipeline}", len(plan.pruned_names()))
             if texts.calibration is None:
-                _prune_without_text(run, _settings(run, allocation))
+                _prune_without_text(run, _settings(run, allocation, scores))
             else:
-                _prune_with_text(run, _settings(run, allocation))
+                _prune_with_text(run, _settings(run, allocation, scores))
             after = perplexity_after(run)
             continuations = continued(run)
             output.copy_side_files()
@@ -97,21 +99,32 @@ def _encode(run: Run[PruningPlan], report: Report) -> Report:
     return of_sparse_files(report, run.plan, output, nbytes)
 
 
-def _allocation(run: Run[PruningPlan]) -> Allocation:
+def _scores(run: Run[PruningPlan]) -> OutputScores | None:
+    """Where --allocate goes by them; a run that is resumed measures the same again."""
+    if run.request.allocation != "sensitivity":
+        return None
+    scores = measure_scores(run.plan, run.batches(), run.progress)
+    for block, reason in scores.failed.items():
+        run.warn(f"Block {block} has no derivative, so that its tensors give the same share each: {reason}")
+    return scores
+
+
+def _allocation(run: Run[PruningPlan], scores: OutputScores | None) -> Allocation:
     """Chosen once, also when the run is resumed."""
     if "allocation" in run.output.notes:
         return Allocation(**run.output.notes["allocation"])
-    allocation = allocate(run)
+    allocation = allocate(run, scores)
     run.output.note("allocation", asdict(allocation))
     return allocation
 
 
-def _settings(run: Run[PruningPlan], allocation: Allocation) -> Settings:
+def _settings(run: Run[PruningPlan], allocation: Allocation, scores: OutputScores | None) -> Settings:
     plan, calibration = run.plan, run.texts.calibration
     tokens = calibration.windows.tokens if calibration is not None else 0
     patterns = _patterns(plan, allocation)
     output, again = plan.checkpoint, run.request.match_blocks
-    return Settings(plan.pipeline, patterns, run.request.seed, plan.device, tokens, output, again)
+    sensitivities = {} if scores is None else scores.outputs
+    return Settings(plan.pipeline, patterns, run.request.seed, plan.device, tokens, output, sensitivities, again)
 
 
 def _patterns(plan: PruningPlan, allocation: Allocation) -> dict[str, Pattern]:
