@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 
-import torch
+from methods._torch import torch
 
 # No tensor keeps less than this share of the density that was asked for: an empty map would cut the model in two.
 _LEAST_KEPT = 0.02
