@@ -111,6 +111,21 @@ def test_the_terminal_output(llama: Path, tmp_path: Path, tokens_file: Path) -> 
     assert "\x1b" not in stdout + stderr
 
 
+def test_a_log_file_has_stages_and_the_end_whatever_is_shown(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    log = tmp_path / "log"
+    asked = ("prune", llama, tmp_path / "out", "--calibration", tokens_file, "-q", "--log-file")
+    assert command(*asked, log).code == 0
+    lines = [line[20:] for line in log.read_text().splitlines()]
+    assert lines[0].startswith("prune-cli ")
+    assert lines[1:3] == ["Reading text", "Copying 5 file(s)"]
+    assert lines[3].startswith("warning: Calibration has 144 tokens")
+    assert lines[-2:] == ["Pruning with wanda", "Done"]
+    nowhere = command(*asked, tmp_path / "no" / "log", "--overwrite")
+    assert (nowhere.code, "cannot be written" in nowhere.stderr) == (2, True)
+
+
 def test_quiet_prints_nothing(llama: Path, tmp_path: Path, tokens_file: Path) -> None:
     process = ForkedRun("prune", llama, tmp_path / "out", "--calibration", tokens_file, "-q")
     assert process.communicate() == ("", "")

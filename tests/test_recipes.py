@@ -93,7 +93,8 @@ def test_a_request_comes_back_from_its_recipe(
 def test_every_parameter_of_prune_is_a_field_or_about_this_call() -> None:
     parameters = {_FIELDS.get(name, name) for name in inspect.signature(prune).parameters}
     fields = {item.name for item in dataclasses.fields(PruneRequest)}
-    about_the_call = {"context", "recipe", "save_recipe", "dry_run", "keep_list_only", "as_json", "quiet", "verbose"}
+    about_the_call = {"context", "recipe", "save_recipe", "dry_run", "keep_list_only", "log_file"}
+    about_the_call |= {"as_json", "quiet", "verbose"}
     # The hashes of inputs come from reports and recipes, nobody types them.
     assert parameters - about_the_call == fields - {"inputs"}
 
@@ -160,7 +161,7 @@ def test_plain_words_are_what_they_look_like(tmp_path: Path) -> None:
 def over(tmp_path: Path, below: str, **explicit: Any) -> dict[str, Any]:
     file = tmp_path / "recipe.yaml"
     file.write_text("model: m\nout: o\n" + below)
-    return merged(read_recipe(file), explicit)
+    return merged((read_recipe(file).values, explicit))
 
 
 def test_the_command_line_wins(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     assert over(tmp_path, "revision: v1", model="n", out=Path("p")) == {"model": "n", "out": Path("p")}
     assert over(tmp_path, "revision: v1", model="m", out=Path("p"))["revision"] == "v1"
     with pytest.raises(RequestError, match="OUT is missing: give it on the command line, or as out in a recipe"):
-        merged(None, {"model": "m"})
+        merged(({"model": "m"},))
 
 
 def without_times_and_places(report: dict[str, Any]) -> dict[str, Any]:
@@ -250,3 +251,48 @@ def test_a_recipe_is_not_written_over_another_file(llama: Path, tmp_path: Path, 
     assert command(*arguments, tmp_path / "nowhere" / "x.yaml").code == 2
     assert command(*arguments, saved, "--overwrite").code == 0
     assert yaml.safe_load(saved.read_text())["method"] == "magnitude"
+
+
+def test_a_config_is_found_upwards_and_everything_else_wins(
+    whole: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, inside = tmp_path / "prune-cli.yaml", tmp_path / "deep" / "down"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    config.write_text("method: magnitude\nsparsity: 0.25\nseed: 5\nexclude: ['*.0.*']\n")
+    (inside / "recipe.yaml").write_text("seed: 6\n")
+    shown = command("prune", whole, "a", "--recipe", "recipe.yaml", "--pattern", "2:4")
+    assert shown.stderr.splitlines()[0] == f"Options from {config}"
+    request = json.loads(Path("a/prune_report.json").read_text())["request"]
+    said = {name: request[name] for name in ("method", "sparsity", "pattern", "seed", "exclude", "config")}
+    assert said == {
+        "method": "magnitude",
+        "sparsity": None,
+        "pattern": "2:4",
+        "seed": 6,
+        "exclude": ["*.0.*"],
+        "config": str(config),
+    }
+    assert f"- config: {config}" in Path("a/prune_report.md").read_text()
+    # A report repeats its run, whatever the config says by now.
+    config.write_text("include: ['nothing*']\n")
+    assert command("prune", "--recipe", "a/prune_report.json", "b", "-q").code == 0
+    assert folder_bytes(Path("b")) == folder_bytes(Path("a"))
+    assert command("prune", whole, "c", "-m", "magnitude", "--config", "none", "-q").code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sparsty: 0.5", "prune-cli.yaml, line 1, column 1: there is no option 'sparsty': did you mean sparsity?"),
+        ("sparsity: 2", "prune-cli.yaml, line 1, column 11: --sparsity is 2"),
+    ],
+)
+def test_what_is_wrong_in_a_config_is_told_with_its_place(
+    text: str, words: str, whole: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prune-cli.yaml").write_text(text)
+    refused = command("prune", whole, "out")
+    assert (refused.code, words in refused.stderr) == (2, True), refused.stderr
+    assert "--config nowhere.yaml is no file" in command("prune", whole, "out", "--config", "nowhere.yaml").stderr

@@ -36,6 +36,7 @@ def bench(
         str | None, typer.Option(help="Branch, tag or commit of OTHER.", rich_help_panel=options.MACHINE)
     ] = None,
     trust_remote_code: options.Trust = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -55,8 +56,8 @@ def bench(
     """
     with report_failures(as_json=as_json, verbose=verbose):
         from prune_cli.bench.request import BenchRequest
+        from prune_cli.commands.log_file import progress_on
         from prune_cli.preflight.requests import check_models
-        from prune_cli.progress import progress_on
 
         request = BenchRequest(
             model=model,
@@ -79,7 +80,7 @@ def bench(
         from prune_cli.bench.run import bench as measure
         from prune_cli.bench.table import show_bench
 
-        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             result = measure(request, progress)
         options.print_result(
             result.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_bench(console, result)

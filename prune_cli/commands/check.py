@@ -40,6 +40,7 @@ def check(
     allow_changed_inputs: options.AllowChanged = False,
     junit: its.Junit = None,
     github: its.Github = None,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -82,20 +83,22 @@ def check(
         if not request.is_report:
             check_models([(target, revision)])
             options.begin((target,), verbose=verbose, quiet=quiet)
-        passed = _decide(request, junit, on_github, as_json=as_json, quiet=quiet)
+        passed = _decide(request, junit, log_file, on_github=on_github, as_json=as_json, quiet=quiet)
     if not passed:
         raise typer.Exit(1)
 
 
-def _decide(request: GateRequest, junit: Path | None, on_github: bool, *, as_json: bool, quiet: bool) -> bool:
+def _decide(
+    request: GateRequest, junit: Path | None, log_file: Path | None, *, on_github: bool, as_json: bool, quiet: bool
+) -> bool:
     from prune_cli.checks import outputs
     from prune_cli.checks.check import check as decide
-    from prune_cli.progress import progress_on
+    from prune_cli.commands.log_file import progress_on
 
     if junit is not None:
         outputs.check_junit_path(junit)
     begun = time.monotonic()
-    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+    with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         result = decide(request, progress)
     if junit is not None:
         junit.write_text(outputs.to_junit(result, time.monotonic() - begun), encoding="utf-8")

@@ -27,6 +27,7 @@ def compare(
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
     allow_changed_inputs: options.AllowChanged = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -43,9 +44,9 @@ def compare(
     with report_failures(as_json=as_json, verbose=verbose):
         if prompt and prompts is not None:
             raise RequestError("--prompt and --prompts exclude each other: give texts, or a file of them.")
+        from prune_cli.commands.log_file import progress_on
         from prune_cli.evaluation.requests import CompareRequest, read_prompt_file
         from prune_cli.preflight.requests import check_models
-        from prune_cli.progress import progress_on
 
         chosen = tuple(prompt or ()) if prompts is None else read_prompt_file(prompts)
         request = CompareRequest(
@@ -66,7 +67,7 @@ def compare(
         from prune_cli.evaluation.compare import compare_texts
         from prune_cli.report.continuations import as_markdown
 
-        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             result = compare_texts(request, progress)
 
         def show(console: Console) -> None:

@@ -40,6 +40,7 @@ def convert(
     revision: options.Revision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an interrupted run.")] = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -53,8 +54,8 @@ def convert(
         from prune_cli.preflight.requests import check_models
 
         check_models([(model, revision)])
+        from prune_cli.commands.log_file import progress_on
         from prune_cli.commands.terminal import show_conversion
-        from prune_cli.progress import progress_on
         from prune_cli.sparse.convert import ConvertRequest
         from prune_cli.sparse.convert import convert as run
 
@@ -62,7 +63,7 @@ def convert(
             model, out, options.checked_later(into), resume, overwrite, revision, self_contained, compress, force
         )
         request.check()
-        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             done = run(request, progress)
         options.print_result(
             done.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_conversion(console, done)

@@ -66,6 +66,7 @@ def evaluate(
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
     allow_changed_inputs: options.AllowChanged = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -93,9 +94,9 @@ def evaluate(
         )
         if not verbose:
             _calm_harness()
+        from prune_cli.commands.log_file import progress_on
         from prune_cli.evaluation.requests import EvaluationRequest, TasksRequest
         from prune_cli.preflight.requests import check_models
-        from prune_cli.progress import progress_on
         from prune_cli.report.files import add_tasks
 
         shared = {
@@ -124,7 +125,7 @@ def evaluate(
         from prune_cli.evaluation.perplexity import measure
         from prune_cli.evaluation.tasks import measure_tasks
 
-        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             if asked_tasks is not None:
                 # The harness draws bars of its own, whatever it is told.
                 with redirect_stderr(StringIO()) if quiet else nullcontext():

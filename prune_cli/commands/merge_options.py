@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -14,9 +14,6 @@ from prune_cli.commands.options import batch_size_of, eval_windows_of, key_value
 from prune_cli.errors import RequestError
 from prune_cli.request.presets import PRESETS, with_preset
 from prune_cli.request.request import PruneRequest
-
-if TYPE_CHECKING:
-    from prune_cli.recipes.reading import Recipe
 
 # Parameters of the command that are named or typed otherwise than the fields.
 _FIELDS = {"option": "options", "evaluation": "eval", "into": "format"}
@@ -56,13 +53,23 @@ def explicit_options(context: typer.Context) -> dict[str, Any]:
     return explicit
 
 
-def merged(recipe: Recipe | None, explicit: Mapping[str, Any]) -> dict[str, Any]:
-    """`explicit` over the values of `recipe`: of a table key by key, and what excludes something replaces it.
+def merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of a config, a recipe and the command line, the later over the earlier.
 
     Raises RequestError for an unknown preset and where MODEL or OUT is said nowhere.
     """
-    below = dict(recipe.values) if recipe is not None else {}
-    above = dict(explicit)
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = _over(values, layer)
+    for name in ("model", "out"):
+        if name not in values:
+            raise RequestError(f"{name.upper()} is missing: give it on the command line, or as {name} in a recipe.")
+    return values
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` over `lower`: of a table key by key, and what excludes something replaces it."""
+    below, above = dict(lower), dict(upper)
     if "model" in above and "out" not in above and "model" in below:
         above["out"] = Path(above.pop("model"))  # a lone argument beside a recipe that names the model
     if "preset" in above:
@@ -79,11 +86,7 @@ def merged(recipe: Recipe | None, explicit: Mapping[str, Any]) -> dict[str, Any]
             below.pop(other, None)
     if "options" in above:
         above["options"] = {**below.get("options", {}), **above["options"]}
-    values = with_preset(below) | with_preset(above)
-    for name in ("model", "out"):
-        if name not in values:
-            raise RequestError(f"{name.upper()} is missing: give it on the command line, or as {name} in a recipe.")
-    return values
+    return with_preset(below) | with_preset(above)
 
 
 def _inputs_left(inputs: Mapping[str, str], other: Collection[str]) -> dict[str, str]:

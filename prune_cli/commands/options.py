@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -26,6 +27,12 @@ def complete_device(incomplete: str) -> list[str]:
 Model = Annotated[str, typer.Argument(help="Folder of a Hugging Face checkpoint, or a model id of the hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table; errors only.")]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-file", metavar="FILE", help="Add stages, warnings and the end of the run, with times, to this file too."
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every tensor; show tracebacks and library logs.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=MACHINE)]
 Trust = Annotated[

@@ -23,6 +23,7 @@ def prune(
     out: its.Out = None,
     recipe: its.Recipe = None,
     save_recipe: its.SaveRecipe = None,
+    config: its.Config = None,
     preset: its.Preset = None,
     method: its.Method = None,
     sparsity: its.Sparsity = None,
@@ -63,6 +64,7 @@ def prune(
     overwrite: its.Overwrite = False,
     keep_list_only: its.KeepListOnly = False,
     dry_run: its.DryRun = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -76,20 +78,22 @@ def prune(
     from prune_cli.request.request import check_even, check_list_only
 
     with report_failures(as_json=as_json, verbose=verbose):
-        request, words = _request(context, recipe, save_recipe)
+        request, words = _request(context, recipe, save_recipe, config)
     with report_failures(as_json=as_json, verbose=verbose, out=request.out):
         if keep_list_only:
             check_list_only(request)
         elif not dry_run:
             check_even(request)
         check_prune(request, writes=not (dry_run or keep_list_only))
+        if request.config is not None and not quiet:
+            typer.echo(f"Options from {request.config}", err=True)
         options.begin((request.model,), verbose=verbose, quiet=quiet)
         if dry_run:
             revision, inputs = _tell(request, as_json=as_json, quiet=quiet), {}
         elif keep_list_only:
-            revision, inputs = _list(request, as_json=as_json, quiet=quiet), {}
+            revision, inputs = _list(request, log_file, as_json=as_json, quiet=quiet), {}
         else:
-            revision, inputs = _run(request, as_json=as_json, quiet=quiet, verbose=verbose)
+            revision, inputs = _run(request, log_file, as_json=as_json, quiet=quiet, verbose=verbose)
         if save_recipe is not None:
             from prune_cli.recipes.writing import write_recipe
 
@@ -97,23 +101,28 @@ def prune(
 
 
 def _request(
-    context: typer.Context, recipe_file: Path | None, save_recipe: Path | None
+    context: typer.Context, recipe_file: Path | None, save_recipe: Path | None, config_file: str | None
 ) -> tuple[PruneRequest, Collection[str]]:
     """The checked request, and the names of the fields that were said. Typer's context knows them from defaults."""
     from prune_cli.commands.merge_options import explicit_options, merged
-    from prune_cli.recipes.reading import read_recipe, with_places
+    from prune_cli.recipes.config_file import find_config
+    from prune_cli.recipes.reading import is_report, read_recipe, with_places
     from prune_cli.recipes.writing import check_recipe_path
     from prune_cli.request.request import PruneRequest
 
-    explicit = explicit_options(context)
+    explicit = {name: value for name, value in explicit_options(context).items() if name != "config"}
     recipe = read_recipe(recipe_file) if recipe_file is not None else None
-    with with_places(recipe, explicit):
-        values = merged(recipe, explicit)
-        request = PruneRequest(**values)
+    repeats = recipe_file is not None and is_report(recipe_file)
+    # A report repeats its run, whatever is usual here today.
+    config = None if repeats and config_file is None else find_config(config_file, Path.cwd())
+    of_recipe, of_config = recipe.values if recipe else {}, config.values if config else {}
+    with with_places(config, {**of_recipe, **explicit}), with_places(recipe, explicit):
+        values = merged((of_config, of_recipe, explicit))
+        request = PruneRequest(**{**values, "config": str(config.path) if config else None})
         request.check()
     if save_recipe is not None:
         check_recipe_path(save_recipe, overwrite=request.overwrite)
-    return request, [*(recipe.values if recipe is not None else ()), *explicit]
+    return request, [*of_config, *of_recipe, *explicit]
 
 
 def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
@@ -133,26 +142,28 @@ def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
     return plan.revision
 
 
-def _list(request: PruneRequest, *, as_json: bool, quiet: bool) -> None:
+def _list(request: PruneRequest, log_file: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Writes which experts stay, and says how many do."""
+    from prune_cli.commands.log_file import progress_on
     from prune_cli.commands.terminal import show_expert_list
-    from prune_cli.progress import progress_on
     from prune_cli.structured.moe.list_only import list_experts
 
-    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+    with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         written = list_experts(request, progress)
     options.print_result(
         written.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_expert_list(console, written)
     )
 
 
-def _run(request: PruneRequest, *, as_json: bool, quiet: bool, verbose: bool) -> tuple[str | None, Mapping[str, str]]:
+def _run(
+    request: PruneRequest, log_file: Path | None, *, as_json: bool, quiet: bool, verbose: bool
+) -> tuple[str | None, Mapping[str, str]]:
     """Prunes and shows the report; returns the commit of a hub model, and the hashes of all that was read."""
+    from prune_cli.commands.log_file import progress_on
     from prune_cli.commands.terminal import show_report
-    from prune_cli.progress import progress_on
     from prune_cli.run import prune
 
-    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+    with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         report = prune(request, progress)
     options.print_result(
         report.to_json(),

@@ -42,6 +42,15 @@ SaveRecipe = Annotated[
         "--save-recipe", metavar="FILE", help="Write the options of this run as a recipe.", rich_help_panel=OUTPUT
     ),
 ]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|none",
+        help="Options for what neither command line nor recipe says, as in a recipe [default: the nearest "
+        "prune-cli.yaml in this folder and those above it].",
+        rich_help_panel=RUN,
+    ),
+]
 Preset = Annotated[
     str | None,
     typer.Option(

@@ -83,6 +83,7 @@ def recover(
     trust_remote_code: options.Trust = False,
     resume: of_prune.Resume = False,
     overwrite: of_prune.Overwrite = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -100,8 +101,8 @@ def recover(
     prune-cli recover ./pruned ./recovered --teacher ./dense --calibration my.jsonl --eval held-out.jsonl
     """
     with report_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.commands.log_file import progress_on
         from prune_cli.preflight.requests import check_models, check_new_folder
-        from prune_cli.progress import progress_on
         from prune_cli.recovery.render import show_recovery
         from prune_cli.recovery.request import RecoverRequest
 
@@ -133,7 +134,7 @@ def recover(
         options.begin((model, teacher), verbose=verbose, quiet=quiet)
         from prune_cli.recovery.run import recover as run
 
-        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             report = run(request, progress)
         options.print_result(
             report.to_json(),

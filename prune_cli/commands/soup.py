@@ -33,6 +33,7 @@ def soup(
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -50,8 +51,8 @@ def soup(
     prune-cli soup ./a ./b ./soup --weights 0.7,0.3 --masks intersection --dry-run
     """
     with report_failures(as_json=as_json, verbose=verbose, out=out):
+        from prune_cli.commands.log_file import progress_on
         from prune_cli.preflight.requests import check_models, check_new_folder
-        from prune_cli.progress import progress_on
         from prune_cli.soup.request import SoupRequest
 
         request = SoupRequest(
@@ -72,7 +73,7 @@ def soup(
         from prune_cli.soup.run import soup as average
         from prune_cli.soup.table import show_soup
 
-        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             report = average(request, progress)
         options.print_result(
             report.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_soup(console, report)

@@ -13,6 +13,8 @@ from prune_cli.commands import sweep_options as grid
 from prune_cli.commands.error_handling import report_failures
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prune_cli.sweeps.request import SweepRequest
     from prune_cli.sweeps.search_request import SearchRequest
 
@@ -47,6 +49,7 @@ def sweep(
     resume: grid.Resume = False,
     overwrite: its.Overwrite = False,
     dry_run: its.DryRun = False,
+    log_file: options.LogFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -102,9 +105,9 @@ def sweep(
             check_prune(pruning, writes=False)
         options.begin((model,), verbose=verbose, quiet=quiet)
         if wanted is not None:
-            _search(wanted, as_json=as_json, quiet=quiet)
+            _search(wanted, log_file, as_json=as_json, quiet=quiet)
         else:
-            _run(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+            _run(request, log_file, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 def _search_request(
@@ -129,24 +132,24 @@ def _search_request(
     return wanted
 
 
-def _search(request: SearchRequest, *, as_json: bool, quiet: bool) -> None:
-    from prune_cli.progress import progress_on
+def _search(request: SearchRequest, log_file: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from prune_cli.commands.log_file import progress_on
     from prune_cli.sweeps.render import show_search
     from prune_cli.sweeps.search_run import search
 
-    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+    with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         report = search(request, progress)
     show = partial(show_search, report=report)
     options.print_result(report.to_json(), as_json=as_json, quiet=quiet, show=show)
 
 
-def _run(request: SweepRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
-    from prune_cli.progress import progress_on
+def _run(request: SweepRequest, log_file: Path | None, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    from prune_cli.commands.log_file import progress_on
     from prune_cli.sweeps.estimate import estimate
     from prune_cli.sweeps.render import show_estimate, show_sweep
     from prune_cli.sweeps.run import sweep
 
-    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+    with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         if dry_run:
             plan = estimate(request, progress)
             text, show = plan.to_json(), partial(show_estimate, plan=plan)

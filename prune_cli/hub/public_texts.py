@@ -31,7 +31,14 @@ def public_texts(out: Path, report: Report) -> dict[str, bytes]:
 def local_paths(report: Report) -> Iterator[str]:
     """Every path that the report names and that holds more than a name."""
     request, model = report.request, report.model
-    said = [request.calibration, request.eval, request.statistics, request.save_statistics, str(request.out)]
+    said = [
+        request.calibration,
+        request.eval,
+        request.statistics,
+        request.save_statistics,
+        request.config,
+        str(request.out),
+    ]
     said += [request.allocate.removeprefix("file:"), report.output.folder]
     said += [text.source for text in (report.calibration, report.evaluation and report.evaluation.text) if text]
     if model.revision is None:

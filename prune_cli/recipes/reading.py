@@ -36,7 +36,7 @@ _TAGS["number"] = {core_yaml.INTEGER, core_yaml.NUMBER}
 _TAGS["string"] = {core_yaml.STRING, core_yaml.INTEGER, core_yaml.NUMBER}
 _COMMAND_LINE_ONLY = ("dry_run", "keep_list_only", "json", "quiet", "verbose", "recipe", "save_recipe")
 # About the files of the earlier run, not about what it did.
-_NOT_REPEATED = ("resume", "overwrite", "save_statistics", "allow_changed_inputs")
+_NOT_REPEATED = ("resume", "overwrite", "save_statistics", "allow_changed_inputs", "config")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises RequestError with line and column for what is no YAML, an option that does not exist or is said twice, and a
     value of a wrong type. What values mean is checked by `PruneRequest.check`.
     """
-    if path.is_dir() or _is_report(path):
+    if is_report(path):
         return _recipe_of_report(path)
     root = core_yaml.compose(_text_of(path), str(path))
     if not isinstance(root, yaml.MappingNode):
@@ -114,7 +114,10 @@ def _text_of(path: Path) -> str:
         raise RequestError(f"--recipe {path} is no text in UTF-8 ({error}): give a YAML file.") from error
 
 
-def _is_report(path: Path) -> bool:
+def is_report(path: Path) -> bool:
+    """Whether `path` is a report, or the folder of a pruned model, and so the recipe of its own run."""
+    if path.is_dir():
+        return True
     if path.suffix != ".json":
         return False
     try:

@@ -34,9 +34,13 @@ def write_recipe(
 ) -> None:
     """Write the recipe of `request`; the commit of a hub model and the hashes of what was read pin it."""
     pinned = dataclasses.replace(
-        request, revision=revision or request.revision, inputs=inputs or request.inputs, allow_changed_inputs=False
+        request,
+        revision=revision or request.revision,
+        inputs=inputs or request.inputs,
+        allow_changed_inputs=False,
+        config=None,
     )
-    explicit = [name for name in explicit if name != "allow_changed_inputs"]
+    explicit = [name for name in explicit if name not in ("allow_changed_inputs", "config")]
     path.write_text(recipe_text(pinned, explicit, pinned=revision is not None), encoding="utf-8")
 
 

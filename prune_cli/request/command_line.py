@@ -11,7 +11,8 @@ from prune_cli.request.presets import PRESETS
 from prune_cli.request.request import PruneRequest
 
 _POSITIONAL = ("model", "out")
-_OF_RECIPES = "inputs"
+# Hashes come from recipes; what a config file said stands among the fields.
+_NOT_TYPED = ("inputs", "config")
 
 
 def command_of(request: PruneRequest | Mapping[str, Any]) -> str:
@@ -29,7 +30,7 @@ def words_of(request: PruneRequest | Mapping[str, Any]) -> list[str]:
     options = [
         word
         for name, value in explicit.items()
-        if name not in (*_POSITIONAL, _OF_RECIPES) and _plain(value) != _plain(usual.get(name))
+        if name not in (*_POSITIONAL, *_NOT_TYPED) and _plain(value) != _plain(usual.get(name))
         for word in _option(name, value)
     ]
     places = [str(explicit[name]) for name in _POSITIONAL]

@@ -36,6 +36,7 @@ Packed = Literal["keep", "bf16"]
 class PruneRequest:
     """Everything that a run was asked for. None means that the user did not say. See `prune-cli prune --help`.
 
+    `config` names the file with options that nothing else said; it was read already.
     `inputs` maps weight files, "calibration tokens" and the like to the sha256 that a report or recipe has of them.
     """
 
@@ -80,6 +81,7 @@ class PruneRequest:
     revision: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     allow_changed_inputs: bool = False
+    config: str | None = None
 
     def check(self) -> None:
         """Raise RequestError for anything that can be told wrong without the model."""
