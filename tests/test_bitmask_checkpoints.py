@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import RunCommand
 from tests.tiny import load_plain
 
+PARTS = {"compressed", "bitmask", "shape", "row_offsets"}
+
 
 def _packed(mask: torch.Tensor) -> torch.Tensor:
     rows, columns = mask.shape
@@ -58,13 +60,24 @@ def masked(dense: Path, folder: Path, form: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("form", ["sparse-bitmask", "sparse-24-bitmask"])
 def test_it_becomes_the_dense_model(form: str, llama: Path, tmp_path: Path, command: RunCommand) -> None:
     expected = masked(llama, tmp_path / "masked", form)
-    for told in (
-        command("inspect", tmp_path / "masked"),
-        command("prune", tmp_path / "masked", tmp_path / "out", "-m", "magnitude"),
-    ):
-        assert told.code == 2
-        assert f"has its zeros left out as {form} of compressed-tensors" in told.stderr
-        assert "prune-cli convert --format dense" in told.stderr
+    told = command("prune", tmp_path / "masked", tmp_path / "out", "-m", "magnitude")
+    assert told.code == 2
+    assert f"has its zeros left out as {form} of compressed-tensors" in told.stderr
+    assert "prune-cli convert --format dense" in told.stderr
+    looked = command("inspect", tmp_path / "masked", "--json").json
+    assert {t["name"]: (t["shape"], t["zeros"]) for t in looked["tensors"]} == {
+        name: (list(tensor.shape), int((tensor == 0).sum())) for name, tensor in expected.items()
+    }
+    matrices = {name: tensor for name, tensor in expected.items() if tensor.ndim == 2 and ".layers." in name}
+    assert {t["pattern"] for t in looked["tensors"] if t["name"] in matrices} == {"2:4"}
+    parts = [t for path in (tmp_path / "masked").glob("*.safetensors") for t in load_file(path).items()]
+    stored = sum(t.nbytes for name, t in parts if name.rpartition(".")[2] in PARTS)
+    count = sum(tensor.numel() for tensor in matrices.values())
+    (form_told,) = looked["formats"]
+    assert (form_told["format"], form_told["tensors"], form_told["bytes"]) == (form, len(matrices), stored)
+    assert form_told["bits_per_weight"] == 8 * stored / count
+    shown = command("inspect", tmp_path / "masked").stdout
+    assert "convert MODEL OUT --format dense" in " ".join(shown.split())
     assert command("convert", tmp_path / "masked", tmp_path / "dense", "--format", "dense", "-q").code == 0
     model = load_plain(tmp_path / "dense")
     assert {n for n in expected if not torch.equal(model.state_dict()[n], expected[n])} == set()

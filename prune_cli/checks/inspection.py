@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import resolve_model
-from prune_cli.model.open_checkpoint import open_checkpoint
+from prune_cli.model.open_checkpoint import open_to_look
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ class Inspection:
 def inspect_model(given: str, revision: str | None = None) -> Inspection:
     """Look at every tensor of a checkpoint, one at a time. Raises RequestError for one that cannot be opened."""
     source = resolve_model(given, revision)
-    checkpoint = open_checkpoint(source.folder)
+    checkpoint = open_to_look(source.folder)
     tensors = [_inspect(checkpoint, name) for name in checkpoint.entries]
     parts = ("embeddings", "blocks", "head", "other")
     totals = [_total(part, [t for t in tensors if part_of(t.name) == part]) for part in parts]

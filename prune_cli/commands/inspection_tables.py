@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from prune_cli.checks.inspection import InspectedTensor, Inspection
 
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
+_CONVERT = (
+    "Today's compressed-tensors loads such weights with random values: prune-cli convert MODEL OUT --format dense "
+    "makes them plain."
+)
 _CSV = ("name", "file", "shape", "dtype", "parameters", "bytes", "zeros", "sparsity", "pattern", "axis", "encoding")
 
 
@@ -93,3 +97,5 @@ def _show_totals(console: Console, inspection: Inspection) -> None:
             row = (str(form.tensors), f"{form.parameters:,}", size(form.bytes), f"{form.bits_per_weight:.2f}")
             table.add_row(form.format, *row, percent(form.sparsity))
         console.print(table)
+    if any(form.format.endswith("bitmask") for form in inspection.formats):
+        console.print(_CONVERT, highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prune_cli.checkpoint.bitmask_format import bitmask_format
 from prune_cli.checkpoint.reader import Checkpoint, strict_json
 from prune_cli.sparse import dense_view
 from prune_cli.sparse.format import QUANT_METHOD as SPARSE
@@ -17,6 +18,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """The values of a checkpoint, decoded when they are read. Raises RequestError for what is not sound, by name."""
     checkpoint = dense_view.open_checkpoint(folder)
     return checkpoint if isinstance(checkpoint, dense_view.Decoded) else dequantised(checkpoint)
+
+
+def open_to_look(folder: Path) -> Checkpoint:
+    """As `open_checkpoint`, and of formats that have to be converted before anything is done with them."""
+    form = bitmask_format(_config(folder))
+    if form is None:
+        return open_checkpoint(folder)
+    from prune_cli.sparse.bitmask_view import BitmaskView
+
+    return BitmaskView(Checkpoint.open(folder), form)
 
 
 def dequantised(checkpoint: Checkpoint) -> Checkpoint:

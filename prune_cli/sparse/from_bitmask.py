@@ -19,7 +19,7 @@ from prune_cli.sparse.encode_shard import Written
 
 def check_bitmasks(checkpoint: Checkpoint) -> None:
     """Raise RequestError where config.json speaks of masks and a weight lacks one of its parts, or none has any."""
-    modules = _modules(checkpoint)
+    modules = masked_modules(checkpoint)
     if not modules:
         raise RequestError(
             f"{checkpoint.folder}/config.json says that zeros are left out of the weights, but no tensor has a mask: "
@@ -33,14 +33,14 @@ def check_bitmasks(checkpoint: Checkpoint) -> None:
 
 def dense_bytes(checkpoint: Checkpoint) -> int:
     """At most, of the dense files: every bit of a mask is a weight."""
-    masks = [checkpoint.entries[f"{module}.bitmask"] for module in _modules(checkpoint)]
+    masks = [checkpoint.entries[f"{module}.bitmask"] for module in masked_modules(checkpoint)]
     widest = max(entry.nbytes // max(1, entry.count) for entry in checkpoint.entries.values())
     return checkpoint.nbytes + sum(8 * mask.count * widest for mask in masks)
 
 
 def write_dense(checkpoint: Checkpoint, file: str, target: Path, advance: Callable[[], None]) -> Written:
     """The shard `file` with whole weights, each where its values lay. Raises PruneError for parts that do not fit."""
-    modules, tensors, decoded = _modules(checkpoint), {}, 0
+    modules, tensors, decoded = masked_modules(checkpoint), {}, 0
     of_modules = {f"{module}.{part}": (module, part) for module in modules for part in PARTS}
     for name, entry in checkpoint.entries.items():
         if entry.file != file:
@@ -49,7 +49,7 @@ def write_dense(checkpoint: Checkpoint, file: str, target: Path, advance: Callab
         if module is None:
             tensors[name] = checkpoint.read(name)
         elif part == "compressed":
-            tensors[f"{module}.weight"] = _weight(checkpoint, module)
+            tensors[f"{module}.weight"] = bitmask_weight(checkpoint, module)
             decoded += 1
         advance()
     save_file(tensors, target, metadata={"format": "pt"})
@@ -58,7 +58,7 @@ def write_dense(checkpoint: Checkpoint, file: str, target: Path, advance: Callab
 
 def dense_index(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> str:
     """The index of the dense files; `sizes` are bytes of the files."""
-    of_modules = {f"{module}.{part}": (module, part) for module in _modules(checkpoint) for part in PARTS}
+    of_modules = {f"{module}.{part}": (module, part) for module in masked_modules(checkpoint) for part in PARTS}
     weight_map: dict[str, str] = {}
     for name, entry in checkpoint.entries.items():
         module, part = of_modules.get(name, (None, None))
@@ -77,18 +77,27 @@ def without_bitmask(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _modules(checkpoint: Checkpoint) -> list[str]:
+def masked_modules(checkpoint: Checkpoint) -> list[str]:
+    """The modules whose weights are stored so."""
     return [name.removesuffix(".bitmask") for name in checkpoint.entries if name.endswith(".bitmask")]
 
 
-def _weight(checkpoint: Checkpoint, module: str) -> torch.Tensor:
-    values, mask, shape = (checkpoint.read(f"{module}.{part}") for part in PARTS[:3])
+def bitmask_size(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
+    """(rows, columns) of the weight of `module`. Raises PruneError where its mask is none of such a weight."""
+    mask, shape = checkpoint.entries[f"{module}.bitmask"], checkpoint.read(f"{module}.shape")
     size = [int(each) for each in shape.flatten()]
-    if len(size) != 2 or min(size) < 0 or mask.dtype != torch.uint8 or list(mask.shape) != [size[0], -(-size[1] // 8)]:
+    if len(size) != 2 or min(size) < 0 or mask.dtype != "U8" or list(mask.shape) != [size[0], -(-size[1] // 8)]:
         raise PruneError(
             f"{module}.bitmask has the shape {list(mask.shape)}, which is no mask of a weight {size}: "
             "download the checkpoint again."
         )
+    return size[0], size[1]
+
+
+def bitmask_weight(checkpoint: Checkpoint, module: str) -> torch.Tensor:
+    """The dense weight of `module`. Raises PruneError for parts that do not fit."""
+    size = bitmask_size(checkpoint, module)
+    values, mask = (checkpoint.read(f"{module}.{part}") for part in PARTS[:2])
     kept = torch.from_numpy(np.unpackbits(mask.numpy(), axis=-1, count=size[1], bitorder="little")).bool()
     if int(kept.sum()) != values.numel():
         raise PruneError(
