@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, PreTrainedModel
 from transformers.utils.quantization_config import Mxfp4Config
 
+from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.stream import Stream
 from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.packed.dequantised import Dequantised
+from prune_cli.unstructured.prune_block import BlockPruner
+from prune_cli.unstructured.prune_linear import LinearInputs
 from tests import packed_files as packed
 from tests.conftest import RunCommand, token_ids
 from tests.tiny import load_plain, save_tiny
@@ -143,21 +146,37 @@ def test_bf16_as_from_its_plain_twin(command: RunCommand, model: Packed, tokens_
 # --- packed in, packed out ------------------------------------------------------------------------------------------
 
 
-def test_keep_writes_masks_into_codes(command: RunCommand, model: Packed, tokens_file: Path, tmp_path: Path) -> None:
+def test_keep_writes_masks_into_codes(
+    command: RunCommand, model: Packed, tokens_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--method", "wanda", "--calibration", tokens_file, "--sparsity", 0.5, *QUICK)
+    held, prune = {}, BlockPruner.prune
+
+    def watch(pruner: BlockPruner, inputs: LinearInputs) -> None:
+        prune(pruner, inputs)
+        held.update({name: result.stored.dtype for name, result in pruner.pruned.items()})
+
+    monkeypatch.setattr(BlockPruner, "prune", watch)
     done(command, "prune", model.folder, tmp_path / "out", *options)
     before, after = values(model.folder), values(tmp_path / "out")
     stored, new = weights(model.folder), weights(tmp_path / "out")
     checkpoint = open_checkpoint(model.folder)
     assert isinstance(checkpoint, Dequantised)
     codes = {weight.parts["codes"] for weight in checkpoint.weights.values()}
+    # While a block is pruned, only codes of what is packed are kept.
+    assert held
+    for name, weight in checkpoint.weights.items():
+        assert name not in held or held[name] == stored[weight.parts["codes"]].dtype
     assert stored.keys() == new.keys()
     told = {tensor["name"]: tensor for tensor in report(tmp_path / "out")["tensors"]}
     pruned = {name for name, tensor in told.items() if tensor["action"] == "pruned"}
     for name, tensor in stored.items():  # scales and all that is not pruned are bit-identical
         if name not in codes and name not in pruned:
             assert torch.equal(as_bytes(tensor), as_bytes(new[name])), name
+    headers = Checkpoint.open(tmp_path / "out").entries
     for name, tensor in after.items():
+        weight = checkpoint.weights.get(name)
+        assert told[name]["dtype"] == headers[name if weight is None else weight.parts["codes"]].dtype
         kept = tensor != 0
         assert torch.equal(tensor[kept], before[name][kept])
         assert told[name]["sparsity"] == pytest.approx(1 - float(kept.double().mean()))

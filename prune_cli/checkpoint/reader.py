@@ -109,6 +109,10 @@ class Checkpoint:
         """How many bytes an entry takes in its file, and in which form if not as plain numbers."""
         return self.entries[name].nbytes, None
 
+    def stored_dtype(self, name: str) -> str:
+        """The dtype of the entry in its file, of a packed one that of its codes."""
+        return self.entries[name].dtype
+
     def reopened(self) -> Checkpoint:
         """The same through file handles of its own."""
         return Checkpoint.open(self.folder)

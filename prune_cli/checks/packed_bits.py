@@ -18,7 +18,9 @@ class PackedBits(StoredTensors):
     def __init__(self, folder: Path, view: Checkpoint) -> None:
         super().__init__(folder)
         self._view = view
-        self.tensors = {name: Stored(entry.file, entry, None) for name, entry in view.entries.items()}
+        self.tensors = {
+            name: Stored(entry.file, entry, None, view.stored_dtype(name)) for name, entry in view.entries.items()
+        }
 
     def bits(self, name: str) -> np.ndarray:
         """All values, flat, as unsigned integers. Raises RequestError, naming the tensor, if it is damaged."""

@@ -77,6 +77,11 @@ class Dequantised(Checkpoint):
         names = (*weight.parts.values(), *weight.beside)
         return sum(self.stored.entries[each].nbytes for each in names), weight.label
 
+    def stored_dtype(self, name: str) -> str:
+        if name not in self.weights:
+            return super().stored_dtype(name)
+        return self.stored.entries[self.weights[name].parts["codes"]].dtype
+
     # --- an output: plain if the view is by halves, else packed as the input -------------------------------------
 
     def reopened(self) -> Checkpoint:

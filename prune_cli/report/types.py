@@ -38,7 +38,8 @@ Role = Annotated[
 class TensorReport:
     """One tensor. Sparsities are measured on the written file; `output_error` on calibration text.
 
-    A tensor of a structured output goes by its new name and shape; one that is gone by its old.
+    A tensor of a structured output goes by its new name and shape; one that is gone by its old. `dtype` is that in the
+    file, where weights are packed that of their codes; shapes and zeros are those of values.
     """
 
     name: str

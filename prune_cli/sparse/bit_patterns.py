@@ -17,11 +17,12 @@ from prune_cli.sparse.format import SparseShard, SparseTensor, is_sparse, open_s
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor, where it lies, and its entry as it is or would be in a dense file."""
+    """One tensor, where it lies, and its entry as it would be in a dense file; `codes` is the dtype of packed ones."""
 
     file: str
     dense: TensorEntry
     sparse: SparseTensor | None
+    codes: str | None = None
 
     @property
     def is_float(self) -> bool:

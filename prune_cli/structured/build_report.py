@@ -197,10 +197,12 @@ def _tensors(
             reason += f" ({change.tensors[name].source})"
         block = None if info.block is None else number[info.block]
         report = _report(entry, info.role, block, action, reason, zeros[name])
-        reports.append(replace(report, output_error=errors.get(name), notes=notes.get(name, ())))
+        told = {"output_error": errors.get(name), "notes": notes.get(name, ())}
+        reports.append(replace(report, dtype=written.stored_dtype(name), **told))
     for name, reason in change.dropped.items():
         info = prepared.model.tensor_map[name]
-        reports.append(_report(info.entry, info.role, info.block, "removed", reason, None))
+        report = _report(info.entry, info.role, info.block, "removed", reason, None)
+        reports.append(replace(report, dtype=prepared.checkpoint.stored_dtype(name)))
     return reports
 
 

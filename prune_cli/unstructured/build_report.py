@@ -99,7 +99,11 @@ def assemble_report(
         hashes = background.submit(output.hashes)
         zeros = {name: zeros_in(written, name) for name in plan.decisions}
     tensors = [
-        _tensor_report(plan, allocation, d, zeros[d.name], errors.get(d.name), notes.get(d.name, ())) for d in decisions
+        replace(
+            _tensor_report(plan, allocation, d, zeros[d.name], errors.get(d.name), notes.get(d.name, ())),
+            dtype=written.stored_dtype(d.name),
+        )
+        for d in decisions
     ]
     sampled = calibration.sampled if calibration else 0
     trained = all_trained(plan.model) if run.request.match_blocks else set()
