@@ -75,6 +75,9 @@ def install(package: Path, place: Path) -> Path:
     shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     own = sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)})
     (Path(own) / "dependencies.pth").write_text("\n".join(shared) + "\n")
+    # The extras are as if they were not there: the main job does without.
+    hidden = ", ".join(f"{name}=None" for name in ("datasets", "pandas", "pyarrow", "vl_convert"))
+    (Path(own) / "sitecustomize.py").write_text(f"import sys\nsys.modules.update({hidden})\n")
     return programs
 
 

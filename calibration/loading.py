@@ -18,7 +18,8 @@ def import_datasets(where: str) -> Any:
         import datasets
     except ImportError as error:
         raise CalibrationError(
-            f"Reading {where} needs the package datasets: pip install datasets, or use builtin or a plain text file."
+            f"Reading {where} needs the package datasets: pip install 'prune-cli[data]', or use builtin or a "
+            "plain text file."
         ) from error
     return datasets
 

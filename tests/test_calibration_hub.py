@@ -169,5 +169,6 @@ def test_what_lies_around_is_not_taken_for_the_hub(tmp_path: Path, monkeypatch: 
 def test_without_datasets_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert refusal("hf:owner/name") == (
-        "Reading owner/name needs the package datasets: pip install datasets, or use builtin or a plain text file."
+        "Reading owner/name needs the package datasets: pip install 'prune-cli[data]', or use builtin "
+        "or a plain text file."
     )

@@ -279,7 +279,8 @@ def test_without_datasets_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "datasets", None)
     path = write_lines(tmp_path / "rows.jsonl", {"text": "a"})
     assert refusal(path) == (
-        f"Reading {path} needs the package datasets: pip install datasets, or use builtin or a plain text file."
+        f"Reading {path} needs the package datasets: pip install 'prune-cli[data]', or use builtin "
+        "or a plain text file."
     )
     (tmp_path / "a.txt").write_text("plain text needs it not")
     assert read(tmp_path / "a.txt") == ["plain text needs it not"]

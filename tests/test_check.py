@@ -268,3 +268,26 @@ def test_limits_as_they_are_typed() -> None:
     ]:
         with pytest.raises(RequestError, match="--x is "):
             parse_limit("--x", text, kind)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_baseline_is_the_rules_that_were_not_said(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    text = ("--calibration", tokens_file, "--eval", tokens_file, "-q")
+    for name, sparsity in (("half", 0.5), ("less", 0.25)):
+        assert command("prune", llama, tmp_path / name, "-m", "magnitude", "-s", sparsity, *text).code == 0
+    half, less = (tmp_path / name / "prune_report.json" for name in ("half", "less"))
+    same = command("check", half, "--baseline", half, "--json")
+    assert (same.code, [each["rule"] for each in same.json["verdicts"]]) == (
+        0,
+        ["--max-perplexity", "--min-sparsity", "--max-size"],
+    )
+    worse = command("check", less, "--baseline", half, "--json")
+    assert worse.code == 1
+    assert "--min-sparsity" in [each["rule"] for each in worse.json["verdicts"] if not each["passed"]]
+    assert command("check", less, "--baseline", half, "--min-sparsity", "20%", "--max-perplexity", 1e9).code == 0
+    document = json.loads(half.read_text())
+    document["evaluation"]["text"]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    refused = command("check", half, "--baseline", tmp_path / "other.json")
+    assert (refused.code, "are of different texts" in refused.stderr) == (2, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,14 @@ def test_the_convention(tmp_path: Path) -> None:
         Step("network", "pip install prune-cli", "page.md:17"),
         Step("python", "print(1)", "page.md:20"),
     ]
+
+
+def test_links_of_the_readme_work_where_it_stands_alone() -> None:
+    absolute = runpy.run_path(str(ROOT / ".ci" / "absolute_links.py"))["absolute"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    relative = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https:", "#"))]
+    assert len(relative) > 10
+    assert [link for link in relative if not (ROOT / link.partition("#")[0]).exists()] == []
+    links = re.findall(r"\]\(([^)]+)\)", absolute(text, "1.2.3"))
+    assert [link for link in links if not link.startswith(("https:", "#"))] == []
+    assert "](https://github.com/prune-cli/prune-cli/blob/v1.2.3/docs/ci.md)" in absolute(text, "1.2.3")

@@ -6,6 +6,7 @@ import copy
 import html.parser
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,12 @@ def test_in_a_browser(out: Path, tmp_path: Path) -> None:
         assert page.evaluate("document.querySelectorAll('main, header, nav, footer, [role=search]').length") == 5
     assert page.complaints == []
     assert {request for request in page.requests if not request.startswith("data:")} == {url}
+
+
+def test_without_the_package_that_draws_the_tables_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prune_cli.report.drawing import NOT_DRAWN
+    from prune_cli.report.html.charts import draw
+
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert html.unescape(draw([], {})) == f"<p>{NOT_DRAWN}</p>"
+    assert "pip install 'prune-cli[plots]'" in NOT_DRAWN

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from tests.conftest import RunCommand
@@ -49,6 +52,8 @@ class Runner:
             "PYTHONPATH": str(ROOT),
             "RUNNER_TEMP": str(temporary),
             "GITHUB_ACTIONS": "true",
+            "GITHUB_OUTPUT": str(self.folder.with_name("outputs")),
+            "GITHUB_ACTION_PATH": str(ROOT),
             "GITHUB_STEP_SUMMARY": str(self.folder.with_name("summary.md")),
             "HF_ENDPOINT": self.hub.endpoint,
             "HF_HOME": str(self.folder.with_name("home")),
@@ -89,7 +94,7 @@ def test_recipe_prune_check_push_download_check(
     runner: Runner, pruned: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripts = runner.scripts()
-    assert list(scripts) == ["Install", "Prune", "Check", "Push"]
+    assert list(scripts) == ["Keys", "Install", "Prune", "Figures", "Check", "Push"]
     for name in ("Check", "Push"):
         done = runner.run(scripts[name])
         assert done.returncode == 0, done.stdout + done.stderr
@@ -109,6 +114,41 @@ def test_recipe_prune_check_push_download_check(
     assert (runner.folder / "downloaded" / "model.safetensors").read_bytes() == (
         pruned / "model.safetensors"
     ).read_bytes()
+
+
+def test_every_output_of_the_action_is_a_figure_of_the_report(runner: Runner, pruned: Path) -> None:
+    outputs = runner.folder.with_name("outputs")
+    outputs.unlink(missing_ok=True)
+    done = runner.run(runner.scripts()["Figures"])
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+    declared = yaml.safe_load((ROOT / "action.yml").read_text())["outputs"]
+    named = {
+        re.findall(r"steps.figures.outputs.([\w-]+)", each["value"])[0]
+        for each in declared.values()
+        if "steps." in each["value"]
+    }
+    assert told.keys() == named
+    report = json.loads((pruned / "prune_report.json").read_text())
+    assert float(told["perplexity"]) == report["evaluation"]["after"]["perplexity"]
+    assert int(told["bytes"]) == report["totals"]["bytes_after"]
+
+
+def test_caches_go_by_the_contents_of_the_recipe(runner: Runner) -> None:
+    def keys(**inputs: str) -> dict[str, str]:
+        outputs = runner.folder.with_name("outputs")
+        outputs.unlink(missing_ok=True)
+        assert runner.run(runner.scripts(**inputs)["Keys"]).returncode == 0
+        return dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+
+    recipe = runner.folder / "keyed.yaml"
+    recipe.write_text("model: a\n")
+    first = keys(recipe="keyed.yaml")
+    assert keys(recipe="keyed.yaml") == first
+    recipe.write_text("model: b\n")
+    second = keys(recipe="keyed.yaml")
+    assert (second["pip"], second["hub"] == first["hub"]) == (first["pip"], False)
+    assert keys(recipe="keyed.yaml", package="prune-cli==9")["pip"] != first["pip"]
 
 
 def test_a_gate_that_fails_ends_the_job_and_names_the_rule(runner: Runner, pruned: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -90,3 +91,8 @@ def test_what_was_not_measured_is_not_drawn(without: str) -> None:
     assert "wanda" in texts
     assert any("Each block alone" in text for text in texts) == (without != "sensitivity")
     assert ("2:4" in texts) == (without == "sensitivity")
+
+
+def test_without_the_package_that_draws_there_is_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert pictures(a_report()) == {}

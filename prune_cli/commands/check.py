@@ -27,6 +27,7 @@ def check(
     min_top1: its.MinTop1 = None,
     min_sparsity: its.MinSparsity = None,
     max_size: its.MaxSize = None,
+    baseline: its.Baseline = None,
     require_loadable: its.RequireLoadable = False,
     data: its.Data = None,
     against: its.Against = None,
@@ -61,10 +62,14 @@ def check(
         "--max-size": max_size,
     }
     with report_failures(as_json=as_json, verbose=verbose):
+        from prune_cli.checks.baseline import limits_of
         from prune_cli.checks.request import GateRequest
         from prune_cli.checks.rules import Thresholds
         from prune_cli.preflight.requests import check_models
 
+        if baseline is not None:
+            said = {option: text for option, text in limits.items() if text is not None}
+            limits = {**limits_of(baseline, target), **said}
         request = GateRequest(
             target=target,
             asked=Thresholds.parse(limits, loadable=require_loadable),

@@ -46,6 +46,15 @@ MaxSize = Annotated[
         metavar="0.6x|4GB", help="Of the weight files: in bytes, or of the dense model's.", rich_help_panel=RULES
     ),
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REPORT",
+        help="The report of an earlier run: no more perplexity (0.5 % for rounding) and bytes, no less sparsity than "
+        "it has, where no other rule says so.",
+        rich_help_panel=RULES,
+    ),
+]
 RequireLoadable = Annotated[
     bool,
     typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from prune_cli.report.drawing import vl_convert
 from prune_cli.sweeps.report import SweepReport
 
 SWEEP_SVG, SWEEP_PNG = "sweep.svg", "sweep.png"
@@ -15,14 +16,6 @@ _ROW = 14  # pixels between the intervals of two knees
 # Told apart also by the colour-blind (Okabe and Ito).
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"]
 _SPARSITY, _INCREASE = "asked sparsity", "loss increase (nats per token)"
-
-
-def draw(spec: dict[str, Any]) -> tuple[str, bytes]:
-    """The SVG and the PNG of a Vega-Lite specification."""
-    import vl_convert
-
-    svg = vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE)
-    return svg, vl_convert.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=_PIXELS_PER_POINT)
 
 
 def chart(report: SweepReport) -> dict[str, Any]:
@@ -151,6 +144,11 @@ def _blocks(report: SweepReport) -> dict[str, Any]:
 
 
 def pictures(report: SweepReport) -> dict[str, str | bytes]:
-    """File name -> content."""
-    svg, png = draw(json.loads(json.dumps(chart(report))))
+    """File name -> content; none where nothing can draw them."""
+    drawing = vl_convert()
+    if drawing is None:
+        return {}
+    spec = json.loads(json.dumps(chart(report)))
+    svg = drawing.vegalite_to_svg(spec, vl_version=_VEGA_LITE)
+    png = drawing.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=_PIXELS_PER_POINT)
     return {SWEEP_SVG: svg, SWEEP_PNG: png}

@@ -22,6 +22,7 @@ from prune_cli.model.architecture import load_tokenizer
 from prune_cli.packed.output import describe, exact_values
 from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress, Silent
+from prune_cli.report.drawing import NOT_DRAWN
 from prune_cli.request.request import DEFAULT_SOURCE, check_device
 from prune_cli.sweeps.curves import knees, point_reports, sensitivity
 from prune_cli.sweeps.journal import Journal, check_folder
@@ -80,7 +81,10 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
         dense = evaluate_dense(sweep_plan, journal, progress)
         measured = measure(sweep_plan, sweep_plan.points, journal, progress, "Measuring")
         report = _report(request, sweep_plan, files, dense, measured, time.monotonic() - begun)
-        contents = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv(), **pictures(report)}
+        drawn = pictures(report)
+        if not drawn:
+            progress.say(f"warning: {NOT_DRAWN}")
+        contents = {SWEEP_JSON: report.to_json(), SWEEP_CSV: report.to_csv(), **drawn}
         if report.sensitivity is not None:
             contents[BLOCKS_CSV] = report.blocks_csv()
         journal.commit(contents)

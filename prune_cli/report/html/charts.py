@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prune_cli.report.drawing import NOT_DRAWN, vl_convert
 from prune_cli.report.format import percent
 from prune_cli.report.html.tensor_table import Point, means
 
@@ -157,9 +159,13 @@ def _colour(field: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def draw(data: Sequence[dict[str, Any]], spec: dict[str, Any]) -> str:
-    """The SVG of a Vega-Lite spec; its text has the colour of the text around it, so that it fits a dark page too."""
-    import vl_convert
+    """The SVG of a Vega-Lite spec; its text has the colour of the text around it, so that it fits a dark page too.
 
+    A sentence where nothing can draw it.
+    """
+    drawing = vl_convert()
+    if drawing is None:
+        return f"<p>{html.escape(NOT_DRAWN)}</p>"
     ink = "currentColor"
     whole = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -185,4 +191,4 @@ def draw(data: Sequence[dict[str, Any]], spec: dict[str, Any]) -> str:
             "legend": {"labelColor": ink, "labelFontSize": 12, "symbolStrokeWidth": 1.5},
         },
     }
-    return vl_convert.vegalite_to_svg(whole)
+    return drawing.vegalite_to_svg(whole)
