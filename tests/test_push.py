@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub import constants
 
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
+from prune_cli.hub.finished import read_finished
 from prune_cli.hub.public_texts import public_texts
-from prune_cli.report.read import read_report
 from tests.conftest import Outcome, RunCommand
 from tests.forked import ForkedRun
 from tests.hub_server import Machine, serve
@@ -96,7 +96,7 @@ def visible(out: Path) -> dict[str, bytes]:
 
 
 def as_sent(out: Path) -> dict[str, bytes]:
-    return {**visible(out), **public_texts(out, read_report(out).report)}
+    return {**visible(out), **public_texts(out, read_finished(out).paths)}
 
 
 def test_a_push_makes_the_repository_and_one_commit_and_can_be_loaded_again(
@@ -129,6 +129,25 @@ def test_a_push_makes_the_repository_and_one_commit_and_can_be_loaded_again(
     assert f"Pushed to {publisher.hub.endpoint}/me/tiny-half" in " ".join(again.stdout.split())
     assert len(publisher.hub.commits) == 1
     assert len(publisher.hub.stored) == SHARDS
+
+
+def test_a_recovered_model_goes_too(
+    here: Here, llama: Path, finished: Path, tokens_file: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    out, texts = tmp_path / "won back", ("--calibration", tokens_file, "--eval", tokens_file)
+    assert command("recover", finished, out, "--teacher", llama, *texts, "--epochs", 1, "-q").code == 0
+    assert here.push(out, "me/tiny", "-q").code == 0
+    summary = here.hub.commits[0]["summary"]
+    assert "recovered block by block, " in summary
+    assert "% of the loss's increase is gone" in summary
+    there = here.hub.files("me/tiny")
+    assert there.keys() == visible(out).keys()
+    assert not [name for name, content in there.items() if str(tmp_path).encode() in content]
+    assert json.loads(there["recover_report.json"])["teacher"]["given"] == llama.name
+    shard = next(out.glob("*.safetensors"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is not what the report describes" in here.told(out, "me/tiny")
 
 
 def test_a_dry_run_lists_the_files_and_needs_no_network_and_no_token(publisher: Publisher, out: Path) -> None:

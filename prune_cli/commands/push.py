@@ -16,7 +16,7 @@ _CONTINUE = "Interrupted; run the same command again: files that arrived are not
 
 
 def push(
-    out: Annotated[Path, typer.Argument(help="Folder that prune-cli prune wrote, with its report.")],
+    out: Annotated[Path, typer.Argument(help="Folder that prune-cli prune or recover wrote, with its report.")],
     repo: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the hub; made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="If the repository is made: only for its owner.")] = False,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Push to this branch [default: main].")] = None,

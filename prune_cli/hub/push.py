@@ -13,12 +13,11 @@ from prune_cli.checkpoint.file_names import CARD, JOURNAL, OTHER_WEIGHTS, SOURCE
 from prune_cli.checkpoint.reader import INDEX_FILE
 from prune_cli.errors import RequestError
 from prune_cli.hub.errors import hub_failures
+from prune_cli.hub.finished import Finished, read_finished
 from prune_cli.hub.public_texts import public_texts
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.card import read_card, warnings_of
-from prune_cli.report.format import method_name
-from prune_cli.report.read import read_report
-from prune_cli.report.types import Report
+from prune_cli.report.types import PrunedModel
 from prune_cli.sparse.bit_patterns import StoredTensors
 
 if TYPE_CHECKING:
@@ -72,15 +71,15 @@ def push(request: PushRequest, progress: Progress | None = None) -> Push:
     """
     progress = progress or Silent()
     _check_request(request)
-    report = check_output(request.out, progress)
-    texts = public_texts(request.out, report)
+    finished = check_output(request.out, progress)
+    texts = public_texts(request.out, finished.paths)
     files = [replace(f, bytes=len(texts[f.path])) if f.path in texts else f for f in _files(request.out)]
-    planned = _plan(request, report, files)
+    planned = _plan(request, finished, files)
     return planned if request.dry_run else _send(request, planned, texts, progress)
 
 
-def check_output(out: Path, progress: Progress) -> Report:
-    """The report of a finished output whose weights are, byte for byte, those that the report names.
+def check_output(out: Path, progress: Progress) -> Finished:
+    """A finished output whose weights are, byte for byte, those that the report names.
 
     Raises RequestError that names the file otherwise.
     """
@@ -90,16 +89,14 @@ def check_output(out: Path, progress: Progress) -> Report:
         )
     if (out / JOURNAL).exists():
         raise RequestError(f"{out} is an interrupted run: repeat its command with --resume, then push the result.")
-    saved = read_report(out)
-    if saved.path.parent != out.expanduser():
-        raise RequestError(f"{out} is a file: give the folder of the pruned model.")
+    finished = read_finished(out)
     if not (out / "config.json").is_file():
         raise RequestError(f"{out / 'config.json'} is missing: the output is incomplete; prune again.")
-    _check_weights(out, saved.report.output.hashes(), progress)
-    return saved.report
+    _check_weights(out, finished.hashes, progress)
+    return finished
 
 
-def _check_weights(out: Path, hashes: dict[str, frozenset[str]], progress: Progress) -> None:
+def _check_weights(out: Path, hashes: Mapping[str, frozenset[str]], progress: Progress) -> None:
     progress.stage(f"Checking {len(hashes)} file(s) against the report", len(hashes))
     unknown = [file.path for file in _files(out) if file.path.endswith(OTHER_WEIGHTS) and file.path not in hashes]
     if unknown:
@@ -147,37 +144,29 @@ def _check_request(request: PushRequest) -> None:
         ) from error
 
 
-def _plan(request: PushRequest, report: Report, files: Sequence[PushedFile]) -> Push:
+def _plan(request: PushRequest, finished: Finished, files: Sequence[PushedFile]) -> Push:
     from huggingface_hub import constants
 
     return Push(
         repo=request.repo,
         url=f"{constants.ENDPOINT}/{request.repo}",
         revision=request.revision or "main",
-        message=request.message or _message(report),
+        message=request.message or finished.message,
         files=files,
         bytes=sum(file.bytes for file in files),
         dry_run=request.dry_run,
-        warnings=_warnings(request.out, report),
+        warnings=_warnings(request.out, finished.model),
     )
 
 
-def _warnings(out: Path, report: Report) -> list[str]:
+def _warnings(out: Path, model: PrunedModel) -> list[str]:
     """What a person should know before others see it."""
     if not (out / CARD).is_file():
         return [f"{out} has no {CARD}: the model will have no card."]
     own = read_card(out / CARD).metadata
-    warnings = warnings_of(read_card(out / SOURCE_CARD), report.model.name)
+    warnings = warnings_of(read_card(out / SOURCE_CARD), model.name)
     # A licence that somebody wrote into the card since settles that question.
     return [text for text in warnings if "license" not in own or "licence" not in text]
-
-
-def _message(report: Report) -> str:
-    sparsity = report.totals.sparsity_of_pruned
-    return (
-        f"{report.model.given.rstrip('/').rpartition('/')[2]} pruned with {method_name(report)}, "
-        f"{100 * sparsity:.4g} % of the pruned tensors are zero (prune-cli {report.tool.version})"
-    )
 
 
 def _send(request: PushRequest, planned: Push, texts: Mapping[str, bytes], progress: Progress) -> Push:
