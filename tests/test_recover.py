@@ -285,6 +285,21 @@ def test_text_that_was_fitted_is_told(
     assert "16 of the 16 windows" in done.json["warnings"][0]
 
 
+def test_another_teacher_than_the_pruned_model_is_told(
+    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+) -> None:
+    small, other = pruned(llama, tmp_path / "small", command), copy_of(llama, tmp_path / "other")
+    shard = sorted(other.glob("*.safetensors"))[0]
+    save_file({name: tensor * 1.01 for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
+    for teacher, warnings in ((llama, 0), (other, 1)):
+        out = tmp_path / f"by-{teacher.name}"
+        assert command("recover", small, out, *options(texts, teacher), "--epochs", 1).code == 0
+        report = json.loads((out / "recover_report.json").read_text())
+        found = [text for text in report["warnings"] if "is not the model that was pruned" in text]
+        assert len(found) == warnings
+        assert all(shard.name in text for text in found)
+
+
 def test_states_that_are_not_finite_end_the_run(texts: tuple[Path, Path], tmp_path: Path, command: RunCommand) -> None:
     dense = save_tiny(tmp_path / "dense", "llama-untied", shards=False)
     tensors = load_file(dense / "model.safetensors")

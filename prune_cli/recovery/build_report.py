@@ -9,7 +9,8 @@ import torch
 
 from methods._block_matching import Matched
 from prune_cli.checkpoint.dtypes import FLOATS
-from prune_cli.checkpoint.file_names import why_not_copied
+from prune_cli.checkpoint.file_names import REPORT_JSON, why_not_copied
+from prune_cli.checkpoint.inputs import told_change
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.memory import PeakMemory
@@ -26,6 +27,7 @@ from prune_cli.recovery.report import (
 )
 from prune_cli.recovery.trained_block import all_trained, why_kept
 from prune_cli.report.provenance import now, tool_facts
+from prune_cli.report.read import read_report
 from prune_cli.report.types import BlockRecovery, Output, PrunedModel
 
 
@@ -69,7 +71,7 @@ def assemble_report(plan: RecoveryPlan, texts: RecoveryTexts, done: Done) -> Rec
         seconds=done.seconds,
         peak_host_bytes=done.memory.host_bytes,
         peak_device_bytes=done.memory.device_bytes,
-        warnings=[*texts.warnings, *_warnings(plan, done.output, blocks)],
+        warnings=[*texts.warnings, *_warnings(plan, done, blocks)],
     )
 
 
@@ -94,17 +96,26 @@ def block_recoveries(runs: Sequence[tuple[int, ...]], output: OutputFolder) -> l
     return found
 
 
-def _warnings(plan: RecoveryPlan, output: OutputFolder, blocks: list[BlockRecovery]) -> list[str]:
+def _warnings(plan: RecoveryPlan, done: Done, blocks: list[BlockRecovery]) -> list[str]:
     asked = plan.request.epochs
     short = [str(block.block) for block in blocks if len(block.epochs) < asked]
     packed = describe(plan.checkpoint)
-    left = [why_not_copied(file) for file in output.not_copied]
+    left = [why_not_copied(file) for file in done.output.not_copied]
     if short:
         left.append(
             f"The training of block(s) {', '.join(short)} ended in NaN; what was best before that was kept: "
             "give a smaller --rate."
         )
-    return [*left, *([packed] if packed else [])]
+    return [*_other_teacher(plan, done.teacher_files), *left, *([packed] if packed else [])]
+
+
+def _other_teacher(plan: RecoveryPlan, files: Mapping[str, str]) -> list[str]:
+    """Where the pruned model has a report, whether its teacher has the weights that were pruned."""
+    if not (plan.source.folder / REPORT_JSON).is_file():
+        return []
+    pruned = read_report(plan.source.folder).report.model.files
+    changed = told_change(REPORT_JSON, pruned, files)
+    return [f"{changed}; the teacher {plan.request.teacher} is not the model that was pruned."] if changed else []
 
 
 def _tensors(plan: RecoveryPlan, written: Checkpoint) -> list[RecoveredTensor]:
