@@ -208,6 +208,11 @@ def test_new_codes(tmp_path: Path, plain: Path, kind: str) -> None:
     codes = weight.encode(parts, old * keep)
     masked = weight.decode({**parts, "codes": codes})
     assert torch.equal(masked, old * keep)
+    counted = weight.zeros({**parts, "codes": codes}, masked.dtype)
+    assert (counted is None) == ("zeros" in parts)
+    assert counted in (None, int((masked == 0).sum()))
+    tiny = {**parts, "codes": codes, "scales": parts["scales"].float() * 0 + 2.0**-140}
+    assert weight.zeros(tiny, masked.dtype) is None
     assert torch.equal(weight.decode({**parts, "codes": weight.encode(parts, old)}), old)
 
     moved = checkpoint.from_file(name, checkpoint.to_file(name, old * 1.03 * keep))

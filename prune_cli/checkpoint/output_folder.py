@@ -33,7 +33,6 @@ from prune_cli.checkpoint.inputs import changed, hash_file, hash_files
 from prune_cli.checkpoint.journaled_folder import JournaledFolder, changed_keys
 from prune_cli.checkpoint.layout import Layout
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry
-from prune_cli.checkpoint.stored_values import broken
 from prune_cli.errors import PruneError, RequestError
 
 _REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE, RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE)
@@ -249,7 +248,7 @@ class OutputFolder:
 def _check_finite(entry: TensorEntry, source: Checkpoint) -> None:
     if entry.dtype not in FLOATS:
         return
-    if kind := broken(source.read(entry.name)):
+    if kind := source.broken(entry.name):
         raise RequestError(
             f"{entry.name} in {entry.file} holds {kind}: the checkpoint is damaged or its training diverged; "
             "get a sound copy."

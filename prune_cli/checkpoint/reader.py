@@ -133,6 +133,17 @@ class Checkpoint:
         """The values of what `to_file` gave."""
         return stored
 
+    def zeros(self, name: str) -> int:
+        """How many values of a float entry are 0."""
+        values = self.read(name)
+        return values.numel() - int(values.count_nonzero())
+
+    def broken(self, name: str) -> str:
+        """ "NaN" or "infinite values" where a float entry holds some, else empty."""
+        from prune_cli.checkpoint.stored_values import broken
+
+        return broken(self.read(name))
+
     def read_ahead(self, names: Iterator[str]) -> None:
         """Ask the system to bring these tensors into its cache while we compute; does nothing where it cannot."""
         if not hasattr(os, "posix_fadvise"):

@@ -112,8 +112,7 @@ def zeros_in(written: Checkpoint, name: str) -> int | None:
     """None for storage formats whose zeros cannot be counted without decoding them."""
     if written.entries[name].dtype not in FLOATS:
         return None
-    zeros = written.read(name) == 0
-    return int(zeros.count_nonzero())
+    return written.zeros(name)
 
 
 def text_report(tokens: TokenSet) -> TextReport:

@@ -89,9 +89,9 @@ def _head_by_name(name: str) -> str | None:
     return match and match[1] + (match[2] + "_*" if match[3] else match[2])
 
 
-def counts_heads(key: str, value: object) -> bool:
-    """Whether an entry of a config counts extra heads, as num_nextn_predict_layers does."""
-    return type(value) is int and _COUNTS.match(key) is not None
+def counts_heads(key: object, value: object) -> bool:
+    """Whether an entry of a config counts extra heads, as num_nextn_predict_layers does; keys may be numbers (Aria)."""
+    return type(value) is int and isinstance(key, str) and _COUNTS.match(key) is not None
 
 
 def counted_heads(config: Mapping[str, Any]) -> int:

@@ -63,6 +63,19 @@ class Dequantised(Checkpoint):
             return self.stored.read(name)
         return self.weights[name].decode(self.parts(name)).to(torch_dtype(self.entries[name].dtype))
 
+    def zeros(self, name: str) -> int:
+        """Counted in the codes where these tell."""
+        known = self._zeros_in_codes(name)
+        return super().zeros(name) if known is None else known
+
+    def broken(self, name: str) -> str:
+        return super().broken(name) if self._zeros_in_codes(name) is None else ""
+
+    def _zeros_in_codes(self, name: str) -> int | None:
+        if name not in self.weights:
+            return None
+        return self.weights[name].zeros(self.parts(name), torch_dtype(self.entries[name].dtype))
+
     def read_ahead(self, names: Iterator[str]) -> None:
         self.stored.read_ahead(iter([part for name in names for part in self._stored_names(name)]))
 

@@ -17,6 +17,7 @@ CoupledGroup = Literal["codes", "scales", "zeros"]
 Parts = Mapping[CoupledGroup, torch.Tensor]
 # So many weights are decoded at a time, so that what lies between code and value takes little memory.
 _CHUNK = 1 << 21
+_BYTES, _BITS = 256, 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,36 @@ class PackedWeight:
             flat[some.at, some.rows] = self._values(some, self._unpacked(some.stored)).to(dtype)
         return values.transpose(-1, -2).contiguous() if self.transposed else values
 
+    def zeros(self, parts: Parts, dtype: torch.dtype) -> int | None:
+        """How many values are 0 in `dtype`, told by the codes alone; all values are finite then.
+
+        None where zero points shift them, rows end within a byte, or a scale is 0 or brings values out of range.
+        Raises RequestError as `decode` does.
+        """
+        scales = scale_values(parts["scales"], self.parts["scales"]).float().abs()
+        codes = parts["codes"]
+        if "zeros" in parts or self._ends_within_a_byte(codes):
+            return None
+        numbers = self._numbers_of_bytes(codes)
+        known = numbers[numbers.isfinite() & (numbers != 0)].abs().double()
+        least, most = (float(end(known) * end(scales)) for end in (torch.min, torch.max))
+        ranges = [torch.finfo(each) for each in (dtype, torch_dtype(self.dtype), torch_dtype(self.arithmetic))]
+        if not all(each.tiny <= least and most <= each.max for each in ranges):
+            return None
+        counts = torch.bincount(codes.view(-1).view(torch.uint8), minlength=_BYTES)
+        self._check_numbers(numbers[counts > 0])
+        return int((counts * (numbers == 0).sum(1)).sum())
+
+    def _ends_within_a_byte(self, codes: torch.Tensor) -> bool:
+        columns = self.matrix_shape[-1]
+        return self.codes.stored_columns(columns) * codes.element_size() * _BITS != columns * self.codes.bits
+
+    def _numbers_of_bytes(self, codes: torch.Tensor) -> torch.Tensor:
+        """(256, codes of a byte): the numbers that every byte of stored codes holds."""
+        every = torch.arange(_BYTES, dtype=torch.uint8)[:, None]
+        stored = every.view(codes.dtype) if codes.element_size() == 1 else every
+        return self.codes.numbers(self.codes.unpack(stored, max(1, _BITS // self.codes.bits)))
+
     def encode(self, parts: Parts, values: torch.Tensor) -> torch.Tensor:
         """New codes, stored as before, for `values` on the weight's own scales.
 
@@ -86,15 +117,18 @@ class PackedWeight:
         """What `codes` are worth on the scales of `some`."""
         dtype = torch_dtype(self.arithmetic)
         numbers = self.codes.numbers(codes)
+        self._check_numbers(numbers)
+        numbers = numbers.to(dtype)
+        if some.zeros is not None:
+            numbers = numbers - some.zeros.to(dtype)
+        return numbers * some.scales.to(dtype)
+
+    def _check_numbers(self, numbers: torch.Tensor) -> None:
         if not bool(torch.isfinite(numbers.sum())):
             raise RequestError(
                 f"{self.parts['codes']} holds codes that stand for no number ({self.label}): "
                 "download the checkpoint again."
             )
-        numbers = numbers.to(dtype)
-        if some.zeros is not None:
-            numbers = numbers - some.zeros.to(dtype)
-        return numbers * some.scales.to(dtype)
 
     def _new_codes(self, some: _Rows, wanted: torch.Tensor) -> torch.Tensor:
         dtype, old = torch_dtype(self.dtype), self._unpacked(some.stored)
