@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from methods.structured.experts import choose
+from prune_cli.model.extra_heads import counted_heads
 from tests import reference_experts
 from tests.broken import copy_of, refused
 from tests.conftest import RunCommand, token_ids
@@ -271,3 +272,8 @@ def test_a_head_goes_with_the_language_model_of_a_wrapper(tmp_path: Path, comman
     pruned(command, model, tmp_path / "without", *arguments)
     assert config_of(tmp_path / "without")["text_config"]["mtp_num_hidden_layers"] == 0
     assert not of_head(tensors_of(tmp_path / "without"), "mtp.")
+
+
+def test_a_config_may_have_numbers_for_keys() -> None:
+    """As Aria's has, which counts the queries for an image of so many patches."""
+    assert counted_heads({"patches": {1225: 128, 4900: 256}, "text": {"num_nextn_predict_layers": 2}}) == 2
