@@ -59,6 +59,7 @@ def test_sensitivities_are_the_derivatives_of_the_plain_block(llama: Path) -> No
             stream.run_block(block)
         stream.load(_BLOCK)
         names = model.linear_layers(_BLOCK)
+        assert output_sensitivity(stream, _BLOCK, [], [Batch(ids)], 0) == {}
         found = output_sensitivity(stream, _BLOCK, names, [Batch(ids)], 0)
     expected = _reference(llama, ids)
     assert set(found) == set(names) == set(expected)

@@ -55,6 +55,8 @@ def output_sensitivity(
         with torch.enable_grad(), _passing(stream, names) as passed:
             states = real_rows(hidden_states(call()), batch).float()
             total = (states * _direction(states.detach(), generator)).sum()
+        if not passed:
+            continue
         derivatives = torch.autograd.grad(total, [output for _, _, output in passed], allow_unused=True)
         for (name, rows, _), derivative in zip(passed, derivatives, strict=True):
             if derivative is not None:

@@ -51,7 +51,7 @@ def measure_scores(plan: PruningPlan, batches: Sequence[Batch], progress: Progre
             tensors = stream.load(block)
             names = [name for name in plan.model.linear_layers(block) if plan.decisions[name].prune]
             try:
-                found = output_sensitivity(stream, block, names, few, plan.request.seed)
+                found = output_sensitivity(stream, block, names, few, plan.request.seed) if names else {}
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
