@@ -40,6 +40,7 @@ OURS: dict[str, list[str]] = {
     "sparsegpt": ["-m", "sparsegpt"],
     "balanced": ["--preset", "balanced"],
     "best": ["--preset", "best"],
+    "max": ["--preset", "max"],
 }
 PEERS = {"llm-compressor's wanda": "wanda", "llm-compressor's sparsegpt": "sparsegpt"}
 COLUMNS = ("perplexity", "increase of the loss", "of SparseGPT's", "KL", "same top 1", "CPU s", "peak MiB")
