@@ -4,10 +4,12 @@ Each is a plain value, tensors and counts, that can be pickled and sent to anoth
 another of its kind and size has gathered of later tokens: the result is that of all tokens, up to the rounding of sums.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -154,7 +156,7 @@ class Gram:
     """
 
     def __init__(self, inputs: int, device: torch.device) -> None:
-        self._sum = torch.zeros(inputs, inputs, device=device)
+        self.total = torch.zeros(inputs, inputs, device=device)
         self._bands = _bands(inputs)
 
     def add(self, rows: torch.Tensor) -> None:
@@ -162,15 +164,15 @@ class Gram:
         with _tensor_cores(rows):
             rows = rows.float()
             for band in self._bands:
-                _add_product(self._sum[band, band.start :], rows[:, band], rows[:, band.start :])
+                _add_product(self.total[band, band.start :], rows[:, band], rows[:, band.start :])
 
     def merge(self, other: Self) -> None:
-        self._sum += other._sum.to(self._sum.device)
+        self.total += other.total.to(self.total.device)
 
     def value(self) -> torch.Tensor:
         for band in self._bands:
-            self._sum[band.stop :, band] = self._sum[band, band.stop :].T
-        return self._sum
+            self.total[band.stop :, band] = self.total[band, band.stop :].T
+        return self.total
 
 
 class Cross:
@@ -180,7 +182,7 @@ class Cross:
     """
 
     def __init__(self, lefts: int, inputs: int, device: torch.device) -> None:
-        self._sum = torch.zeros(lefts, inputs, device=device)
+        self.total = torch.zeros(lefts, inputs, device=device)
         self._bands = _bands(lefts)
 
     def add(self, lefts: torch.Tensor, rows: torch.Tensor) -> None:
@@ -188,13 +190,13 @@ class Cross:
         with _tensor_cores(lefts, rows):
             lefts, rows = lefts.float(), rows.float()
             for band in self._bands:
-                _add_product(self._sum[band], lefts[:, band], rows)
+                _add_product(self.total[band], lefts[:, band], rows)
 
     def merge(self, other: Self) -> None:
-        self._sum += other._sum.to(self._sum.device)
+        self.total += other.total.to(self.total.device)
 
     def value(self) -> torch.Tensor:
-        return self._sum
+        return self.total
 
 
 def _bands(rows: int) -> list[slice]:
@@ -217,7 +219,7 @@ class RowSketch:
     """
 
     def __init__(self, rows: int, inputs: int, device: torch.device, seed: int) -> None:
-        self._rows = torch.zeros(rows, inputs, device=device)
+        self.total = torch.zeros(rows, inputs, device=device)
         self._taken = self._passed = 0
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -226,9 +228,9 @@ class RowSketch:
         signs = self._next_signs(len(rows)).to(rows.device, torch.float32)
         begin = 0
         while begin < len(rows):
-            first = (self._passed + begin) % len(self._rows)
-            end = min(begin + len(self._rows) - first, len(rows))
-            self._rows[first : first + end - begin].addcmul_(rows[begin:end].float(), signs[begin:end])
+            first = (self._passed + begin) % len(self.total)
+            end = min(begin + len(self.total) - first, len(rows))
+            self.total[first : first + end - begin].addcmul_(rows[begin:end].float(), signs[begin:end])
             begin = end
         self._taken += len(rows)
         self._passed += len(rows)
@@ -246,19 +248,55 @@ class RowSketch:
         """Raises ValueError where `other` did not skip the tokens that this one took in, or the other way round."""
         if self._taken + other._taken > max(self._passed, other._passed):
             raise ValueError("Two sketches of the same tokens cannot be merged: each must skip what the other takes.")
-        self._rows += other._rows.to(self._rows.device)
+        self.total += other.total.to(self.total.device)
         self._taken += other._taken
         if other._passed > self._passed:
             self._passed = other._passed
             self._generator.set_state(other._generator.get_state())
 
     def value(self) -> torch.Tensor:
-        return self._rows
+        return self.total
+
+
+class InOrder:
+    """What `make` makes of each piece by itself, to be merged in an order that spans several processes.
+
+    One accumulator that took in all pieces of all processes would have the same bits.
+    """
+
+    def __init__(self, make: Callable[[], Accumulator]) -> None:
+        self._make = make
+        self.pieces: list[Accumulator] = []
+
+    def add(self, rows: torch.Tensor) -> None:
+        piece = self._make()
+        piece.add(rows)
+        self.pieces.append(_on_host(piece))
+
+    def merge(self, other: Self) -> None:
+        self.pieces += other.pieces
+
+    def merged(self) -> Accumulator:
+        whole = self._make()
+        for piece in self.pieces:
+            whole.merge(piece)
+        return whole
+
+    def value(self) -> torch.Tensor:
+        return self.merged().value()
+
+
+def _on_host(accumulator: Accumulator) -> Accumulator:
+    """`accumulator` with its tensors where every process can have them."""
+    for name, value in vars(accumulator).items():
+        if isinstance(value, torch.Tensor):
+            setattr(accumulator, name, value.cpu())
+    return accumulator
 
 
 class Accumulator(Protocol):
     def add(self, rows: torch.Tensor) -> None: ...
-    def merge(self, other: Self) -> None: ...
+    def merge(self, other: Any) -> None: ...
     def value(self) -> torch.Tensor: ...
 
 

@@ -11,6 +11,7 @@ from prune_cli.commands.bench import bench
 from prune_cli.commands.check import check
 from prune_cli.commands.compare import compare
 from prune_cli.commands.convert import convert
+from prune_cli.commands.error_handling import refuse_several_processes
 from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.help import Command, Commands
 from prune_cli.commands.inspect import inspect
@@ -36,6 +37,10 @@ app = typer.Typer(
 )
 
 
+# The other commands run in one process.
+_OF_SEVERAL_PROCESSES = ("prune", "eval")
+
+
 @app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
@@ -52,6 +57,8 @@ def main(
     if context.invoked_subcommand != "bench":
         # Threads that spin for one another crawl beside a busy process; `bench` measures plain torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if context.invoked_subcommand not in _OF_SEVERAL_PROCESSES:
+        refuse_several_processes(context.invoked_subcommand)
 
 
 app.command(cls=Command)(prune)

@@ -16,6 +16,18 @@ class RequestError(PruneError):
     exit_code = 2
 
 
+class LostRankError(PruneError):
+    """Another process of the run is gone or hangs."""
+
+
+class EndedElsewhereError(PruneError):
+    """Another process of the run has ended it, and tells why."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question for the end of a sentence about an unknown name, empty where nothing known is like it."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -9,6 +9,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ _IMPORTED = (
     "torch", "safetensors.torch", "huggingface_hub.hf_api", "huggingface_hub.constants", "tokenizers", "typer", "rich",
     "transformers.modeling_utils", "transformers.generation", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
-    "transformers.tokenization_utils_tokenizers",
+    "transformers.tokenization_utils_tokenizers", "accelerate",
 )  # fmt: skip
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(list(_IMPORTED))
@@ -114,3 +115,26 @@ def run_program(program: str, *arguments: object, **options: object) -> subproce
     run = ForkedRun(*arguments, program=program, **options)  # pyright: ignore[reportArgumentType]
     stdout, stderr = run.communicate(timeout=300)
     return subprocess.CompletedProcess([program, *map(str, arguments)], run.returncode or 0, stdout, stderr)
+
+
+# As conftest does, which tells why.
+_WITHOUT_CHARTS = """
+from prune_cli.cli import app
+from prune_cli.report.html import charts
+
+charts.draw = lambda data, spec: "<svg></svg>"
+app()
+"""
+
+
+def forked_ranks(count: int, *arguments: object) -> list[ForkedRun]:
+    """The same command in `count` processes, told of each other as torchrun tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    every = {**os.environ, **where, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [
+        ForkedRun(*arguments, program=_WITHOUT_CHARTS, env={**every, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]

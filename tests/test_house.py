@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Each bracket may import only what stands before it; neighbours in a bracket never import each other.
 _ORDER = [
     {"errors", "progress", "version", "methods", "calibration"},
+    {"ranks"},
     {"checkpoint", "request"},
     {"report"},
     {"sparse", "packed", "recipes"},

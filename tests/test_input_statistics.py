@@ -147,7 +147,7 @@ def test_drift_is_merged_like_the_statistics(everything: list[Passing], at: int,
     statistics = collector(everything, constant=constant)
 
     def drift(part: list[Passing]) -> Cross:
-        return statistics.drift([p.lost for p in part], [p.inputs for p in part], [p.batch for p in part])
+        return statistics.drift(OUTPUTS, [p.lost for p in part], [p.inputs for p in part], [p.batch for p in part])
 
     expected = torch.zeros(OUTPUTS, INPUTS + constant, dtype=torch.float64)
     for each in everything:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import threading
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -58,3 +60,51 @@ def test_when_the_first_batch_goes_its_own_way_all_stop_as_usual() -> None:
     batches = [-torch.rand(2, 3), -torch.rand(2, 3)]
     with torch.no_grad():
         assert [stop[:2] for stop in stopped_at(Block(), batches)] == [("gate", 0), ("up", 2), ("down", 2)]
+
+
+class Experts(nn.Module):
+    """`even` is called for batches of an even length alone, `odd` for the others, and `all` for every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.odd, self.all = (nn.Linear(3, 3, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.all(x + (self.even(x) if len(x) % 2 == 0 else self.odd(x)))
+
+
+@pytest.mark.parametrize("lengths", [[[2, 4], [3]], [[3, 2], [5, 1]], [[2], []], [[], [1]]])
+def test_processes_stop_at_the_same_maps_also_where_no_batch_of_theirs_comes_by(lengths: list[list[int]]) -> None:
+    votes, meeting = [0] * len(lengths), threading.Barrier(len(lengths), timeout=20)
+
+    def agree_as(number: int) -> Callable[[int], int]:
+        def agree(place: int) -> int:
+            votes[number] = place
+            meeting.wait()
+            least = min(votes)
+            meeting.wait()
+            return least
+
+        return agree
+
+    def conduct(number: int, own: list[int], found: list[list[tuple[str, list[int]]]]) -> None:
+        block = copy.deepcopy(shared)
+        maps: dict[nn.Module, str] = {block.even: "even", block.odd: "odd", block.all: "all"}
+        batches = [torch.rand(length, 3) for length in own]
+        with torch.no_grad(), Lockstep(block, [block], batches, agree=agree_as(number)) as lockstep:
+            lockstep.start()
+            found[number] = [(name, [len(x) for x in inputs]) for name, inputs in lockstep.pause_at(0, maps)]
+
+    shared = Experts()
+    found: list[list[tuple[str, list[int]]]] = [[] for _ in lengths]
+    threads = [threading.Thread(target=conduct, args=(*each, found)) for each in enumerate(lengths)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    everything = [length for own in lengths for length in own]
+    met = [name for name, rest in (("even", 0), ("odd", 1)) if any(length % 2 == rest for length in everything)]
+    for own, stops in zip(lengths, found, strict=True):
+        even, odd = ([length for length in own if length % 2 == rest] for rest in (0, 1))
+        expected = {"even": even, "odd": odd, "all": own}
+        assert stops == [(name, expected[name]) for name in (*met, "all")]

@@ -161,11 +161,14 @@ class OutputFolder:
 
         At most one block waits to be written; a failure of the previous write is raised here.
         """
-        self.wait()
+        self._wait()
         self._pending = self._writer.submit(self._write_block, block, dict(tensors), dict(record))
 
     def wait(self) -> None:
         """Wait until everything handed over is on the disk; raises what went wrong there."""
+        self._wait()
+
+    def _wait(self) -> None:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -197,7 +200,7 @@ class OutputFolder:
 
     def note(self, key: str, value: Any) -> None:
         """Keep a JSON `value` for a run that is resumed: it finds it in `notes`."""
-        self.wait()
+        self._wait()
         self._folder.append({key: value})
 
     def checkpoint(self) -> Checkpoint:
@@ -219,13 +222,13 @@ class OutputFolder:
 
     def release(self) -> None:
         """The shards are whole and their files let go, so that others can take their places."""
-        self.wait()
+        self._wait()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every shard as it now lies on the disk."""
-        self.wait()
+        self._wait()
         return hash_files(self.partial, self.layout.files)
 
     def commit(self, reports: Mapping[str, str], config: str | None = None) -> None:
@@ -233,7 +236,7 @@ class OutputFolder:
 
         Then the folder becomes OUT in one rename.
         """
-        self.wait()
+        self._wait()
         if self.layout.index is not None:
             (self.partial / INDEX_FILE).write_text(self.layout.index, encoding="utf-8")
         if config is None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from prune_cli.commands import options
 from prune_cli.commands.error_handling import report_failures
 from prune_cli.errors import RequestError
+from prune_cli.ranks.environment import SILENCE_SECONDS, process_count
 
 if TYPE_CHECKING:
     from prune_cli.evaluation.perplexity import EvaluationResult
@@ -63,6 +64,8 @@ def evaluate(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    devices: options.Devices = None,
+    rank_timeout: options.RankTimeout = SILENCE_SECONDS,
     revision: options.Revision = None,
     trust_remote_code: options.Trust = False,
     allow_changed_inputs: options.AllowChanged = False,
@@ -120,6 +123,7 @@ def evaluate(
         check_models([(model, revision), *([(against, None)] if against is not None else [])], [(data, None)], seq_len)
         if add_to_report:
             _check_report(model, against)
+        options.on_devices(devices, device)
         options.begin([model] if against is None else [model, against], verbose=verbose, quiet=quiet)
         from prune_cli.commands.terminal import show_evaluation, show_tasks
         from prune_cli.evaluation.perplexity import measure
@@ -131,7 +135,7 @@ def evaluate(
                 with redirect_stderr(StringIO()) if quiet else nullcontext():
                     scores = measure_tasks(asked_tasks, progress)
             if asked_text is not None:
-                result = measure(asked_text, progress)
+                result = measure(asked_text, progress, rank_timeout=rank_timeout)
 
         if add_to_report and scores is not None:
             add_tasks(Path(model).expanduser(), scores)
@@ -157,6 +161,8 @@ def _check(data: str | None, tasks: str | None, of_data: dict[str, object], of_t
     """Refuse an evaluation of nothing, and options that would change nothing."""
     if data is None and tasks is None:
         raise RequestError("eval needs --data SOURCE, for perplexity, or --tasks NAMES, for scores on tasks.")
+    if tasks is not None and process_count() > 1:
+        raise RequestError("--tasks runs in one process: start it without torchrun, and --data by itself.")
     for owner, given, belonging in (("--data", data, of_data), ("--tasks", tasks, of_tasks)):
         for option, value in belonging.items():
             if given is None and value is not None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from prune_cli import progress
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
+from prune_cli.ranks.environment import is_first
 from prune_cli.version import __version__
 
 
@@ -52,6 +53,8 @@ class Logged(Silent):
 
 
 def progress_on(console: Console, *, quiet: bool, log_file: Path | None) -> Progress:
-    """What a command shows on `console`. Raises RequestError for a log file that cannot be written."""
+    """What a command shows on `console`, nothing in later ranks. Raises RequestError for a file that cannot be written."""
+    if not is_first():
+        return Silent()
     shown = progress.progress_on(console, quiet=quiet)
     return shown if log_file is None else Logged(shown, log_file)

@@ -14,6 +14,7 @@ from rich.console import Console
 from methods import method_names
 from methods.structured import structured_names
 from prune_cli.errors import RequestError
+from prune_cli.ranks.environment import is_first
 from prune_cli.request.presets import PRESETS
 
 RUN, TEXT, MACHINE, OUTPUT = "What to prune", "Calibration and evaluation", "Machine", "Output"
@@ -55,6 +56,25 @@ Dtype = Annotated[
     ),
 ]
 BatchSize = Annotated[str, typer.Option(help="Samples per forward pass, or auto.", rich_help_panel=MACHINE)]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Several processes on this machine, one for each device: 0,1,2,3 (CUDA devices) or cpu,cpu. Or start them "
+        "with torchrun, also on several machines.",
+        rich_help_panel=MACHINE,
+    ),
+]
+RankTimeout = Annotated[
+    float,
+    typer.Option(
+        "--rank-timeout",
+        metavar="SECONDS",
+        help="Of several processes: how long one may give no sign of life (one that solves a layer gives them) before "
+        "the run ends.",
+        rich_help_panel=MACHINE,
+    ),
+]
 AllowChanged = Annotated[
     bool,
     typer.Option(
@@ -116,6 +136,9 @@ def checked_later(text: str | None) -> Any:
 
 
 def print_result(document: str, *, as_json: bool, quiet: bool, show: Any) -> None:
+    """Of several processes by the first."""
+    if not is_first():
+        return
     if as_json:
         sys.stdout.write(document)
     elif not quiet:
@@ -124,9 +147,20 @@ def print_result(document: str, *, as_json: bool, quiet: bool, show: Any) -> Non
 
 def begin(models: Sequence[str], *, verbose: bool, quiet: bool) -> None:
     """A line at once, for a request that nothing refused, and then the seconds that torch and transformers take."""
-    if not quiet:
+    if not quiet and is_first():
         typer.echo(f"Reading {' and '.join(models)}", err=True)
     calm_libraries(verbose=verbose, quiet=quiet)
+
+
+def on_devices(devices: str | None, device: str) -> None:
+    """Where --devices is given, run this command line in a process for each of them, and exit as they did."""
+    if devices is None:
+        return
+    if device != "auto":
+        raise RequestError("--device and --devices exclude each other: give one of them.")
+    from prune_cli.ranks.start import start_ranks
+
+    raise typer.Exit(start_ranks(devices, sys.argv[1:]))
 
 
 def calm_libraries(*, verbose: bool, quiet: bool) -> None:

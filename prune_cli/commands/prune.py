@@ -12,6 +12,7 @@ from rich.console import Console
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as its
 from prune_cli.commands.error_handling import report_failures
+from prune_cli.ranks.environment import SILENCE_SECONDS, is_first
 
 if TYPE_CHECKING:
     from prune_cli.request.request import PruneRequest
@@ -53,6 +54,8 @@ def prune(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    devices: options.Devices = None,
+    rank_timeout: options.RankTimeout = SILENCE_SECONDS,
     into: its.Into = "dense",
     self_contained: its.SelfContained = False,
     packed: its.Packed = None,
@@ -85,7 +88,9 @@ def prune(
         elif not dry_run:
             check_even(request)
         check_prune(request, writes=not (dry_run or keep_list_only))
-        if request.config is not None and not quiet:
+        if not dry_run:
+            options.on_devices(devices, request.device)
+        if request.config is not None and not quiet and is_first():
             typer.echo(f"Options from {request.config}", err=True)
         options.begin((request.model,), verbose=verbose, quiet=quiet)
         if dry_run:
@@ -93,8 +98,9 @@ def prune(
         elif keep_list_only:
             revision, inputs = _list(request, log_file, as_json=as_json, quiet=quiet), {}
         else:
-            revision, inputs = _run(request, log_file, as_json=as_json, quiet=quiet, verbose=verbose)
-        if save_recipe is not None:
+            told = {"as_json": as_json, "quiet": quiet, "verbose": verbose}
+            revision, inputs = _run(request, log_file, rank_timeout, **told)
+        if save_recipe is not None and is_first():
             from prune_cli.recipes.writing import write_recipe
 
             write_recipe(save_recipe, request, words, revision, inputs)
@@ -120,7 +126,7 @@ def _request(
         values = merged((of_config, of_recipe, explicit))
         request = PruneRequest(**{**values, "config": str(config.path) if config else None})
         request.check()
-    if save_recipe is not None:
+    if save_recipe is not None and is_first():
         check_recipe_path(save_recipe, overwrite=request.overwrite)
     return request, [*of_config, *of_recipe, *explicit]
 
@@ -156,7 +162,7 @@ def _list(request: PruneRequest, log_file: Path | None, *, as_json: bool, quiet:
 
 
 def _run(
-    request: PruneRequest, log_file: Path | None, *, as_json: bool, quiet: bool, verbose: bool
+    request: PruneRequest, log_file: Path | None, rank_timeout: float, *, as_json: bool, quiet: bool, verbose: bool
 ) -> tuple[str | None, Mapping[str, str]]:
     """Prunes and shows the report; returns the commit of a hub model, and the hashes of all that was read."""
     from prune_cli.commands.log_file import progress_on
@@ -164,7 +170,7 @@ def _run(
     from prune_cli.run import prune
 
     with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
-        report = prune(request, progress)
+        report = prune(request, progress, rank_timeout=rank_timeout)
     options.print_result(
         report.to_json(),
         as_json=as_json,

@@ -13,6 +13,7 @@ from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
+from prune_cli.ranks.ranks import ALONE, Ranks
 from prune_cli.report.comparison import Comparison
 from prune_cli.report.types import Evaluation
 
@@ -25,47 +26,58 @@ GROUP_BYTES = 4 << 30
 STATES_PER_TOKEN = 3
 
 
-def evaluate(model: StreamedModel, windows: Batch, batch_size: int, progress: Progress) -> Evaluation:
-    """Perplexity on `windows`. Raises PruneError where the loss is not finite."""
-    return summary(losses_of_windows(model, windows, batch_size, progress), windows)
+def evaluate(
+    model: StreamedModel, windows: Batch, batch_size: int, progress: Progress, ranks: Ranks = ALONE
+) -> Evaluation:
+    """Perplexity on `windows`, shared out among `ranks`. Raises PruneError where the loss is not finite."""
+    return summary(losses_of_windows(model, windows, batch_size, progress, ranks), windows)
 
 
-def losses_of_windows(model: StreamedModel, windows: Batch, batch_size: int, progress: Progress) -> list[float]:
+def losses_of_windows(
+    model: StreamedModel, windows: Batch, batch_size: int, progress: Progress, ranks: Ranks = ALONE
+) -> list[float]:
     """The mean loss of each of `windows`, in nats."""
     losses: list[float] = []
     for batches in grouped_batches(model, windows, batch_size):
-        with before_the_head(model, batches, progress) as stream:
-            losses += window_losses(stream, batches)
+        with before_the_head(model, batches, progress, ranks) as stream:
+            losses += window_losses(stream)
     return losses
 
 
-def window_losses(stream: Stream, batches: Sequence[Batch]) -> list[float]:
-    """The mean loss of every window, in nats, of `batches` that wait behind the last block of `stream`."""
-    return [
-        float(_losses(*_logits(output.logits, batch, row)).mean())
-        for batch, output in zip(batches, stream.finish(), strict=True)
-        for row in range(len(batch))
-    ]
+def window_losses(stream: Stream) -> list[float]:
+    """The mean loss of every window, in nats, of the batches of all ranks that wait behind the last block."""
+    return stream.ranks.in_order(
+        [
+            float(_losses(*_logits(output.logits, batch, row)).mean())
+            for batch, output in zip(stream.batches, stream.finish(), strict=True)
+            for row in range(len(batch))
+        ]
+    )
 
 
 def compare(
-    model: StreamedModel, dense: StreamedModel, windows: Batch, batch_size: int, progress: Progress
+    model: StreamedModel,
+    dense: StreamedModel,
+    windows: Batch,
+    batch_size: int,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Comparison:
     """Both models on `windows`, in step. Raises PruneError where a loss is not finite."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    divergence: list[float] = []
-    agreement: list[float] = []
+    figures: list[tuple[float, float, float, float]] = []
     for batches in grouped_batches(model, windows, batch_size):
-        with before_the_head(model, batches, progress) as a, before_the_head(dense, batches, progress) as b:
-            for batch, mine, other in zip(batches, a.finish(), b.finish(), strict=True):
-                for row in range(len(batch)):
-                    pruned, targets = _logits(mine.logits, batch, row)
-                    reference, _ = _logits(other.logits, batch, row)
-                    ours.append(float(_losses(pruned, targets).mean()))
-                    theirs.append(float(_losses(reference, targets).mean()))
-                    divergence.append(float(_kl(reference, pruned).mean()))
-                    agreement.append(float((pruned.argmax(-1) == reference.argmax(-1)).double().mean()))
+        with (
+            before_the_head(model, batches, progress, ranks) as a,
+            before_the_head(dense, batches, progress, ranks) as b,
+        ):
+            figures += ranks.in_order(
+                [
+                    _compared(_logits(mine.logits, batch, row), _logits(other.logits, batch, row)[0])
+                    for batch, mine, other in zip(a.batches, a.finish(), b.finish(), strict=True)
+                    for row in range(len(batch))
+                ]
+            )
+    ours, theirs, divergence, agreement = (list(each) for each in zip(*figures, strict=True))
     increases = by_tokens([mine - other for mine, other in zip(ours, theirs, strict=True)], [windows])
     return Comparison(
         model=summary(ours, windows),
@@ -74,6 +86,17 @@ def compare(
         loss_increase_standard_error=standard_error(increases),
         kl_from_dense=mean(by_tokens(divergence, [windows])),
         top1_agreement=mean(by_tokens(agreement, [windows])),
+    )
+
+
+def _compared(mine: tuple[torch.Tensor, torch.Tensor], reference: torch.Tensor) -> tuple[float, float, float, float]:
+    """Of one window: both mean losses, the divergence and the agreement of the predictions."""
+    pruned, targets = mine
+    return (
+        float(_losses(pruned, targets).mean()),
+        float(_losses(reference, targets).mean()),
+        float(_kl(reference, pruned).mean()),
+        float((pruned.argmax(-1) == reference.argmax(-1)).double().mean()),
     )
 
 
@@ -86,9 +109,11 @@ def grouped_batches(model: StreamedModel, windows: Batch, batch_size: int) -> It
 
 
 @contextmanager
-def before_the_head(model: StreamedModel, batches: Sequence[Batch], progress: Progress) -> Iterator[Stream]:
+def before_the_head(
+    model: StreamedModel, batches: Sequence[Batch], progress: Progress, ranks: Ranks = ALONE
+) -> Iterator[Stream]:
     """All batches brought through all blocks, waiting before what comes after them."""
-    with Stream(model, batches) as stream:
+    with Stream(model, batches, ranks=ranks) as stream:
         for block in range(len(model.blocks)):
             stream.load(block)
             stream.run_block(block)

@@ -12,6 +12,7 @@ from prune_cli.engine.stream import Stream
 from prune_cli.model.moe import routed
 from prune_cli.model.routed import Routed
 from prune_cli.model.tensor_info import TensorInfo
+from prune_cli.ranks.ranks import ALONE, Ranks
 
 # With fewer tokens an expert is pruned by those of all tokens, whoever they were sent to.
 _FEWEST_TOKENS = 32
@@ -23,6 +24,22 @@ class AtExperts:
 
     module: nn.Module
     batches: Sequence[Routed]
+    ranks: Ranks = ALONE
+
+    @property
+    def every_token(self) -> bool:
+        """Whether all batches of all ranks tell of every token, whatever its experts; a step of every rank."""
+        return self.ranks.all_agree(all(batch.every_token for batch in self.batches))
+
+
+@dataclass(frozen=True)
+class ExpertTokens:
+    """`numbers` of an expert's tokens, batch by batch; all ranks have `total`, those before this one `before`."""
+
+    numbers: Sequence[torch.Tensor]
+    total: int
+    before: int
+    notes: tuple[str, ...] = ()
 
 
 def experts_by_module(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
@@ -40,15 +57,22 @@ def at_experts(stream: Stream, module: str) -> AtExperts:
     return AtExperts(
         experts,
         [routed(experts, each, batch.mask) for each, batch in zip(stream.arguments(), stream.here(), strict=True)],
+        stream.ranks,
     )
 
 
-def tokens_of(expert: int, batches: Sequence[Routed]) -> tuple[list[torch.Tensor], list[str]]:
-    """The numbers of the expert's tokens, batch by batch; where they are too few those of all, and a note on it."""
-    tokens = [batch.tokens_of(expert) for batch in batches]
-    count = sum(len(each) for each in tokens)
-    if count >= _FEWEST_TOKENS:
-        return tokens, []
-    everything = [batch.all_tokens() for batch in batches]
-    note = f"only {count} calibration tokens were sent to this expert: pruned by what all tokens would give it"
-    return everything, [note]
+def tokens_of_experts(here: AtExperts, experts: int) -> list[ExpertTokens]:
+    """Of each of the `experts`; where they are too few those of all, and a note on it. A step of every rank."""
+    everything = [batch.all_tokens() for batch in here.batches]
+    numbers = [[batch.tokens_of(expert) for batch in here.batches] for expert in range(experts)]
+    counts = here.ranks.gathered([sum(map(len, each)) for each in (*numbers, everything)])
+    found = []
+    for expert, own in enumerate(numbers):
+        count = sum(of_rank[expert] for of_rank in counts)
+        if count >= _FEWEST_TOKENS:
+            found.append(ExpertTokens(own, count, sum(of_rank[expert] for of_rank in counts[: here.ranks.rank])))
+            continue
+        note = f"only {count} calibration tokens were sent to this expert: pruned by what all tokens would give it"
+        total, before = (sum(of_rank[-1] for of_rank in some) for some in (counts, counts[: here.ranks.rank]))
+        found.append(ExpertTokens(everything, total, before, (note,)))
+    return found

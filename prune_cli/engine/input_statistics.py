@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from calibration.batch import Batch
-from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, RowSketch
+from calibration.statistics import ACCUMULATORS, BY_SAMPLE, Accumulator, Cross, Gram, InOrder, RowSketch
 from prune_cli.engine.memory import device_of_gram
 from prune_cli.engine.padding import real_rows, rows_of_samples
+from prune_cli.ranks.ranks import ALONE, Ranks
 
 _SKETCH_SEED = 0
 # Up to this many tokens the output error is exact; above, it is estimated from a sketch of 1/64 of the tokens.
@@ -35,6 +37,8 @@ class InputStatistics:
     - gram (in, in) float32, of which the upper triangle counts, and with `with_dense` cross (in, in) float32;
       both have one more row and column with `constant`, for an input that is always 1 and stands for the bias;
     - with `sketch_of`, the number of tokens of all processes, a sketch (sketch_rows(sketch_of), in) float32.
+
+    With `share` they are those of one of several ranks, each of which takes in its batches, until they `combine`.
 
     `device_of_sums` is where gram, cross and drift are kept: the host where `device` has no room for them.
     """
@@ -64,6 +68,8 @@ class InputStatistics:
         if sketch_of is not None:
             self._sketch = RowSketch(sketch_rows(sketch_of), inputs, device, _SKETCH_SEED)
         self._tokens = 0
+        self._device = device
+        self._ranks = ALONE
         self._values: dict[str, torch.Tensor] | None = None
 
     def add(self, tensor: torch.Tensor, dense: torch.Tensor | None, batch: Batch) -> None:
@@ -103,6 +109,35 @@ class InputStatistics:
         if self._sketch is not None:
             self._sketch.skip(tokens)
 
+    def share(self, ranks: Ranks, tokens_before: int) -> InputStatistics:
+        """Before anything is added: take in this rank's batches, behind `tokens_before` tokens of earlier ranks."""
+        self._ranks = ranks
+        if ranks.several:
+            self.skip(tokens_before)
+            inputs = self._kind[1]
+            for name in self._accumulators.keys() - {"gram"}:
+                self._accumulators[name] = InOrder(partial(ACCUMULATORS[name], inputs, self._device))
+        return self
+
+    def combine(self) -> InputStatistics:
+        """Those of all ranks' batches from now on, a step that every rank takes.
+
+        What is (in,) was summed batch by batch and has the bits that one process would give it.
+        """
+        if self._ranks.several:
+            own = {name: each for name, each in self._accumulators.items() if isinstance(each, InOrder)}
+            parts = self._ranks.gathered((self._tokens, {name: each.pieces for name, each in own.items()}))
+            self._tokens = sum(tokens for tokens, _ in parts)
+            for name, each in own.items():
+                each.pieces = [piece for _, pieces in parts for piece in pieces[name]]
+                self._accumulators[name] = each.merged()
+            gram = self._accumulators.get("gram")
+            for whole in (gram, self._cross, self._sketch):
+                if isinstance(whole, Gram | Cross | RowSketch):
+                    self._ranks.add_up(whole.total)
+            self._values = None
+        return self
+
     def merge(self, other: InputStatistics) -> None:
         """Take in what `other` has gathered of other batches: as if all had been added here, up to rounding.
 
@@ -134,13 +169,17 @@ class InputStatistics:
         assert self._sketch is not None
         return self._sketch.value()
 
-    def drift(self, lost: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], batches: Sequence[Batch]) -> Cross:
+    def drift(
+        self, out: int, lost: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], batches: Sequence[Batch]
+    ) -> Cross:
         """The sum over tokens of r^T x (out, in), r (..., out) being what the residual stream has lost at each of them.
 
-        `out` differs between layers that share their inputs x (..., in), so it is no part of these statistics.
+        `out` differs between layers that share their inputs x (..., in), so it is no part of these statistics. Of all
+        ranks' batches, as these were shared.
         """
         width = self._kind[1] + self._constant
-        total = Cross(lost[0].shape[-1], width, self.device_of_sums)
+        total = Cross(out, width, self.device_of_sums)
         for r, x, batch in zip(lost, inputs, batches, strict=True):
             total.add(real_rows(r, batch), self._with_constant(real_rows(x, batch)))
+        self._ranks.add_up(total.total)
         return total

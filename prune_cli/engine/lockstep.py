@@ -7,9 +7,7 @@ batches before its weight is decided. Nothing is assumed about the code between 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -18,38 +16,16 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 from prune_cli.engine.activation_offload import ActivationOffload
+from prune_cli.engine.same_inputs import SameInputs
+from prune_cli.engine.waiting_batches import Call, Group, WaitingBatch, nowhere
 from prune_cli.errors import PruneError
 
 # Called when one batch passes a map in a rehearsal: (name of the map, the tensors that it is called with).
 Observe = Callable[[str, list[torch.Tensor]], None]
+# Of where this process waits next, and the others of its run do: the earliest (a vote that all of them take).
+Agree = Callable[[int], int]
 # Stands in for a block's forward while one batch passes it: (the block's own forward, args, kwargs).
 BlockOverride = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A block's own forward with the arguments of one batch; each call is made with copies of its tensors."""
-
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __call__(self) -> Any:
-        return self.forward(*_copied(self.args), **dict(zip(self.kwargs, _copied(self.kwargs.values()), strict=True)))
-
-
-class _Batch:
-    """One batch on its way: its coroutine, where it waits, and the tensors it waits with."""
-
-    def __init__(self, run: Callable[[], Any]) -> None:
-        self.coroutine = greenlet(run)
-        self.place: Hashable = None
-        self.arguments: list[torch.Tensor] = []
-        self.call: Call | None = None
-
-    @property
-    def input(self) -> torch.Tensor | None:
-        return self.arguments[0] if self.arguments else None
 
 
 class Lockstep:
@@ -57,7 +33,8 @@ class Lockstep:
 
     `forward` is called once for each of `batches`; call `start`, then `through` for every block in order, then, if the
     outputs are wanted, `finish`. The inputs that batches wait with at maps are kept as `parking` says. Two of them may
-    share the blocks: one is entered after the other, left before it, and they are moved one at a time.
+    share the blocks: one is entered after the other, left before it, and they are moved one at a time. Where other
+    processes have batches too, `agree` makes all of them stop at the same maps.
     """
 
     def __init__(
@@ -66,12 +43,15 @@ class Lockstep:
         blocks: Sequence[nn.Module],
         batches: Sequence[Any],
         parking: ActivationOffload | None = None,
+        agree: Agree = lambda place: place,
     ) -> None:
         self._blocks = blocks
+        self._agree = agree
         self._parking = parking
-        self._batches = [_Batch(lambda batch=batch: forward(batch)) for batch in batches]
+        self._batches = [WaitingBatch(lambda batch=batch: forward(batch)) for batch in batches]
         self._of_coroutine = {batch.coroutine: batch for batch in self._batches}
-        self._here: list[_Batch] = []
+        self._here: list[WaitingBatch] = []
+        self._shared = False
         self._rehearsing: int | None = None
         self._probing: int | None = None
         self._probed: Any = None
@@ -131,13 +111,13 @@ class Lockstep:
         parent.switch()
         batch.arguments, batch.call = [], None
 
-    def _advance(self, waiting_batches: Sequence[_Batch]) -> None:
+    def _advance(self, waiting_batches: Sequence[WaitingBatch]) -> None:
         if self._parking is not None:
             self._parking.next_layer()
         self._go_on(waiting_batches)
 
     @staticmethod
-    def _go_on(waiting_batches: Iterable[_Batch]) -> None:
+    def _go_on(waiting_batches: Iterable[WaitingBatch]) -> None:
         for batch in waiting_batches:
             batch.coroutine.switch()
 
@@ -170,38 +150,41 @@ class Lockstep:
 
         With the name come the inputs, one per batch that waits, in a list that is emptied when they go on: when the
         next stop is asked for. Maps that read the same tensor are yielded while all batches but the first wait at the
-        first of them. A map that no batch reaches is not yielded. The iterator must be run to its end. If they shall
-        pass `again`, the batches wait before the block afterwards, with the inputs that they had.
+        first of them. A map that no batch reaches is not yielded, and one that only batches of other processes reach
+        comes without inputs. The iterator must be run to its end. If they shall pass `again`, the batches wait before
+        the block afterwards, with the inputs that they had.
         """
         waiting = set(layers)
         hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in layers}
         self._rehearsing = index if again else None
         try:
             self._advance(self._batches)
-            while here := self._first_stop(layers, waiting):
-                first, *others = here
-                inputs = [batch.input for batch in here if batch.input is not None]
-                brought = {batch.coroutine: SameInputs(batch.arguments) for batch in here}
-                self._here = here
-                while first.place in waiting and brought[first.coroutine].repeated(first.arguments):
-                    module = first.place
-                    assert isinstance(module, nn.Module)
-                    waiting.remove(module)
-                    hooks.pop(module).remove()
-                    if any(batch.place is not module for batch in others):  # they have yet to come by
-                        hooks[module] = module.register_forward_pre_hook(_same_as(brought), with_kwargs=True)
-                    yield layers[module], inputs
-                    self._advance([first])
+            modules, group = list(layers), Group([])
+            while layers:
+                if not group.goes_on(waiting):
+                    self._go_on(group.leave())
+                    group = Group(self._first_stop(layers, waiting))
+                number = self._agree(group.vote(modules))
+                if number == nowhere(modules):
+                    break
+                module, self._shared = modules[number // 2], number % 2 == 1
+                waiting.remove(module)
+                hooks.pop(module).remove()
+                mine = group.stops_at(module)
+                if mine and group.some_come_later(module):
+                    hooks[module] = module.register_forward_pre_hook(_same_as(group.brought), with_kwargs=True)
+                self._here = group.batches if mine else []
+                yield layers[module], group.inputs if mine else []
                 self._here = []
-                inputs.clear()
-                self._go_on(others)
+                if mine:
+                    self._advance(group.batches[:1])
         finally:
             self._rehearsing = None
             for hook in hooks.values():
                 hook.remove()
         self._all_wait_at("rehearsed" if again else index + 1)
 
-    def _first_stop(self, layers: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[_Batch]:
+    def _first_stop(self, layers: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[WaitingBatch]:
         """The lanes at the earliest map that any lane waits at; empty when all have left the block."""
         for module in layers:
             if module in waiting and (here := [batch for batch in self._batches if batch.place is module]):
@@ -248,6 +231,10 @@ class Lockstep:
         """At a stop, all tensors that each of its batches brings, the input first."""
         return [batch.arguments for batch in self._here]
 
+    def shares_inputs(self) -> bool:
+        """At a stop, whether its batches, of all processes, bring the very tensors of the stop before."""
+        return self._shared
+
     def here(self) -> list[int]:
         """At a stop, the numbers of its batches."""
         return [self._batches.index(batch) for batch in self._here]
@@ -277,7 +264,7 @@ class Lockstep:
         finally:
             hook.remove()
         self._all_wait_at(module)
-        self._here = [batch for batch in self._batches if batch.input is not None]
+        self._here, self._shared = [batch for batch in self._batches if batch.input is not None], False
         return [batch.input for batch in self._here if batch.input is not None]
 
     def finish(self) -> Iterator[Any]:
@@ -294,10 +281,6 @@ def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tens
     return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 
-def _copied(values: Iterable[Any]) -> list[Any]:
-    return [value.clone() if isinstance(value, torch.Tensor) else value for value in values]
-
-
 def _same_as(brought: Mapping[greenlet, SameInputs]) -> Callable[..., None]:
     """A hook of a map that was dealt with while a batch still waited at an earlier one that reads the same tensor."""
     left = dict(brought)
@@ -311,19 +294,3 @@ def _same_as(brought: Mapping[greenlet, SameInputs]) -> Callable[..., None]:
             )
 
     return check
-
-
-class SameInputs:
-    """Tells whether the batches bring the very tensors that they brought to the previous map (q/k/v, gate/up)."""
-
-    def __init__(self, inputs: Sequence[torch.Tensor] = ()) -> None:
-        self._last = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
-
-    def repeated(self, inputs: Sequence[torch.Tensor]) -> bool:
-        """True if `inputs` are the tensors of the previous call, unchanged since."""
-        same = len(inputs) == len(self._last) and all(
-            reference() is tensor and version == tensor._version
-            for tensor, (reference, version) in zip(inputs, self._last, strict=True)
-        )
-        self._last = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
-        return same

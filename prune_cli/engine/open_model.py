@@ -22,6 +22,7 @@ from prune_cli.model.text_only import text_only
 from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.output import as_asked, keeps_packed
 from prune_cli.preflight.models_and_texts import open_text
+from prune_cli.ranks.ranks import ALONE, Ranks
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
 from prune_cli.sparse.dense_view import refuse_sparse
 
@@ -33,7 +34,7 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 class OpenModel:
     """The model and the texts that a checked request names, on this machine.
 
-    `calibration` is None where nothing needs a text.
+    `calibration` is None where nothing needs a text. `ranks` are the processes that run it.
     """
 
     request: PruneRequest
@@ -45,6 +46,7 @@ class OpenModel:
     calibration: TextSource | None
     evaluation: TextSource | None
     trust_remote_code: bool
+    ranks: Ranks
 
     def with_checkpoint(
         self, checkpoint: Checkpoint, config: Any | None = None, *, dtype: torch.dtype | None = None
@@ -72,10 +74,11 @@ class OpenModel:
         return windows.split(self.batch_size(windows))
 
 
-def open_model(request: PruneRequest, *, writes: bool = True) -> OpenModel:
+def open_model(request: PruneRequest, *, writes: bool = True, ranks: Ranks = ALONE) -> OpenModel:
     """What every way of pruning needs; raises RequestError (or PruneError when the hub fails).
 
-    Without `writes`, no checkpoint will be written to OUT, and it is not looked at.
+    Without `writes`, no checkpoint will be written to OUT, and it is not looked at; of several `ranks` the first
+    one writes.
     """
     given = DEFAULT_SOURCE if request.calibration is None else request.calibration
     calibration = open_text(given) if request.needs_text else None
@@ -85,7 +88,7 @@ def open_model(request: PruneRequest, *, writes: bool = True) -> OpenModel:
     checkpoint = Checkpoint.open(source.folder)
     refuse_sparse(checkpoint)
     checkpoint = as_asked(dequantised(checkpoint), request.packed, default=_packed_by_default(request))
-    if writes:
+    if writes and ranks.first:
         check_output(request.out, checkpoint.folder, resume=request.resume, overwrite=request.overwrite)
     dtype = pick_dtype(request.dtype, device, checkpoint)
     trust = request.trust_remote_code
@@ -97,7 +100,7 @@ def open_model(request: PruneRequest, *, writes: bool = True) -> OpenModel:
         model = StreamedModel(source.folder, checkpoint, dtype=dtype, device=device, trust_remote_code=trust)
     if calibration is not None or evaluation is not None:
         check_seq_len(model, request.seq_len)
-    return OpenModel(request, source, checkpoint, model, device, dtype, calibration, evaluation, trust)
+    return OpenModel(request, source, checkpoint, model, device, dtype, calibration, evaluation, trust, ranks)
 
 
 def _packed_by_default(request: PruneRequest) -> str:
@@ -126,7 +129,7 @@ def pick_device(asked: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise RequestError(f"--device is {asked}, but torch sees {count} CUDA devices here: use auto or cpu.")
-        return torch.device("cuda", device.index or 0)
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RequestError("--device is mps, but torch sees no Metal device here: use auto or cpu.")
     return device

@@ -18,9 +18,13 @@ from prune_cli.report.types import Evaluation
 
 
 def read_texts(opened: OpenModel, progress: Progress) -> Texts:
-    """The calibration and the evaluation windows, where asked for."""
+    """The calibration and the evaluation windows, where asked for; of several ranks the first reads."""
     if opened.calibration is None and opened.evaluation is None:
         return Texts(None, None)
+    return opened.ranks.on_first(lambda: _read_texts(opened, progress))
+
+
+def _read_texts(opened: OpenModel, progress: Progress) -> Texts:
     progress.stage("Reading text", 1)
     request = opened.request
     tokenizer = load_tokenizer(opened.source.folder, opened.trust_remote_code)
@@ -65,4 +69,4 @@ def _perplexity(
     plan = run.plan
     model = plan.model if checkpoint is plan.checkpoint else plan.with_checkpoint(checkpoint, config)
     run.progress.stage(title, len(model.blocks))
-    return evaluate(model, text.windows, plan.batch_size(text.windows), run.progress)
+    return evaluate(model, text.windows, plan.batch_size(text.windows), run.progress, run.ranks)

@@ -21,6 +21,7 @@ from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.texts import Texts
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.report.processes import Processes
 from prune_cli.report.types import Environment, Evaluation, EvaluationReport, PrunedModel, TextReport
 from prune_cli.version import __version__
 
@@ -106,6 +107,16 @@ def environment(opened: Opened, batch_size: int | None) -> Environment:
         batch_size=batch_size,
         omp_wait_policy=os.environ.get("OMP_WAIT_POLICY"),
     )
+
+
+def processes_of(run: Run[OpenModel]) -> Processes | None:
+    """What several processes exchanged and cost, of all of them; None of one. A step of every rank."""
+    ranks, channel = run.ranks, run.ranks.channel
+    if channel is None:
+        return None
+    costs = ranks.gathered((channel.bytes_reduced, channel.seconds_waited, run.memory.host_bytes))
+    nbytes, seconds, peaks = zip(*costs, strict=True)
+    return Processes(ranks.count, ranks.nodes, sum(nbytes), list(seconds), list(peaks))
 
 
 def zeros_in(written: Checkpoint, name: str) -> int | None:

@@ -14,6 +14,7 @@ from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.texts import Texts
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
+from prune_cli.ranks.ranks import Ranks
 from prune_cli.request.request import PruneRequest
 
 Plan_co = TypeVar("Plan_co", bound=OpenModel, covariant=True)
@@ -47,6 +48,11 @@ class Run(Generic[Plan_co]):
     @property
     def model(self) -> StreamedModel:
         return self.plan.model
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of this run; the first of them writes and talks."""
+        return self.plan.ranks
 
     @property
     def calibration(self) -> TokenSet:

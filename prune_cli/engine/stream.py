@@ -13,10 +13,13 @@ from calibration.batch import Batch
 from prune_cli.checkpoint.block_tensors import BlockTensors
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.activation_offload import ActivationOffload
-from prune_cli.engine.lockstep import BlockOverride, Call, Lockstep, Observe
+from prune_cli.engine.input_groups import InputGroups
+from prune_cli.engine.lockstep import BlockOverride, Lockstep, Observe
 from prune_cli.engine.memory import LARGE_INPUTS, mmap_large_allocations
+from prune_cli.engine.waiting_batches import Call
 from prune_cli.model.moe import entrance
 from prune_cli.model.streamed_model import StreamedModel
+from prune_cli.ranks.ranks import ALONE, Ranks
 
 
 class Stream:
@@ -24,15 +27,25 @@ class Stream:
 
     On entering they wait before the first block. For every block in order: `load`, one of `through`, `stops` or
     `rehearse` and `through`, `unload`; then `finish` for what the model returns, or `stop_at_head`.
+
+    Where several `ranks` are said, each conducts its share of `batches`, here the attribute, before which there are
+    `tokens_before` in those of other ranks; all of them pause at the same layers.
     """
 
     def __init__(
-        self, model: StreamedModel, batches: Sequence[Batch], parking: ActivationOffload | None = None
+        self,
+        model: StreamedModel,
+        batches: Sequence[Batch],
+        parking: ActivationOffload | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
-        self._batches = batches
-        self._lockstep = Lockstep(model.forward, model.blocks, batches, parking)
-        self._state_bytes = sum(batch.ids.numel() for batch in batches) * model.hidden_size * model.dtype.itemsize
+        self.ranks = ranks
+        self.batches = ranks.share(batches)
+        self.groups = InputGroups(model)
+        self.tokens_before = sum(batch.tokens for batch in ranks.before(batches))
+        self._lockstep = Lockstep(model.forward, model.blocks, self.batches, parking, ranks.earliest)
+        self._state_bytes = sum(batch.ids.numel() for batch in self.batches) * model.hidden_size * model.dtype.itemsize
 
     def __enter__(self) -> Stream:
         if self.model.device.type == "cpu" and self._state_bytes > LARGE_INPUTS:
@@ -74,13 +87,17 @@ class Stream:
         """At a stop, all tensors that each of its batches brings, the input first."""
         return self._lockstep.arguments()
 
+    def shares_inputs(self) -> bool:
+        """At a stop, whether all batches bring what they brought to the stop before."""
+        return self._lockstep.shares_inputs()
+
     def here(self) -> list[Batch]:
         """The batches that wait at a stop, in the order of the inputs there."""
-        return [self._batches[number] for number in self._lockstep.here()]
+        return [self.batches[number] for number in self._lockstep.here()]
 
     def passing(self) -> Batch:
         """The batch that runs now, for hooks."""
-        return self._batches[self._lockstep.current()]
+        return self.batches[self._lockstep.current()]
 
     def observe_block(self, block: int, names: Sequence[str], observe: Observe) -> None:
         """Pass `block` once for `observe` alone; names and order as in `stops`."""

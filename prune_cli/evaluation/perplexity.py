@@ -19,6 +19,9 @@ from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.progress import Progress, Silent
+from prune_cli.ranks.environment import SILENCE_SECONDS
+from prune_cli.ranks.join import joined
+from prune_cli.ranks.ranks import Ranks
 from prune_cli.report.comparison import Comparison
 from prune_cli.report.dense_model import check_dense, revision_of_dense
 from prune_cli.report.types import Evaluation, TextReport
@@ -43,9 +46,18 @@ class EvaluationResult:
 
 
 @torch.no_grad()
-def measure(request: EvaluationRequest, progress: Progress | None = None) -> EvaluationResult:
-    """Evaluate as `request` says. Raises RequestError where it cannot be met, PruneError where the run fails."""
-    progress = progress or Silent()
+def measure(
+    request: EvaluationRequest, progress: Progress | None = None, *, rank_timeout: float = SILENCE_SECONDS
+) -> EvaluationResult:
+    """Evaluate as `request` says. Raises RequestError where it cannot be met, PruneError where the run fails.
+
+    Where torchrun or the like has started several processes, they share the windows; `rank_timeout` as in `prune`.
+    """
+    with joined(request.device, rank_timeout) as ranks:
+        return _measure(request, (progress if ranks.first else None) or Silent(), ranks)
+
+
+def _measure(request: EvaluationRequest, progress: Progress, ranks: Ranks) -> EvaluationResult:
     request.check()
     text = open_text(request.data)
     device = pick_device(request.device)
@@ -65,11 +77,13 @@ def measure(request: EvaluationRequest, progress: Progress | None = None) -> Eva
     progress.stage("Reading the text", 1)
     tokenizer = load_tokenizer(source.folder, request.trust_remote_code)
     reader = TextReader(model, tokenizer, request.seq_len, request.seed)
-    tokens = read_evaluation(reader, text, request.eval_windows)
+    tokens = ranks.on_first(lambda: read_evaluation(reader, text, request.eval_windows))
     batch_size = pick_batch_size(request.batch_size, device, tokens.ids.shape[1])
     progress.stage("Evaluating", len(model.blocks) * (1 if against is None else 2))
-    comparison = compare(model, against, tokens.windows, batch_size, progress) if against is not None else None
-    evaluation = comparison.model if comparison else evaluate(model, tokens.windows, batch_size, progress)
+    windows, comparison = tokens.windows, None
+    if against is not None:
+        comparison = compare(model, against, windows, batch_size, progress, ranks)
+    evaluation = comparison.model if comparison else evaluate(model, windows, batch_size, progress, ranks)
     return EvaluationResult(
         model=request.model,
         against=request.against,

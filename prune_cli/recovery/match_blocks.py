@@ -19,10 +19,10 @@ from methods._block_matching import Examples, Forward, Matched, Schedule, match
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.block_outputs import hidden_states
-from prune_cli.engine.lockstep import Call
 from prune_cli.engine.padding import real_rows
 from prune_cli.engine.seeds import seed_of
 from prune_cli.engine.stream import Stream
+from prune_cli.engine.waiting_batches import Call
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress

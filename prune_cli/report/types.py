@@ -12,16 +12,14 @@ from typing import Annotated, Any, Literal
 
 from prune_cli.report.continuations import Continuation
 from prune_cli.report.from_json import from_json
+from prune_cli.report.numbers import Count, NotNegative, Positive, Share
+from prune_cli.report.processes import Processes
 from prune_cli.report.task_scores import TaskScores
 from prune_cli.request.json_schema import Keywords
 from prune_cli.request.request import PruneRequest, request_as_json, split_pattern
 
 SCHEMA_VERSION = 1
 
-Count = Annotated[int, Keywords(minimum=0)]
-Positive = Annotated[int, Keywords(minimum=1)]
-Share = Annotated[float, Keywords(minimum=0, maximum=1)]
-NotNegative = Annotated[float, Keywords(minimum=0)]
 Sha256 = Annotated[str, Keywords(pattern="^[0-9a-f]{64}$")]
 Role = Annotated[
     str,
@@ -284,6 +282,7 @@ class Report:
     created: Annotated[str, Keywords(format="date-time")]
     request: PruneRequest
     environment: Environment
+    processes: Processes | None = None
     model: PrunedModel
     inputs: Mapping[str, Sha256] = field(default_factory=dict)
     output: Output
@@ -318,6 +317,8 @@ class Report:
             del document["matched"]  # as in every report of a run without --match-blocks
         if self.tasks is None:
             del document["tasks"]  # until eval --add-to-report adds some
+        if self.processes is None:
+            del document["processes"]  # as in every report of one process
         if not self.output.dense_files:
             del document["output"]["dense_files"]  # as in every report of dense files
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

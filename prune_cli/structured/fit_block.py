@@ -14,8 +14,8 @@ from methods.structured.width import Options, fitted, narrow, statistics_for
 from prune_cli.checkpoint.stored_values import to_stored
 from prune_cli.engine.expert_inputs import AtExperts, at_experts
 from prune_cli.engine.input_statistics import InputStatistics
-from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
+from prune_cli.engine.same_inputs import SameInputs
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix
@@ -136,7 +136,7 @@ class BlockNarrower:
             self._shared.add_batches(inputs, dense if with_dense else None, stream.here())
         statistics = dict(self._shared.values())
         if error_sq is not None and "gram" in statistics:
-            statistics["drift"] = self._shared.drift(error_sq, inputs, stream.here()).value()
+            statistics["drift"] = self._shared.drift(weight.shape[0], error_sq, inputs, stream.here()).value()
         self._check(name, statistics)
         weight = weight.to(self._shared.device_of_sums)
         bias = None if bias_name is None else self._tensors[bias_name].to(self._shared.device_of_sums, torch.float32)

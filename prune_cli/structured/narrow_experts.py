@@ -11,7 +11,7 @@ import torch
 from methods.structured._units import Units
 from methods.structured.width import Narrowed, Options, narrow, statistics_for
 from prune_cli.checkpoint.stored_values import to_stored
-from prune_cli.engine.expert_inputs import AtExperts, tokens_of
+from prune_cli.engine.expert_inputs import AtExperts, ExpertTokens, tokens_of_experts
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.errors import PruneError
 from prune_cli.model.moe import before_down
@@ -43,8 +43,12 @@ class ExpertNarrower:
         for _, info in self._infos():
             if info.expert is not None and info.expert.down and info.slices > 1 and here is not None:
                 self.model.make_own(info)
+        tokens = [] if here is None else tokens_of_experts(here, self.group.experts)
+        aligned = dense if here is not None and here.every_token else None
         for expert in range(self.group.experts):
-            self._narrow(expert, here, dense)
+            gathered = None if here is None else self._statistics(expert, here, aligned, tokens[expert])
+            self._narrow(expert, gathered)
+            del gathered  # its Gram matrix goes before the next is summed
 
     def _infos(self) -> Iterator[tuple[str, TensorInfo]]:
         for name in self.group.slices:
@@ -62,13 +66,12 @@ class ExpertNarrower:
         one = matrices(info, stored)[expert] if info.slices > 1 else stored
         return as_matrix(info, one).to(self.model.device, torch.float32)
 
-    def _narrow(self, expert: int, here: AtExperts | None, dense: AtExperts | None) -> None:
+    def _narrow(self, expert: int, gathered: InputStatistics | None) -> None:
         (name,) = self._of(expert, down=True)
         bias_name = self._bias(name)
         statistics: dict[str, torch.Tensor] = {}
         weight = self._matrix(name, expert)
-        if here is not None:
-            gathered = self._statistics(name, expert, here, dense, constant=bias_name is not None)
+        if gathered is not None:
             statistics, weight = dict(gathered.values()), weight.to(gathered.device_of_sums)
         units = Units(weight, tuple(self._producers(expert, weight.device)))
         bias = None if bias_name is None else self.tensors[bias_name][expert].to(weight.device, torch.float32)
@@ -100,21 +103,22 @@ class ExpertNarrower:
             yield torch.cat(found, 1)
 
     def _statistics(
-        self, name: str, expert: int, here: AtExperts, dense: AtExperts | None, *, constant: bool
+        self, expert: int, here: AtExperts, dense: AtExperts | None, tokens: ExpertTokens
     ) -> InputStatistics:
+        (name,) = self._of(expert, down=True)
         needs, inputs = statistics_for(self.options), matrix_shape(self.model.tensor_map[name])[1]
-        tokens, notes = tokens_of(expert, here.batches)
-        if notes:
-            self.notes.setdefault(name, []).extend(notes)
-        aligned = dense if all(batch.every_token for batch in here.batches) and "gram" in needs else None
+        if tokens.notes:
+            self.notes.setdefault(name, []).extend(tokens.notes)
+        aligned, constant = dense if "gram" in needs else None, self._bias(name) is not None
         found = InputStatistics(needs, inputs, self.model.device, with_dense=aligned is not None, constant=constant)
+        found.share(here.ranks, tokens.before)
         others = aligned.batches if aligned is not None else repeat(None)
-        for batch, other, numbers in zip(here.batches, others, tokens, strict=False):
+        for batch, other, numbers in zip(here.batches, others, tokens.numbers, strict=False):
             if len(numbers):
                 rows = before_down(here.module, expert, batch.hidden[numbers])
                 beside = other and aligned and before_down(aligned.module, expert, other.hidden[numbers])
                 found.add_rows(rows, beside)
-        return found
+        return found.combine()
 
     def _check(self, name: str, statistics: Mapping[str, torch.Tensor]) -> None:
         for key, value in statistics.items():

@@ -11,6 +11,7 @@ from prune_cli.engine.open_model import OpenModel, open_model
 from prune_cli.errors import RequestError
 from prune_cli.model.tensor_info import unknown_in_blocks
 from prune_cli.packed.output import keeps_packed
+from prune_cli.ranks.ranks import ALONE, Ranks
 from prune_cli.request.request import PruneRequest
 
 
@@ -22,12 +23,12 @@ class PreparedStructure(OpenModel):
     options: Any
 
 
-def prepare_structured(request: PruneRequest, *, writes: bool = True) -> PreparedStructure:
+def prepare_structured(request: PruneRequest, *, writes: bool = True, ranks: Ranks = ALONE) -> PreparedStructure:
     """Check all that can be checked without weights; raises as `open_model` does."""
     request.check()
     method = load_structured(request.method)
     options = request.structured_options()
-    opened = open_model(request, writes=writes)
+    opened = open_model(request, writes=writes, ranks=ranks)
     unknown = unknown_in_blocks(opened.model.tensor_map)
     if unknown and not request.allow_unsupported:
         raise RequestError(

@@ -13,18 +13,19 @@ import torch
 from methods.structured._expert_tables import without_removed
 from prune_cli.checkpoint.file_names import CARD
 from prune_cli.checkpoint.inputs import KEEP_LIST, STATISTICS_FILE
-from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.preflight import check_space
+from prune_cli.checkpoint.shared_output import open_output
 from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
-from prune_cli.engine.provenance import batch_size_of, measured, versions
+from prune_cli.engine.provenance import batch_size_of, measured, processes_of, versions
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.texts import Texts
 from prune_cli.engine.thin_calibration import thin_calibration
 from prune_cli.packed.output import describe
 from prune_cli.progress import Progress
+from prune_cli.ranks.ranks import ALONE, Ranks
 from prune_cli.report.files import report_files
 from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
@@ -37,16 +38,17 @@ from prune_cli.structured.stored_output import StoredOutput, stored_output
 
 
 @torch.no_grad()
-def prune_structured(request: PruneRequest, progress: Progress) -> Report:
+def prune_structured(request: PruneRequest, progress: Progress, ranks: Ranks = ALONE) -> Report:
     """Write a smaller dense model; raises and resumes as `prune` does."""
     begun = time.monotonic()
-    prepared = prepare_structured(request)
+    prepared = prepare_structured(request, ranks=ranks)
     removal = removal_of(prepared)
-    check_space(request.out, removal.bytes_at_most())
+    if ranks.first:
+        check_space(request.out, removal.bytes_at_most())
     with PeakMemory(prepared.device) as memory:
         texts = read_texts(prepared, progress)
         inputs = inputs_before(prepared, texts)
-        with OutputFolder(request.out, prepared.checkpoint, prepared.source.folder) as output:
+        with open_output(request.out, prepared.checkpoint, prepared.source.folder, ranks) as output:
             run = Run(prepared, texts, output, progress, memory, inputs)
             progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
             output.begin(fingerprint(prepared, texts, inputs), resume=request.resume)
@@ -63,16 +65,20 @@ def prune_structured(request: PruneRequest, progress: Progress) -> Report:
             write_slices(run, stored, change.tables)
             change = removal.write(run, change)
             after = perplexity_after(run, config_from(change.config, prepared.model))
-            continuations = continued(run, config_from(change.config, prepared.model))
-            output.copy_side_files()
-            evaluation = measured(texts, before, after)
-            report = assemble_structured(run, removal.asked(), change, evaluation, time.monotonic() - begun)
-            report = replace(report, continuations=continuations)
-            output.commit(
-                report_files(report, prepared.source.folder / CARD),
-                config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
-            )
-    return report
+            evaluation, processes = measured(texts, before, after), processes_of(run)
+
+            def end() -> Report:
+                continuations = continued(run, config_from(change.config, prepared.model))
+                output.copy_side_files()
+                report = assemble_structured(run, removal.asked(), change, evaluation, time.monotonic() - begun)
+                report = replace(report, continuations=continuations, processes=processes)
+                output.commit(
+                    report_files(report, prepared.source.folder / CARD),
+                    config=json.dumps(change.config, indent=2, ensure_ascii=False) + "\n",
+                )
+                return report
+
+            return ranks.on_first(end)
 
 
 def fingerprint(prepared: PreparedStructure, texts: Texts, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -170,6 +170,6 @@ class PointRun:
             self._early.close()
 
     def finish(self, seconds: float) -> Measured:
-        losses = tuple(window_losses(self.evaluation, self._batches))
+        losses = tuple(window_losses(self.evaluation))
         self.plan.model.unload_embeddings()
         return Measured(self.point, losses, self._zeros / self._weights if self._weights else 0.0, seconds)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from calibration.batch import Batch
 from methods._allocation import (
     ScoreHistogram,
     arithmetic,
@@ -21,7 +20,6 @@ from methods._pattern import Unstructured
 from prune_cli.engine.evaluate import by_tokens, window_losses
 from prune_cli.engine.expert_inputs import at_experts, experts_by_module
 from prune_cli.engine.input_statistics import InputStatistics
-from prune_cli.engine.lockstep import SameInputs
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.stream import Stream
 from prune_cli.model.orientation import as_matrix, matrix_shape
@@ -108,20 +106,20 @@ def _global(run: Run[PruningPlan], inside: Sequence[str]) -> tuple[dict[str, flo
 def _dense_scores(run: Run[PruningPlan]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Block by block the Wanda scores (out, in) of its maps to prune, on the dense model's own inputs."""
     plan = run.plan
-    with Stream(plan.model, run.batches()) as stream:
+    with Stream(plan.model, run.batches(), ranks=plan.ranks) as stream:
         for block in range(len(plan.model.blocks)):
             tensors = stream.load(block)
             infos = _with_inputs(plan, block)
             experts = experts_by_module(infos)
             scores: dict[str, torch.Tensor] = {}
-            same_inputs, norm = SameInputs(), torch.empty(0)
+            norm = torch.empty(0)
             for name, inputs in stream.pause_at(block, list(infos)):
                 if name in experts:
                     scores |= expert_scores(experts[name], tensors, at_experts(stream, name), plan.device)
                     continue
                 info = infos[name]
-                if not same_inputs.repeated(inputs):
-                    norm = _norm(inputs, stream.here(), matrix_shape(info)[1], plan.device)
+                if not stream.shares_inputs():
+                    norm = _norm(inputs, stream, matrix_shape(info)[1], plan.device)
                 scores[name] = as_matrix(info, tensors[name]).to(plan.device, torch.float32).abs().mul_(norm)
             stream.unload(block)
             run.progress.advance()
@@ -133,10 +131,10 @@ def _with_inputs(plan: PruningPlan, block: int) -> dict[str, TensorInfo]:
     return {name: info for name, info in plan.pruned_infos(block).items() if info.role in ROLES_WITH_INPUTS}
 
 
-def _norm(inputs: Sequence[torch.Tensor], batches: Sequence[Batch], width: int, device: torch.device) -> torch.Tensor:
-    statistics = InputStatistics(("sq_norm",), width, device)
-    statistics.add_batches(inputs, None, batches)
-    return statistics.values()["sq_norm"].sqrt()
+def _norm(inputs: Sequence[torch.Tensor], stream: Stream, width: int, device: torch.device) -> torch.Tensor:
+    statistics = InputStatistics(("sq_norm",), width, device).share(stream.ranks, stream.tokens_before)
+    statistics.add_batches(inputs, None, stream.here())
+    return statistics.combine().values()["sq_norm"].sqrt()
 
 
 def _loss_after_wanda(run: Run[PruningPlan], table: Mapping[str, float]) -> float:
@@ -147,12 +145,12 @@ def _loss_after_wanda(run: Run[PruningPlan], table: Mapping[str, float]) -> floa
     wanda = make_pipeline("wanda", None, reconstruct=False, options={})
     settings = Settings(wanda, patterns, run.request.seed, plan.device, run.calibration.windows.tokens)
     batches = run.batches()
-    with Stream(plan.model, batches) as stream:
+    with Stream(plan.model, batches, ranks=plan.ranks) as stream:
         for block in range(len(plan.model.blocks)):
             tensors = stream.load(block)
             prune_block([BlockPruner(stream, _with_inputs(plan, block), tensors, settings, run.progress)], block)
             stream.unload(block)
-        losses = by_tokens(window_losses(stream, batches), batches)
+        losses = by_tokens(window_losses(stream), batches)
     return sum(losses) / len(losses)
 
 

@@ -16,6 +16,7 @@ from prune_cli.errors import RequestError
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.packed.output import config_of_output, keeps_packed, output_bytes
+from prune_cli.ranks.ranks import ALONE, Ranks
 from prune_cli.request.allocation import FILE, read_allocation
 from prune_cli.request.pipeline import Pipeline
 from prune_cli.request.request import (
@@ -64,17 +65,17 @@ class PruningPlan(OpenModel):
         return list(self.pruned_infos(group))
 
 
-def prepare(request: PruneRequest, *, writes: bool = True) -> PruningPlan:
+def prepare(request: PruneRequest, *, writes: bool = True, ranks: Ranks = ALONE) -> PruningPlan:
     """Check all that can be checked without weights; raises as `open_model` does."""
     request.check()
     pipeline = request.pipeline()
-    opened = open_model(request, writes=writes)
+    opened = open_model(request, writes=writes, ranks=ranks)
     if request.match_blocks and keeps_packed(opened.checkpoint):
         raise RequestError("--match-blocks trains weights, which --packed keep cannot store: add --packed bf16.")
     config, sparse = config_of_output(opened.checkpoint), request.format == "sparse"
     if sparse:
         config = sparse_config(opened.checkpoint, opened.source.folder, config, self_contained=request.self_contained)
-    if writes:
+    if writes and ranks.first:
         nbytes = output_bytes(opened.checkpoint)
         check_space(request.out, nbytes + (_largest_files(opened.checkpoint) if sparse else 0))
     decisions = plan_tensors(opened.model, request, pipeline)

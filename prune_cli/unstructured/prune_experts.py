@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import torch
 from torch import nn
 
-from prune_cli.engine.expert_inputs import AtExperts, tokens_of
+from prune_cli.engine.expert_inputs import AtExperts, ExpertTokens, tokens_of_experts
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.model.moe import before_down
 from prune_cli.model.orientation import as_matrix, matrices, matrix_shape
@@ -35,25 +35,26 @@ class Experts:
     here: AtExperts
     dense: AtExperts | None = None
 
-    def inputs(self, *, from_dense_block: bool) -> Iterator[LinearInputs]:
-        """Expert by expert, each to be pruned before the next is asked for.
+    def inputs(self, *, from_dense_block: bool) -> Iterator[list[LinearInputs]]:
+        """What can be pruned side by side: the maps of one expert for every rank, each to be pruned before the next.
 
-        The inputs of its last map come from the pruned ones before it, or else `from_dense_block`.
+        The inputs of an expert's last map come from the pruned ones before it, or else `from_dense_block`.
         """
-        aligned = all(batch.every_token for batch in self.here.batches)
-        own = [_OWN_TARGET] if self.dense is not None and not aligned else []
+        aligned = self.here.every_token
+        own = (_OWN_TARGET,) if self.dense is not None and not aligned else ()
         dense = self.dense if aligned else None
         for info in self.infos.values():
             if info.slices > 1:
                 self.model.make_own(info)
         experts = next(info.expert.experts for info in self.infos.values() if info.expert is not None)
-        for expert in range(experts):
-            tokens, few = tokens_of(expert, self.here.batches)
-            notes = (*few, *own)
-            early = self._statistics(expert, dense, tokens, down=True) if from_dense_block else None
-            yield from self._maps(expert, self._statistics(expert, dense, tokens, down=False), notes, down=False)
+        tokens = [replace(each, notes=(*each.notes, *own)) for each in tokens_of_experts(self.here, experts)]
+        ranks = self.here.ranks.count
+        for first in range(0, experts, ranks):
+            abreast = range(first, min(first + ranks, experts))
+            early = {e: self._maps(e, dense, tokens[e], down=True) for e in abreast if from_dense_block}
             # Nothing here holds the statistics while the next are gathered.
-            yield from self._maps(expert, early or self._statistics(expert, dense, tokens, down=True), notes, down=True)
+            yield [each for e in abreast for each in self._maps(e, dense, tokens[e], down=False)]
+            yield [each for e in abreast for each in early.pop(e, None) or self._maps(e, dense, tokens[e], down=True)]
 
     def _names(self, expert: int, *, down: bool) -> list[str]:
         """The tensors with that map of the expert."""
@@ -63,28 +64,31 @@ class Experts:
             if info.expert is not None and info.expert.down == down and info.expert.index in (None, expert)
         ]
 
-    def _statistics(
-        self, expert: int, dense: AtExperts | None, tokens: Sequence[torch.Tensor], *, down: bool
-    ) -> InputStatistics | None:
-        names = self._names(expert, down=down)
+    def _maps(self, expert: int, dense: AtExperts | None, tokens: ExpertTokens, *, down: bool) -> list[LinearInputs]:
+        """Those of `expert`; but for its owner without what is known of their inputs."""
+        names, owner = self._names(expert, down=down), expert % self.here.ranks.count
         if not names:
-            return None
-        needs, inputs = self.settings.pipeline.needs, matrix_shape(self.infos[names[0]])[1]
-        count = sum(len(each) for each in tokens)
-        found = InputStatistics(needs, inputs, self.settings.device, with_dense=dense is not None, sketch_of=count)
+            return []
+        found = self._statistics(expert, names[0], dense, tokens, down=down).combine()
+        if owner != self.here.ranks.rank:
+            return [LinearInputs(self.infos[name], expert, owner=owner) for name in names]
+        return [
+            LinearInputs(self.infos[name], expert, found.values(), found.rows(), tokens.notes, owner) for name in names
+        ]
+
+    def _statistics(
+        self, expert: int, name: str, dense: AtExperts | None, tokens: ExpertTokens, *, down: bool
+    ) -> InputStatistics:
+        needs, inputs = self.settings.pipeline.needs, matrix_shape(self.infos[name])[1]
+        device, with_dense = self.settings.device, dense is not None
+        found = InputStatistics(needs, inputs, device, with_dense=with_dense, sketch_of=tokens.total)
+        found.share(self.here.ranks, tokens.before)
         others = dense.batches if dense is not None else repeat(None)
-        for batch, other, numbers in zip(self.here.batches, others, tokens, strict=False):
+        for batch, other, numbers in zip(self.here.batches, others, tokens.numbers, strict=False):
             if len(numbers):
                 rows = _inputs(self.here.module, expert, batch, numbers, down=down)
                 found.add_rows(rows, other and dense and _inputs(dense.module, expert, other, numbers, down=down))
         return found
-
-    def _maps(
-        self, expert: int, statistics: InputStatistics | None, notes: tuple[str, ...], *, down: bool
-    ) -> Iterator[LinearInputs]:
-        if statistics is not None:
-            for name in self._names(expert, down=down):
-                yield LinearInputs(self.infos[name], expert, statistics.values(), statistics.rows(), notes)
 
 
 def _inputs(module: nn.Module, expert: int, batch: Routed, numbers: torch.Tensor, *, down: bool) -> torch.Tensor:
@@ -98,8 +102,7 @@ def expert_scores(
     """The Wanda scores of the experts' tensors, (out, in) or (experts, out, in), by the weights as they are."""
     scores: dict[str, list[torch.Tensor]] = {name: [] for name in infos}
     experts = next(info.expert.experts for info in infos.values() if info.expert is not None)
-    for expert in range(experts):
-        tokens, _ = tokens_of(expert, here.batches)
+    for expert, tokens in enumerate(tokens_of_experts(here, experts)):
         norms: dict[bool, torch.Tensor] = {}
         for name, info in infos.items():
             if info.expert is None or info.expert.index not in (None, expert):
@@ -107,9 +110,10 @@ def expert_scores(
             down = info.expert.down
             if down not in norms:
                 statistics = InputStatistics(("sq_norm",), matrix_shape(info)[1], device)
-                for batch, numbers in zip(here.batches, tokens, strict=True):
+                statistics.share(here.ranks, tokens.before)
+                for batch, numbers in zip(here.batches, tokens.numbers, strict=True):
                     statistics.add_rows(_inputs(here.module, expert, batch, numbers, down=down))
-                norms[down] = statistics.values()["sq_norm"].sqrt()
+                norms[down] = statistics.combine().values()["sq_norm"].sqrt()
             matrix = as_matrix(info, matrices(info, tensors[name])[expert] if info.slices > 1 else tensors[name])
             scores[name].append(matrix.to(device, torch.float32).abs() * norms[down])
     return {name: torch.stack(found) if infos[name].slices > 1 else found[0] for name, found in scores.items()}

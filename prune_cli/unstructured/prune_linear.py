@@ -46,6 +46,7 @@ class LinearInputs:
     """What is known of the inputs of one linear layer, or of `expert` where the tensor holds those of all.
 
     `rows` (rows, in) stand for the inputs in the error; None where no inputs are seen. `notes` go into the report.
+    `owner` is the only rank that knows, where it is said.
     """
 
     info: TensorInfo
@@ -53,6 +54,7 @@ class LinearInputs:
     statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
     rows: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
+    owner: int | None = None
 
     @property
     def name(self) -> str:

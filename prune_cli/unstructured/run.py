@@ -11,23 +11,28 @@ import torch
 
 from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.checkpoint.file_names import CARD
-from prune_cli.checkpoint.output_folder import OutputFolder
+from prune_cli.checkpoint.shared_output import open_output
 from prune_cli.engine.activation_offload import ActivationOffload
 from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
-from prune_cli.engine.provenance import measured
+from prune_cli.engine.provenance import measured, processes_of
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.stream import Stream
 from prune_cli.engine.texts import Texts
 from prune_cli.engine.thin_calibration import thin_calibration
+from prune_cli.errors import RequestError
+from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.packed.output import output_layout
 from prune_cli.progress import Progress
+from prune_cli.ranks.owners import owners
+from prune_cli.ranks.ranks import ALONE, Ranks
 from prune_cli.recovery.match_blocks import Samples
 from prune_cli.report.files import report_files
-from prune_cli.report.types import Report
+from prune_cli.report.processes import Processes
+from prune_cli.report.types import EvaluationReport, Report
 from prune_cli.request.allocation import Allocation
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.config import LOADER, loader
@@ -41,15 +46,16 @@ from prune_cli.unstructured.prune_block import BlockPruner, prune_block, prune_o
 from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_data_free
 
 
-def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
+def prune_unstructured(request: PruneRequest, progress: Progress, ranks: Ranks = ALONE) -> Report:
     """The run of a method that makes weights sparse. Raises as `prune_cli.run.prune` does."""
     begun = time.monotonic()
-    plan = prepare(request)
+    plan = prepare(request, ranks=ranks)
+    _refuse_ranks(plan)
     with PeakMemory(plan.device) as memory:
         texts = read_texts(plan, progress)
         inputs = inputs_before(plan, texts, allocation=plan.allocation_file)
         texts = _with_sampled(plan, texts, progress)
-        with OutputFolder(request.out, plan.checkpoint, plan.source.folder) as output:
+        with open_output(request.out, plan.checkpoint, plan.source.folder, ranks) as output:
             run = Run(plan, texts, output, progress, memory, inputs)
             progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
             output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
@@ -59,7 +65,7 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
                 tokens = texts.calibration.windows.tokens
                 run.warn(*thin_calibration(tokens, infos, gram="gram" in plan.pipeline.needs))
             if request.format == "sparse":
-                decode_shards(output.partial, output.layout.files)
+                ranks.on_first(lambda: decode_shards(output.partial, output.layout.files))
             before = perplexity_before(run)
             scores = _scores(run)
             allocation = _allocation(run, scores)
@@ -68,16 +74,38 @@ def prune_unstructured(request: PruneRequest, progress: Progress) -> Report:
                 _prune_without_text(run, _settings(run, allocation, scores))
             else:
                 _prune_with_text(run, _settings(run, allocation, scores))
-            after = perplexity_after(run)
-            continuations = continued(run)
-            output.copy_side_files()
-            report = assemble_report(run, allocation, measured(texts, before, after), time.monotonic() - begun)
-            report = replace(report, continuations=continuations)
-            if request.format == "sparse":
-                report = _encode(run, report)
-            beside = {LOADER: loader()} if request.self_contained else {}
-            output.commit({**report_files(report, plan.source.folder / CARD), **beside}, plan.config)
+            evaluation = measured(texts, before, perplexity_after(run))
+            processes = processes_of(run)
+            return ranks.on_first(lambda: _end(run, allocation, evaluation, processes, begun))
+
+
+def _end(
+    run: Run[PruningPlan],
+    allocation: Allocation,
+    evaluation: EvaluationReport | None,
+    processes: Processes | None,
+    begun: float,
+) -> Report:
+    """Report and commit, once all weights are written."""
+    plan, output, request = run.plan, run.output, run.request
+    continuations = continued(run)
+    output.copy_side_files()
+    report = assemble_report(run, allocation, evaluation, time.monotonic() - begun)
+    report = replace(report, continuations=continuations, processes=processes)
+    if request.format == "sparse":
+        report = _encode(run, report)
+    beside = {LOADER: loader()} if request.self_contained else {}
+    output.commit({**report_files(report, plan.source.folder / CARD), **beside}, plan.config)
     return report
+
+
+def _refuse_ranks(plan: PruningPlan) -> None:
+    """Raise RequestError for what one process must do."""
+    if plan.ranks.several and plan.request.match_blocks:
+        raise RequestError(
+            "--match-blocks (part of --preset max) trains a block on all samples at once, which several processes "
+            "cannot do yet: start one process, or add --no-match-blocks."
+        )
 
 
 def _with_sampled(plan: PruningPlan, texts: Texts, progress: Progress) -> Texts:
@@ -86,7 +114,8 @@ def _with_sampled(plan: PruningPlan, texts: Texts, progress: Progress) -> Texts:
     if given is None:
         return texts
     size, request = plan.batch_size(given.windows), plan.request
-    sampled = self_calibrated(given, plan.copies_of(given), plan.model, size, request.seed, progress)
+    copies = plan.copies_of(given)
+    sampled = plan.ranks.on_first(lambda: self_calibrated(given, copies, plan.model, size, request.seed, progress))
     return replace(texts, calibration=sampled)
 
 
@@ -103,7 +132,7 @@ def _scores(run: Run[PruningPlan]) -> OutputScores | None:
     """Where --allocate goes by them; a run that is resumed measures the same again."""
     if run.request.allocation != "sensitivity":
         return None
-    scores = measure_scores(run.plan, run.batches(), run.progress)
+    scores = run.ranks.on_first(lambda: measure_scores(run.plan, run.batches(), run.progress))
     for block, reason in scores.failed.items():
         run.warn(f"Block {block} has no derivative, so that its tensors give the same share each: {reason}")
     return scores
@@ -113,7 +142,8 @@ def _allocation(run: Run[PruningPlan], scores: OutputScores | None) -> Allocatio
     """Chosen once, also when the run is resumed."""
     if "allocation" in run.output.notes:
         return Allocation(**run.output.notes["allocation"])
-    allocation = allocate(run, scores)
+    chosen = allocate(run, scores)
+    allocation = run.ranks.on_first(lambda: chosen)
     run.output.note("allocation", asdict(allocation))
     return allocation
 
@@ -140,12 +170,19 @@ def _prune_without_text(run: Run[PruningPlan], settings: Settings) -> None:
         infos = plan.pruned_infos(group)
         if group not in run.output.done and infos:
             begun = time.monotonic()
-            pruned = {
-                name: prune_data_free(info, plan.checkpoint.read(name), settings)[1] for name, info in infos.items()
-            }
-            _write(run, group, pruned, begun)
+            _write(run, group, _prune_data_free(run, infos, settings), begun)
         run.progress.advance(len(infos))
     run.output.wait()
+
+
+def _prune_data_free(
+    run: Run[PruningPlan], infos: Mapping[str, TensorInfo], settings: Settings
+) -> dict[str, PrunedLinear]:
+    """Each by its owner, who sends it to the first rank."""
+    read, ranks = run.plan.checkpoint.read, run.ranks
+    dealt = dict(zip(infos, owners([info.entry.count for info in infos.values()], ranks.count), strict=True))
+    own = {name: prune_data_free(infos[name], read(name), settings)[1] for name in infos if dealt[name] == ranks.rank}
+    return {name: ranks.from_rank(owner, lambda name=name: own.pop(name)) for name, owner in dealt.items()}
 
 
 def _prune_with_text(run: Run[PruningPlan], settings: Settings) -> None:
@@ -177,7 +214,10 @@ def _streams(run: Run[PruningPlan], stack: ExitStack, samples: Samples | None) -
     models = [plan.model]
     if run.request.target == "dense" or samples is not None:
         models.append(plan.with_checkpoint(plan.checkpoint))
-    return [stack.enter_context(Stream(model, batches, ActivationOffload(run.output.partial))) for model in models]
+    return [
+        stack.enter_context(Stream(model, batches, ActivationOffload(run.output.partial), plan.ranks))
+        for model in models
+    ]
 
 
 def _pass_done_block(run: Run[PruningPlan], streams: Sequence[Stream], block: int) -> None:
@@ -198,7 +238,7 @@ def _prune_outside_blocks(run: Run[PruningPlan], settings: Settings, stream: Str
         computed = {name: info for name, info in infos.items() if info.parameter is not None}
         pruner = BlockPruner(stream, computed, tensors, settings, run.progress)
         prune_outside_blocks(pruner)
-        rest = infos.keys() - computed.keys()
+        rest = [name for name in infos if name not in computed]
         heads = {name: prune_data_free(infos[name], tensors[name], settings)[1] for name in rest}
         run.progress.advance(len(heads))
         _write(run, group, {**pruner.pruned, **heads}, begun, pruner.unreached)

@@ -73,7 +73,7 @@ class Removals:
                 stream.run_block(block, self._passing(block, removed, pairs, stream))
                 stream.unload(block)
                 self._progress.advance()
-            losses = iter(window_losses(stream, batches))
+            losses = iter(window_losses(stream))
         by_candidate: dict[int, list[float]] = {candidate: [] for candidate in group}
         for (_, candidate), batch in zip(pairs, batches, strict=True):
             by_candidate[candidate] += [next(losses) for _ in range(len(batch))]
@@ -118,5 +118,5 @@ def refitted_loss(
     with two_streams(prepared, batches) as (stream, dense):
         for _ in pass_both(stream, dense, len(prepared.model.blocks), removed, keep):
             progress.advance()
-        loss = mean(by_tokens(window_losses(stream, batches), batches))
+        loss = mean(by_tokens(window_losses(stream), batches))
     return math.inf if math.isnan(loss) else loss
