@@ -53,7 +53,7 @@ class Logged(Silent):
 
 
 def progress_on(console: Console, *, quiet: bool, log_file: Path | None) -> Progress:
-    """What a command shows on `console`, nothing in later ranks. Raises RequestError for a file that cannot be written."""
+    """What a command shows on `console`, nothing in later ranks. Raises RequestError for a file not to be written."""
     if not is_first():
         return Silent()
     shown = progress.progress_on(console, quiet=quiet)

@@ -12,7 +12,8 @@ from rich.console import Console
 from prune_cli.commands import options
 from prune_cli.commands import prune_options as its
 from prune_cli.commands.error_handling import report_failures
-from prune_cli.ranks.environment import SILENCE_SECONDS, is_first
+from prune_cli.errors import RequestError
+from prune_cli.ranks.environment import SILENCE_SECONDS, is_first, process_count
 
 if TYPE_CHECKING:
     from prune_cli.request.request import PruneRequest
@@ -84,6 +85,8 @@ def prune(
         request, words = _request(context, recipe, save_recipe, config)
     with report_failures(as_json=as_json, verbose=verbose, out=request.out):
         if keep_list_only:
+            if process_count() > 1:
+                raise RequestError("--keep-list-only runs in one process: start it without torchrun or the like.")
             check_list_only(request)
         elif not dry_run:
             check_even(request)
