@@ -52,7 +52,7 @@ class _Process:
             from prune_cli.cli import app
             from prune_cli.report.html import charts
 
-            # Two seconds each; tests/test_docs.py and tests/test_page.py draw them.
+            # Each takes longer than a tiny run; tests/test_page.py draws them.
             charts.draw = lambda data, spec: "<svg></svg>"
             app()
         else:
