@@ -85,7 +85,11 @@ def test_a_model_of_the_hub_is_named_as_the_base(out: Path) -> None:
 def test_the_figures_are_those_of_the_report(out: Path) -> None:
     text = ModelCard.load(out / "README.md").text
     evaluation = report_of(out)["evaluation"]
-    assert f"| {evaluation['before']['perplexity']:.2f} | {evaluation['after']['perplexity']:.2f} |" in text
+    before, after = (
+        f"{each['perplexity']:.2f} ± {each['perplexity'] * each['loss_standard_error']:.2f}"
+        for each in (evaluation["before"], evaluation["after"])
+    )
+    assert f"| {before} | {after} |" in text
     assert "| Zeros in the pruned tensors |  | 50.00 % |  |" in text
     assert "The 2:4 zeros make the file no smaller" in text
     assert "https://openreview.net/forum?id=Tr0lPx9woF" in text

@@ -7,6 +7,7 @@ import html.parser
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import prune_cli
+from prune_cli.report.figures import alarm_of
 from prune_cli.report.format import change_of
 from prune_cli.report.html.charts import COLOURS
 from prune_cli.report.html.page import page_of
@@ -266,3 +268,23 @@ def test_without_the_package_that_draws_the_tables_are_left(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     assert html.unescape(draw([], {})) == f"<p>{NOT_DRAWN}</p>"
     assert "pip install 'prune-cli[plots]'" in NOT_DRAWN
+
+
+def test_a_loss_looks_like_one_in_words_too(report: dict[str, Any]) -> None:
+    assert [alarm_of(more) for more in (-1.0, 0.0, 0.099, 0.1, 0.499, 0.5)] == [
+        None,
+        None,
+        None,
+        "a clear loss",
+        "a clear loss",
+        "a heavy loss",
+    ]
+    typed = Report.from_json(report)
+    assert typed.evaluation is not None
+    before = typed.evaluation.before
+    worse = replace(before, loss=before.loss + 0.2, perplexity=before.perplexity * 1.2214)
+    for after, marked in ((worse, 2), (before, 0)):
+        shown = page_of([replace(typed, evaluation=replace(typed.evaluation, after=after))])
+        assert (shown.count('class="alarm"'), shown.count("<em>a clear loss</em>")) == (marked, marked)
+        error = before.perplexity * before.loss_standard_error
+        assert f"{before.perplexity:.2f} ± {error:.2f}" in shown

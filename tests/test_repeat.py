@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import prune_cli.run
 from prune_cli.cli import app
+from prune_cli.preflight import requests
 from prune_cli.request.command_line import command_of
 from prune_cli.request.presets import PRESETS, with_preset
 from prune_cli.request.request import PruneRequest
@@ -33,12 +33,12 @@ def parsed(command: str) -> PruneRequest:
     assert words[:2] == ["prune-cli", "prune"]
     seen: list[PruneRequest] = []
 
-    def note(request: PruneRequest, progress: object = None) -> None:
+    def note(request: PruneRequest, *, writes: bool) -> None:
         seen.append(request)
         raise typer.Exit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prune_cli.run, "prune", note)
+        patch.setattr(requests, "check_prune", note)
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
     assert len(seen) == 1, result.output
     return seen[0]
@@ -119,8 +119,8 @@ def test_options_and_what_overrides_a_preset_come_back(request_: PruneRequest) -
 def test_no_field_of_the_request_is_forgotten() -> None:
     fields = {item.name for item in dataclasses.fields(PruneRequest)}
     covered = set(_VALUES) | {item.name for item in fields_set_in(SPECIAL)}
-    # The hashes of a recipe's inputs have no option.
-    assert fields - covered == {"inputs"}
+    # The hashes of a recipe's inputs have no option; what a config said stands in other fields.
+    assert fields - covered == {"inputs", "config"}
 
 
 def fields_set_in(requests: list[PruneRequest]) -> set[dataclasses.Field[Any]]:
