@@ -66,6 +66,8 @@ def test_both_pictures_hold_all_series() -> None:
     texts, marks = texts_and_marks(svg)
     assert {"wanda", "a+b<c", "2:4", "4:8", "dense", "wanda: knee 0.61"} <= set(texts)
     assert sum("knee" in text for text in texts) == 1
+    assert "knee: the sparsity from which the loss climbs fast" in svg
+    assert any(text.endswith("model: loss over sparsity") for text in texts)
     for at in range(10):
         for method, size in (("wanda", 0.02), ("a+b<c", 0.01)):
             point = f"asked sparsity: {at / 10:g}; loss increase (nats per token): {at**2 * size:g}; method: {method}"

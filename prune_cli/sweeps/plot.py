@@ -15,6 +15,8 @@ _WIDTH, _HEIGHT, _HEIGHT_OF_BLOCKS = 560, 340, 120
 _ROW = 14  # pixels between the intervals of two knees
 # Told apart also by the colour-blind (Okabe and Ito).
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"]
+# Even near the dense model, where small differences count, and as a logarithm above.
+_SCALE = {"type": "symlog", "constant": 0.05, "nice": False}
 _SPARSITY, _INCREASE = "asked sparsity", "loss increase (nats per token)"
 
 
@@ -23,14 +25,17 @@ def chart(report: SweepReport) -> dict[str, Any]:
     panels = [_curves(report)]
     if report.sensitivity is not None:
         panels.append(_blocks(report))
-    dense = report.dense
+    dense, told = report.dense, any(each.knee.sparsity is not None for each in report.knees)
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "description": f"Loss increase over sparsity of {report.request['model']}, by method",
         "title": {
-            "text": f"{report.model['architecture']}: loss over sparsity",
-            "subtitle": f"{report.text.source}, {dense.windows} windows of {report.text.seq_len} tokens; "
-            f"dense loss {dense.loss:.3f}, perplexity {dense.perplexity:.2f}",
+            "text": f"{report.request['model'].rstrip('/').rpartition('/')[2]}: loss over sparsity",
+            "subtitle": [
+                f"{report.text.source}, {dense.windows} windows of {report.text.seq_len} tokens; "
+                f"dense loss {dense.loss:.3f}, perplexity {dense.perplexity:.2f}",
+                *(["knee: the sparsity from which the loss climbs fast, with its 95 % interval"] if told else []),
+            ],
             "anchor": "start",
         },
         "background": "white",
@@ -62,7 +67,7 @@ def _curves(report: SweepReport) -> dict[str, Any]:
         for point in report.points
     ]
     bounds = {"domainMin": min(row["low"] for row in rows), "domainMax": 1.03 * max(row["high"] for row in rows)}
-    y = {"field": "increase", "type": "quantitative", "title": _INCREASE, "scale": {**bounds, "nice": False}}
+    y = {"field": "increase", "type": "quantitative", "title": _INCREASE, "scale": {**bounds, **_SCALE}}
     free = {"values": [row for row in rows if row["pattern"] is None]}
     patterns = {"values": [row for row in rows if row["pattern"] is not None]}
     spread = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
