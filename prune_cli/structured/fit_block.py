@@ -15,7 +15,6 @@ from prune_cli.checkpoint.stored_values import to_stored
 from prune_cli.engine.expert_inputs import AtExperts, at_experts
 from prune_cli.engine.input_statistics import InputStatistics
 from prune_cli.engine.residual_drift import residual_drift, residual_factors
-from prune_cli.engine.same_inputs import SameInputs
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix
@@ -68,7 +67,6 @@ class BlockNarrower:
         self._parts = {group.consumers[block]: group for group in here if group.name != "experts"}
         self._experts = {group.consumers[block]: group for group in here if group.name == "experts"}
         self._options = options
-        self._same_inputs = SameInputs()
         self._shared: InputStatistics | None = None
         self._shared_as: tuple[object, ...] = ()
         self.result = NarrowedBlock()
@@ -81,7 +79,8 @@ class BlockNarrower:
         with ExitStack() as stack:
             drift, stops = None, [stream.pause_at(self._block, names)]
             if dense is not None:
-                factors = residual_factors(dense, self._block, dense.model.linear_layers(self._block))
+                layers = dense.model.linear_layers(self._block)
+                factors = dense.ranks.on_first(lambda: residual_factors(dense, self._block, layers))
                 self.result.makes_up = bool(factors)
                 drift = stack.enter_context(residual_drift(stream, dense, factors))
                 stops.append(dense.pause_at(self._block, names))
@@ -92,6 +91,7 @@ class BlockNarrower:
                     self._narrow_experts(mixtures[name], at_experts(stream, name), beside)
                     continue
                 error_sq = drift.at(name, len(inputs)) if drift is not None else None
+                error_sq = error_sq if stream.ranks.all_agree(error_sq is not None) else None
                 self._serve(name, stream, inputs, arrived[1][1] if dense is not None else None, error_sq)
         self._cut_the_rest()
         return self.result
@@ -127,13 +127,15 @@ class BlockNarrower:
         bias_name = self._bias_of(info)
         needs = statistics_for(self._options) if name in self._parts else ("gram",)
         shared_as = (needs, bias_name is not None)
-        if not self._same_inputs.repeated(inputs) or self._shared is None or self._shared_as != shared_as:
+        if not stream.shares_inputs() or self._shared is None or self._shared_as != shared_as:
             self._shared_as = shared_as
             with_dense = dense is not None and "gram" in needs
             self._shared = InputStatistics(
                 needs, weight.shape[1], self._model.device, with_dense=with_dense, constant=bias_name is not None
             )
+            self._shared.share(stream.ranks, stream.tokens_before)
             self._shared.add_batches(inputs, dense if with_dense else None, stream.here())
+            self._shared.combine()
         statistics = dict(self._shared.values())
         if error_sq is not None and "gram" in statistics:
             statistics["drift"] = self._shared.drift(weight.shape[0], error_sq, inputs, stream.here()).value()

@@ -56,14 +56,17 @@ def gather_states(opened: OpenModel, batches: Sequence[Batch], tokens: int, prog
     blocks = len(opened.model.blocks)
     measure = _States(blocks, tokens)
     progress.stage("Measuring the hidden states", blocks)
-    with Stream(opened.model, batches) as stream:
-        for block in range(blocks):
+    with Stream(opened.model, batches, ranks=opened.ranks) as stream:
+        for block in range(blocks if stream.batches else 0):
             stream.load(block)
             stream.run_block(block, measure.passing(block, stream))
             stream.unload(block)
             measure.next_boundary(block)
             progress.advance()
-    return measure.sums
+    first, *others = opened.ranks.gathered(measure.sums)
+    for sums in others:
+        first.merge(sums)
+    return first
 
 
 @dataclass

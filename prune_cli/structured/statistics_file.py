@@ -63,7 +63,7 @@ def measured(run: Run[OpenModel], measure: Callable[[Statistics], Statistics]) -
         known, warnings = read_statistics(request.statistics, measured_with, allow=request.allow_changed_inputs)
         run.warn(*warnings)
     found = measure(known)
-    if request.save_statistics is not None:
+    if request.save_statistics is not None and run.ranks.first:
         everything = Statistics({**known.tensors, **found.tensors}, {**known.facts, **found.facts})
         write_statistics(request.save_statistics, measured_with, everything)
     return found
