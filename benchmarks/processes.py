@@ -45,7 +45,9 @@ def main() -> None:
                 taken.setdefault(method, {}).setdefault(processes, []).append(seconds)
     for method, by_count in taken.items():
         one, several = (statistics.median(by_count[count]) for count in (1, arguments.threads))
-        print(f"{method:6} 1 process {one:7.2f} s, {arguments.threads} processes {several:7.2f} s: {several / one:.2f} x")
+        print(
+            f"{method:6} 1 process {one:7.2f} s, {arguments.threads} processes {several:7.2f} s: {several / one:.2f} x"
+        )
     print(json.dumps({"load": os.getloadavg(), "seconds": taken}))
 
 

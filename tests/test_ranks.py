@@ -79,11 +79,21 @@ def test_the_bytes_are_those_of_one_process(
         assert told["bytes_reduced"] > 0
 
 
-@pytest.mark.parametrize("architecture", ["llama-untied", "gpt_oss"])
-def test_solvers_agree_but_for_rounding(architecture: str, tmp_path: Path, text: Path, command: RunCommand) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("llama-untied", ["--preset", "best"]),
+        ("gpt_oss", ["--preset", "best"]),
+        ("llama-untied", ["-m", "width", "-s", "0.5", "-o", "uniform=false", "-o", "multiple=4"]),
+    ],
+    ids=["best", "best of experts", "width"],
+)
+def test_solvers_agree_but_for_rounding(
+    architecture: str, arguments: list[str], tmp_path: Path, text: Path, command: RunCommand
+) -> None:
     model = save_tiny(tmp_path / "model", architecture, shards=False)
     # With seed 0 two scores are so near that noise of 3e-7 in one process changes as many bits as a second process.
-    given = ["--preset", "best", "--calibration", text, "--eval", text, "--seed", "1"]
+    given = [*arguments, "--calibration", text, "--eval", text, "--seed", "1"]
     assert command("prune", model, tmp_path / "1", *given, "--batch-size", "1", "-q").code == 0
     pruned_by(2, model, tmp_path / "2", *given)
     one, two = (load_file(tmp_path / count / "model.safetensors") for count in "12")
