@@ -52,7 +52,7 @@ def prune(
     method: str | None = None,
     sparsity: float | None = None,
     pattern: str | None = None,
-    allocate: str = "uniform",
+    allocate: str | None = None,
     refine: str | None = None,
     reconstruct: bool = False,
     match_blocks: bool | None = None,
