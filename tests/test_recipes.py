@@ -94,7 +94,7 @@ def test_every_parameter_of_prune_is_a_field_or_about_this_call() -> None:
     parameters = {_FIELDS.get(name, name) for name in inspect.signature(prune).parameters}
     fields = {item.name for item in dataclasses.fields(PruneRequest)}
     about_the_call = {"context", "recipe", "save_recipe", "dry_run", "keep_list_only", "log_file"}
-    about_the_call |= {"as_json", "quiet", "verbose"}
+    about_the_call |= {"as_json", "quiet", "verbose", "devices", "rank_timeout"}
     # The hashes of inputs come from reports and recipes, nobody types them.
     assert parameters - about_the_call == fields - {"inputs"}
 
