@@ -4,7 +4,9 @@
     python benchmarks/packed.py --blocks 8 --experts 64 --hidden 2048
 
 A random Qwen3-MoE in FP8 by blocks; the twin holds the same values in bf16. Peak memory is RssAnon, read from outside
-the process; bytes are those that it hands to the system (wchar of /proc/PID/io), beside `cp` of the output. Linux.
+the process; bytes are those that it hands to the system (wchar of /proc/PID/io), beside `cp` of the output. Seconds are
+those of a run that draws experts by lot, less those of its dry run (start, the model on meta), beside `cp` and `sync`
+of what stays. Linux.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -122,6 +125,21 @@ def written_by(*words: object) -> int:
     return int(next(line for line in done.stderr.splitlines() if line.startswith("wchar:")).split()[1])
 
 
+def seconds_of_work(model: Path, out: Path) -> float:
+    """Of removing half of the experts, measuring nothing: reading and checking all, hashing, writing, the report."""
+    command = [sys.executable, "-m", "prune_cli", "prune", str(model), str(out), "-m", "experts", "-s", "0.5", "-q"]
+    command += ["-o", "score=random"]
+    dry = watch([*command, "--dry-run"]).seconds
+    return watch(command).seconds - dry
+
+
+def seconds_of_copy(folder: Path, target: Path) -> float:
+    begun = time.monotonic()
+    subprocess.run(["cp", "-r", str(folder), str(target)], check=True)
+    subprocess.run(["sync", "-d", *map(str, target.glob("*.safetensors"))], check=True)
+    return time.monotonic() - begun
+
+
 def bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -146,13 +164,16 @@ def main() -> None:
         out = root / "fewer"
         written = written_by("prune", packed, out, "-m", "experts", "-s", "0.5", *text, "-q")
         kept = bytes_in(out)
-        table = Table("", "MB", "ratio")
+        work, copy = seconds_of_work(packed, root / "drawn"), seconds_of_copy(out, root / "copy")
+        table = Table("", "MB, or seconds", "ratio")
         first, last = peaks.values()
         for name, peak in peaks.items():
             table.add_row(f"peak memory of wanda, {name}", f"{peak / 1e6:.0f}", f"{peak / last:.2f}")
         table.add_row("model, FP8", f"{bytes_in(packed) / 1e6:.0f}", "")
         table.add_row("half of the experts removed: the output, as cp would write it", f"{kept / 1e6:.0f}", "1.00")
         table.add_row("half of the experts removed: written", f"{written / 1e6:.0f}", f"{written / kept:.2f}")
+        table.add_row("half of the experts removed, seconds: cp and sync of the output", f"{copy:.2f}", "1.00")
+        table.add_row("half of the experts removed, seconds: beyond a dry run", f"{work:.2f}", f"{work / copy:.2f}")
         Console(width=None if sys.stdout.isatty() else 120).print(table)
         print(f"peak packed / peak bf16: {first / last:.2f} (at most 1); written / copied: {written / kept:.2f} (1.2)")
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
