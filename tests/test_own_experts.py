@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.functional import silu
 
 from tests import reference
 from tests.conftest import RunCommand, token_ids
+from tests.packed_files import change
 from tests.test_expert_removal import _NeverPicked, removed_experts
 from tests.test_experts import tensors_of
 from tests.tiny import load_plain, save_tiny
@@ -138,3 +140,27 @@ def test_experts_of_attention_stay(
     run = command("prune", models["jetmoe"], tmp_path / "out", "-m", "experts", "--calibration", tokens_file)
     assert run.code == 2
     assert "config.json counts them together with the experts of attention" in " ".join(run.stderr.split())
+
+
+@pytest.mark.parametrize("method", ["wanda", "experts"])
+def test_what_is_published_has_nothing_for_experts_without_weights(
+    method: str, models: dict[str, Path], tokens_file: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    """LongCat's own files lack what transformers saves for them and never reads; the rest becomes the same."""
+    published = tmp_path / "published"
+    shutil.copytree(models["longcat_flash"], published)
+    whole = tensors_of(published)
+    change(published, {name: None for name in whole if ".experts.4." in name or ".experts.5." in name})
+    arguments = ["-m", method, "-s", 0.25, "--calibration", tokens_file, "--eval", tokens_file, "--json"]
+    runs = [
+        command("prune", model, tmp_path / "out" / model.name, *arguments)
+        for model in (models["longcat_flash"], published)
+    ]
+    assert [run.code for run in runs] == [0, 0], runs[1].stderr
+    first, second = (run.json["evaluation"]["after"]["perplexity"] for run in runs)
+    assert first == second
+    full, lean = tensors_of(tmp_path / "out" / "longcat_flash"), tensors_of(tmp_path / "out" / "published")
+    assert all(torch.equal(full[name], tensor) for name, tensor in lean.items())
+    beyond = range(3, 5) if method == "experts" else range(4, 6)
+    gone = {name for name in full if any(f".experts.{expert}." in name for expert in beyond)}
+    assert full.keys() - lean.keys() == gone != set()

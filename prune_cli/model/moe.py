@@ -6,7 +6,7 @@ transformers computes all experts of a block in one module; `expert_kinds.py` ha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,6 +104,28 @@ def routed(module: nn.Module, arguments: Sequence[torch.Tensor], mask: torch.Ten
 def identities(module: nn.Module) -> int:
     """How many experts that return what they get stand behind those of `module` that multiply."""
     return _kind(module).identities(module)
+
+
+def stores_unread(model: nn.Module, names: Iterable[str]) -> bool:
+    """Whether some of the tensors `names` belong to experts that multiply by no weights, as transformers saves them."""
+    counts = {kind.experts(module) for module, kind in _with_identities(model)}
+    numbers = {int(found[1]) for name in names if (found := _NUMBER.search(name))}
+    return bool(counts) and any(number >= max(counts) for number in numbers)
+
+
+def drop_unread(model: nn.Module) -> None:
+    """Make `model`, on meta, have no rows for such experts: published checkpoints hold none, and nothing reads them."""
+    for module, kind in _with_identities(model):
+        experts = kind.experts(module)
+        for name in kind.maps:
+            parameter = getattr(module, name, None)
+            if parameter is not None and len(parameter) > experts:
+                setattr(module, name, nn.Parameter(parameter[:experts], requires_grad=False))
+
+
+def _with_identities(model: nn.Module) -> list[tuple[nn.Module, ExpertsKind]]:
+    found = [(module, kind_of(module)) for module in model.modules()]
+    return [(module, kind) for module, kind in found if kind is not None and kind.identities(module)]
 
 
 def before_down(module: nn.Module, expert: int, rows: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ from prune_cli.model.architecture import (
     position_limit,
     setting,
 )
+from prune_cli.model.moe import drop_unread, stores_unread
 from prune_cli.model.own_failure import own_failures_told
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.model.tensor_map import TensorMapper
@@ -61,6 +62,9 @@ class StreamedModel:
         self.dtype = dtype
         self.model = model_on_meta(config, dtype, trust_remote_code)
         self.config = config
+        self.without_unread = not stores_unread(self.model, checkpoint.entries)
+        if self.without_unread:
+            drop_unread(self.model)
         self.blocks_name, block_list = find_blocks(self.model)
         self.blocks: list[nn.Module] = list(block_list)
         self._expected: dict[str, torch.Tensor] = dict(self.model.state_dict())

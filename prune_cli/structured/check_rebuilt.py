@@ -11,6 +11,7 @@ from torch import nn
 
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import find_blocks, model_on_meta
+from prune_cli.model.moe import drop_unread
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.structured.plan import StructuredPlan
 
@@ -30,6 +31,8 @@ def rebuild(source: StreamedModel, config: Any, change: StructuredPlan, *, trust
     modules and their plain attributes (kinds of attention, windows, scales, ...).
     """
     model = model_on_meta(config, source.dtype, trust_remote_code)
+    if source.without_unread:
+        drop_unread(model)
     name, blocks = find_blocks(model)
     if name != source.blocks_name or len(blocks) != len(change.blocks):
         raise _cannot(f"the model rebuilt from it has {len(blocks)} blocks, expected {len(change.blocks)}", config)

@@ -15,6 +15,7 @@ from prune_cli.engine.run_context import Run
 from prune_cli.engine.seeds import seed_of
 from prune_cli.errors import RequestError
 from prune_cli.model.architecture import model_on_meta
+from prune_cli.model.moe import drop_unread
 from prune_cli.packed.output import output_bytes, output_config
 from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.report.types import BlockChange
@@ -204,6 +205,8 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
     count_no_heads(prepared, config)
     new = config_from(config, prepared.model)
     smaller = model_on_meta(new, prepared.model.dtype, prepared.trust_remote_code)
+    if prepared.model.without_unread:
+        drop_unread(smaller)
     axes = changed_shapes(prepared.model, smaller, mixtures[0], keep)
     left_out = heads_to_drop(prepared)
     tensors, dropped, slices = without_experts(prepared.model, axes, mixtures[0], everywhere, left_out)
