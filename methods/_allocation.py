@@ -17,6 +17,9 @@ _TO_MEAN = 0.2
 # Bins of a histogram of scores: the sign-free top 16 bits of a float32, a bin per 0.8 % or less.
 _BIN_SHIFT = 15
 _BINS = 1 << 16
+_MOST_INT32 = 1 << 31
+# Scores of less than 2**-24 of the largest share a bin.
+_KEPT_BINS = 24 << 8
 
 
 def to_budget(
@@ -95,30 +98,37 @@ class ScoreHistogram:
     """Scores of many tensors under one threshold, without keeping them: counts per tensor and bin."""
 
     def __init__(self) -> None:
-        self._bins: dict[str, torch.Tensor] = {}
+        # Of each tensor the first bin that holds any, and how many scores lie up to each from there on.
+        self._below: dict[str, tuple[int, torch.Tensor]] = {}
 
     def add(self, name: str, score: torch.Tensor) -> None:
         """Take in the non-negative scores (out, in) of one tensor."""
-        bits = score.float().contiguous().view(torch.int32) >> _BIN_SHIFT
-        self._bins[name] = torch.bincount(bits.reshape(-1), minlength=_BINS).cpu()
+        bits = (score.float().contiguous().view(torch.int32) >> _BIN_SHIFT).reshape(-1)
+        first = max(int(bits.min()), int(bits.max()) - _KEPT_BINS)
+        below = torch.bincount((bits - first).clamp_(min=0)).cumsum(0).cpu()
+        # One for each tensor of the model is kept.
+        self._below[name] = first, below.int() if len(bits) < _MOST_INT32 else below
 
     def sparsities(self, asked: float, among: Container[str] | None = None) -> dict[str, float]:
         """The share of every tensor (`among` some) below the threshold that takes `asked` of all weights together."""
         most = _most(asked)
-        chosen = {name: bins for name, bins in self._bins.items() if among is None or name in among}
-        counts = {name: int(bins.sum()) for name, bins in chosen.items()}
-        below = {name: bins.cumsum(0).double() for name, bins in chosen.items()}
+        chosen = {name: each for name, each in self._below.items() if among is None or name in among}
+        counts = {name: int(below[-1]) for name, (_, below) in chosen.items()}
 
         def under(threshold: float) -> dict[str, float]:
             whole = min(int(threshold), _BINS - 1)
-            part = threshold - whole
             shares = {}
-            for name, total in below.items():
-                before = float(total[whole - 1]) if whole else 0.0
-                shares[name] = min((before + part * (float(total[whole]) - before)) / counts[name], most)
+            for name, each in chosen.items():
+                before, here = _up_to(*each, whole - 1), _up_to(*each, whole)
+                shares[name] = min((before + (threshold - whole) * (here - before)) / counts[name], most)
             return shares
 
         return _bisect(under, counts, asked, 0.0, float(_BINS))
+
+
+def _up_to(first: int, below: torch.Tensor, index: int) -> int:
+    """How many scores lie in bins up to `index`."""
+    return 0 if index < first else int(below[min(index - first, len(below) - 1)])
 
 
 def mean_sparsity(sparsity: Mapping[str, float], counts: Mapping[str, int]) -> float:
