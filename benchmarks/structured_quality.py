@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM
 from width_papers import loss_of, pruned_by_paper
 
 from prune_cli.engine.open_model import open_model
-from prune_cli.engine.texts import TextReader, open_text
+from prune_cli.engine.texts import TextReader
 from prune_cli.model.architecture import calm_libraries, load_tokenizer
+from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.report.format import table
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.units import GroupName
@@ -43,9 +44,7 @@ OURS = {
 
 
 def windows(model: Path, source: str, role: str) -> torch.Tensor:
-    opened = open_model(
-        PruneRequest(model=str(model), out=model.parent / "unused", calibration=source), needs_text=True, writes=False
-    )
+    opened = open_model(PruneRequest(model=str(model), out=model.parent / "unused", calibration=source), writes=False)
     reader = TextReader(opened.model, load_tokenizer(model, False), seq_len=None, seed=0)
     return reader.read(open_text(source), role, None).ids  # pyright: ignore[reportArgumentType]
 

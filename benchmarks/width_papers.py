@@ -45,9 +45,7 @@ class Known:
 @torch.no_grad()
 def pruned_by_paper(folder: Path, ids: torch.Tensor, rule: str, part_name: GroupName, share: float) -> nn.Module:
     """The dense model of `folder` with units at zero, chosen on `ids` by `rule`: cfsp or flap."""
-    opened = open_model(
-        PruneRequest(model=str(folder), out=folder.parent / "unused", method="wanda"), needs_text=False, writes=False
-    )
+    opened = open_model(PruneRequest(model=str(folder), out=folder.parent / "unused", method="magnitude"), writes=False)
     units = unit_count(opened, part_name)
     part = verified_group(opened, part_name, max(1, round((1 - share) * units)))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

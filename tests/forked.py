@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _IMPORTED = (
@@ -30,17 +30,16 @@ SERVER.set_forkserver_preload(list(_IMPORTED))
 
 @dataclass(frozen=True)
 class _Process:
-    """What a child becomes: `program` is code, or None for the command line of prune-cli."""
+    """What a child becomes: `program` is code, or None for prune-cli's command line; `printed` are two files."""
 
     program: str | None
     arguments: list[str]
-    stdout: str
-    stderr: str
-    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
-    folder: str = field(default_factory=os.getcwd)
+    printed: Sequence[str]
+    environment: Mapping[str, str]
+    folder: str
 
     def become(self) -> None:
-        for stream, path in ((sys.stdout, self.stdout), (sys.stderr, self.stderr)):
+        for stream, path in zip((sys.stdout, sys.stderr), self.printed, strict=True):
             with Path(path).open("w") as file:
                 os.dup2(file.fileno(), stream.fileno())
         os.environ.clear()
@@ -64,11 +63,12 @@ class _Process:
 
 def _read_the_environment_again() -> None:
     """What libraries read at their import, which lies before the fork."""
-    import transformers.dynamic_module_utils as own_code
     from huggingface_hub import constants
+    from transformers import dynamic_module_utils
 
     importlib.reload(constants)
-    own_code.HF_MODULES_CACHE = os.environ.get("HF_MODULES_CACHE", os.path.join(constants.HF_HOME, "modules"))  # noqa: PTH118
+    modules = os.environ.get("HF_MODULES_CACHE", str(Path(constants.HF_HOME) / "modules"))
+    setattr(dynamic_module_utils, "HF_MODULES_CACHE", modules)  # noqa: B010 - not exported
 
 
 class ForkedRun:
@@ -84,7 +84,7 @@ class ForkedRun:
         self._folder = tempfile.TemporaryDirectory()
         self._files = [str(Path(self._folder.name) / name) for name in ("stdout", "stderr")]
         texts = [str(each) for each in arguments]
-        process = _Process(program, texts, *self._files, dict(env or os.environ), str(cwd or Path.cwd()))
+        process = _Process(program, texts, self._files, dict(env or os.environ), str(cwd or Path.cwd()))
         self._process = SERVER.Process(target=process.become)
         self._process.start()
         assert self._process.pid is not None

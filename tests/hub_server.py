@@ -184,6 +184,7 @@ class Machine:
     def run(self, *arguments: object, **settings: str) -> Outcome:
         process = self.start(*arguments, **settings)
         stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode is not None
         return Outcome(process.returncode, stdout, stderr)
 
     def refused(self, model: str, *arguments: str, code: int = 2, **settings: str) -> str:

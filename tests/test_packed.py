@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,8 @@ def test_keep_writes_masks_into_codes(
     options = ("--method", "wanda", "--calibration", tokens_file, "--sparsity", 0.5, *QUICK)
     held, prune = {}, BlockPruner.prune
 
-    def watch(pruner: BlockPruner, inputs: LinearInputs) -> None:
-        prune(pruner, inputs)
+    def watch(pruner: BlockPruner, together: Sequence[LinearInputs]) -> None:
+        prune(pruner, together)
         held.update({name: result.stored.dtype for name, result in pruner.pruned.items()})
 
     monkeypatch.setattr(BlockPruner, "prune", watch)

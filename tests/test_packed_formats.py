@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 from prune_cli.model.open_checkpoint import open_checkpoint
 from prune_cli.packed.codes import E2M1, E4M3, Int8, Int32Words
 from prune_cli.packed.dequantised import Dequantised
+from prune_cli.packed.weight import Parts
 from tests import packed_files as packed
 from tests.tiny import load_plain, save_tiny
 
@@ -211,7 +212,7 @@ def test_new_codes(tmp_path: Path, plain: Path, kind: str) -> None:
     counted = weight.zeros({**parts, "codes": codes}, masked.dtype)
     assert (counted is None) == ("zeros" in parts)
     assert counted in (None, int((masked == 0).sum()))
-    tiny = {**parts, "codes": codes, "scales": parts["scales"].float() * 0 + 2.0**-140}
+    tiny: Parts = {**parts, "codes": codes, "scales": parts["scales"].float() * 0 + 2.0**-140}
     assert weight.zeros(tiny, masked.dtype) is None
     assert torch.equal(weight.decode({**parts, "codes": weight.encode(parts, old)}), old)
 

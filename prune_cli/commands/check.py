@@ -53,7 +53,7 @@ def check(
     figures in it are taken. Exit codes: 0 all rules hold, 1 a rule fails, 2 the request was wrong or a rule cannot be
     decided.
     """
-    limits = {
+    limits: dict[str, str | None] = {
         "--max-perplexity": max_perplexity,
         "--max-perplexity-increase": max_perplexity_increase,
         "--max-kl": max_kl,
