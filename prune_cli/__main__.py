@@ -1,3 +1,3 @@
-from prune_cli.cli import app
+from prune_cli.cli import run
 
-app()
+run()

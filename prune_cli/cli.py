@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -11,7 +13,7 @@ from prune_cli.commands.bench import bench
 from prune_cli.commands.check import check
 from prune_cli.commands.compare import compare
 from prune_cli.commands.convert import convert
-from prune_cli.commands.error_handling import refuse_several_processes
+from prune_cli.commands.error_handling import INTERRUPTED, refuse_several_processes
 from prune_cli.commands.evaluate import evaluate
 from prune_cli.commands.help import Command, Commands
 from prune_cli.commands.inspect import inspect
@@ -24,6 +26,7 @@ from prune_cli.commands.report import report
 from prune_cli.commands.soup import soup
 from prune_cli.commands.sweep import sweep
 from prune_cli.commands.verify import verify
+from prune_cli.ranks.environment import process_count
 from prune_cli.version import __version__
 
 app = typer.Typer(
@@ -75,3 +78,17 @@ app.command(cls=Command)(sweep)
 app.command(cls=Command)(push)
 app.command(cls=Command)(report)
 app.command(cls=Command)(verify)
+
+
+def run() -> None:
+    """The program. It ends at once after an interrupt, and after the failure of one of several processes."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED or (end.code and process_count() > 1):
+            # Python would wait for a thread that a library was just starting, and gloo for the lost process: forever.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise

@@ -48,12 +48,12 @@ class _Process:
         _read_the_environment_again()
         sys.argv = ["prune-cli" if self.program is None else "-c", *self.arguments]
         if self.program is None:
-            from prune_cli.cli import app
+            from prune_cli.cli import run
             from prune_cli.report.html import charts
 
             # Each takes longer than a tiny run; tests/test_page.py draws them.
             charts.draw = lambda data, spec: "<svg></svg>"
-            app()
+            run()
         else:
             for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
                 del sys.modules[name]
@@ -117,16 +117,6 @@ def run_program(program: str, *arguments: object, **options: object) -> subproce
     return subprocess.CompletedProcess([program, *map(str, arguments)], run.returncode or 0, stdout, stderr)
 
 
-# As conftest does, which tells why.
-_WITHOUT_CHARTS = """
-from prune_cli.cli import app
-from prune_cli.report.html import charts
-
-charts.draw = lambda data, spec: "<svg></svg>"
-app()
-"""
-
-
 def forked_ranks(count: int, *arguments: object) -> list[ForkedRun]:
     """The same command in `count` processes, told of each other as torchrun tells them."""
     with socket.socket() as free:
@@ -134,7 +124,4 @@ def forked_ranks(count: int, *arguments: object) -> list[ForkedRun]:
         port = free.getsockname()[1]
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     every = {**os.environ, **where, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    return [
-        ForkedRun(*arguments, program=_WITHOUT_CHARTS, env={**every, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
+    return [ForkedRun(*arguments, env={**every, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]

@@ -17,7 +17,7 @@ from rich.console import Console
 from prune_cli.errors import EndedElsewhereError, LostRankError, PruneError, RequestError
 from prune_cli.ranks.environment import is_first, process_count
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 @contextmanager
@@ -44,10 +44,10 @@ def report_failures(
         yield
     except (Exception, KeyboardInterrupt) as error:
         if not _tells(error):
-            raise typer.Exit(_INTERRUPTED if interrupted else getattr(error, "exit_code", 1)) from error
+            raise typer.Exit(INTERRUPTED if interrupted else getattr(error, "exit_code", 1)) from error
         # An interrupt inside a library may come out of it as an error of its own.
         if (interrupted and not isinstance(error, LostRankError)) or isinstance(error, KeyboardInterrupt):
-            _fail(interrupted_says or _how_to_continue(out), _INTERRUPTED, as_json=as_json)
+            _fail(interrupted_says or _how_to_continue(out), INTERRUPTED, as_json=as_json)
         sentence = _sentence(error)
         if sentence is None:
             raise
@@ -100,7 +100,7 @@ def _how_to_continue(out: Path | None) -> str:
 
 
 def _fail(message: str, code: int, *, as_json: bool) -> None:
-    typer.echo(f"Error: {message}" if code != _INTERRUPTED else message, err=True)
+    typer.echo(f"Error: {message}" if code != INTERRUPTED else message, err=True)
     if as_json:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
     raise typer.Exit(code)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _SECONDS_BETWEEN_SIGNS = 0.5
 # So many of its signs a rank may miss while it is called for, before it counts as gone.
-_MISSED_SIGNS = 6
+_MISSED_SIGNS = 10
 _INTERRUPTED = 130
 _REASON, _CONTINUE = "reason", "--resume continues what is done so far"
 
@@ -155,13 +155,19 @@ class LifeSigns:
         return f"Rank {rank} of {self._ranks}{where}"
 
     def _gone(self) -> list[int]:
-        """The ranks that give no more signs; waits until all others have given one, or a reason is known."""
+        """The ranks that give no more signs; waits until all others have given two, or a reason is known."""
         before = {other: sign for other, (sign, _) in self._seen.items()}
+        # The first may have been given before the rank ended, and been read afterwards.
+        missing = dict.fromkeys(before, 2)
         last = time.monotonic() + _MISSED_SIGNS * _SECONDS_BETWEEN_SIGNS
         gone = list(before)
         while gone and self._elsewhere is None and not self._store_gone and time.monotonic() < last:
             time.sleep(_SECONDS_BETWEEN_SIGNS / 10)
-            gone = [other for other in gone if self._seen[other][0] == before[other]]
+            for other in gone:
+                sign = self._seen[other][0]
+                missing[other] -= sign != before[other]
+                before[other] = sign
+            gone = [other for other in gone if missing[other] > 0]
         self._lost += gone
         return gone
 
