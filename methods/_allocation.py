@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 from methods._torch import torch
 
-# No tensor keeps less than this share of the density that was asked for: an empty map would cut the model in two.
+# No tensor keeps less than this share of the density that was asked for: an empty layer would cut the model in two.
 _LEAST_KEPT = 0.02
 _BISECTIONS = 200
 # As in NanoQuant's shrinkage of such statistics.
@@ -42,7 +42,7 @@ def erk(
 ) -> dict[str, float]:
     """Densities in proportion to (in + out) / (in * out), none above 1 (Mocanu et al. 2018; Evci et al. 2020).
 
-    `shapes` are (out, in); `counts` are needed where tensors hold several maps of that shape.
+    `shapes` are (out, in); `counts` are needed where tensors hold several linear layers of that shape.
     """
     ratio = {name: (rows + inputs) / (rows * inputs) for name, (rows, inputs) in shapes.items()}
     counts = counts or {name: rows * inputs for name, (rows, inputs) in shapes.items()}
@@ -56,7 +56,7 @@ def erk(
 
 
 def outlier_share(scores: Sequence[torch.Tensor], times: float) -> float:
-    """The share of a block's scores, all its maps (out, in) together, above `times` their mean."""
+    """The share of a block's scores, all its linear layers (out, in) together, above `times` their mean."""
     total = sum(score.numel() for score in scores)
     mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / total
     return sum(int((score > times * mean).count_nonzero()) for score in scores) / total

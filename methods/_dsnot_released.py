@@ -19,7 +19,7 @@ def exchange(
     power: float,
     stop_on_sign: bool,
 ) -> torch.Tensor:
-    """The mask (out, in) after the exchanges; github.com/zyxxmu/DSnoT, every map refined.
+    """The mask (out, in) after the exchanges; github.com/zyxxmu/DSnoT, every linear layer refined.
 
     Means are sums over a sample's tokens (`sample_sum`) and variances those within samples (`within_variance`), so the
     threshold depends on the length. Rows go on through their lists after they have stopped and when a side is used up,

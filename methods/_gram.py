@@ -1,4 +1,4 @@
-"""Parts that the solvers share: a damped Gram matrix, and the target that the pruned map should reproduce."""
+"""Parts that the solvers share: a damped Gram matrix, and the target that the pruned linear layer should reproduce."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def alpha_option() -> Any:
 def dense_target(weight: torch.Tensor, statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor:
     """W (alpha C + (1 - alpha) G) + alpha D (out, in): the right-hand side whose solution on all inputs is the target.
 
-    G = X'^T X' of the map's inputs, C = X^T X' with the dense model's inputs X (`cross`), D = R^T X' with what the
-    residual stream, which the map adds to, has lost so far (`drift`); without C it is W G, without D there is none.
+    G = X'^T X' of the layer's inputs, C = X^T X' with the dense model's inputs X (`cross`), D = R^T X' with what the
+    residual stream, which the layer adds to, has lost so far (`drift`); without C it is W G, without D there is none.
     """
     return weight @ mixed_gram(statistics, alpha) + drift(statistics, alpha)
 

@@ -39,7 +39,7 @@ def no_more(options: Any) -> tuple[str, ...]:
 class Method:
     """One weight-sparsity method: `prune` sees one linear layer at a time, and neither mutates nor reads anything else.
 
-    `needs` names the statistics of the map's calibration inputs that `prune` reads; empty means that no text is needed.
+    `needs` names the statistics of the layer's calibration inputs that `prune` reads; with none, no text is needed.
     `options` is a frozen dataclass whose fields carry `metadata={"help": ...}`, numbers also `least` and `most` where
     there are such; `more_needs` tells what they add.
     `solves` is true where kept weights get new values, `counts_rows` where each row loses as many as the others; else

@@ -1,4 +1,4 @@
-"""Which weights of a map compete with each other, and how many of them go."""
+"""Which weights of a linear layer compete with each other, and how many of them go."""
 
 from __future__ import annotations
 

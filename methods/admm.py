@@ -47,7 +47,7 @@ def prune(
 ) -> Pruned:
     """Minimise ||X W^T - X' W_new^T|| over sparse W_new (out, in); `gram` is (in, in).
 
-    For dense targets there are also `cross` (in, in) and, for a map that adds to the residual stream, `drift` (out,
+    For dense targets there are also `cross` (in, in) and, for a layer that adds to the residual stream, `drift` (out,
     in). With `sensitivity` (out,), squared derivatives by the outputs, rows compete by what their errors matter.
     Columns are scaled by d = sqrt(diag G), so that the scaled Gram matrix has a unit diagonal. Raises ValueError
     where it cannot be made positive definite. `relax` is the over-relaxation of Boyd et al. (2011), section 3.4.3.

@@ -68,7 +68,7 @@ def _needs_of_options(options: Options) -> tuple[str, ...]:
 METHOD = Method(
     summary="starts from the mask of wanda (or another) and exchanges weights until each row's expected error is gone",
     paper="Zhang et al., Dynamic Sparse No Training, arXiv:2310.08915",
-    cost="one forward pass, a few selections a map",
+    cost="one forward pass, a few selections a layer",
     needs=dsnot.STEP.needs,
     prune=prune,
     options=Options,

@@ -53,7 +53,7 @@ def keep_n_of_m(score: torch.Tensor, n: int, m: int) -> torch.Tensor:
 
 
 def squared_norms(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """diag(X^T X) of the inputs of one map, one batch after the other."""
+    """diag(X^T X) of the inputs of one layer, one batch after the other."""
     total = torch.zeros(inputs[0].shape[-1], dtype=torch.float64)
     for tensor in inputs:
         total += tensor.reshape(-1, tensor.shape[-1]).double().pow(2).sum(0)
@@ -70,11 +70,11 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
 
 
 def run_with_inputs(
-    model: Any, batches: Sequence[torch.Tensor], maps: dict[str, nn.Linear | Conv1D]
+    model: Any, batches: Sequence[torch.Tensor], layers: dict[str, nn.Linear | Conv1D]
 ) -> dict[str, list[torch.Tensor]]:
-    """One whole forward of the model per batch; the inputs that each of `maps` saw."""
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in maps}
-    hooks = [module.register_forward_pre_hook(_remember(seen[name])) for name, module in maps.items()]
+    """One whole forward of the model per batch; the inputs that each of `layers` saw."""
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    hooks = [module.register_forward_pre_hook(_remember(seen[name])) for name, module in layers.items()]
     for batch in batches:
         model(input_ids=batch, use_cache=False)
     for hook in hooks:
@@ -103,30 +103,30 @@ def prune_whole_model(
     """Prune a model that lies in memory whole, in place, running all of it again for every step.
 
     by="block": the authors' protocol, all statistics of a block from its dense weights, earlier blocks pruned.
-    by="sublayer": a map's statistics are taken when all maps that run before it are pruned.
+    by="sublayer": a layer's statistics are taken when all layers that run before it are pruned.
     """
     for block in blocks:
-        maps, experts = linear_layers(block), experts_of(block)
+        layers, experts = linear_layers(block), experts_of(block)
         if by == "block":
-            seen = run_with_inputs(model, batches, maps)
+            seen = run_with_inputs(model, batches, layers)
             calls = {name: calls_of(model, batches, module) for name, module in experts.items()}
             for name, inputs in seen.items():
                 if inputs:
-                    _prune_module(maps[name], inputs, score, choose)
+                    _prune_module(layers[name], inputs, score, choose)
             for name, module in experts.items():
                 prune_experts(module, calls[name], score, choose, by=by)
         else:
-            for name in _in_order_of_calls(model, batches[:1], {**maps, **experts}):
+            for name in _in_order_of_calls(model, batches[:1], {**layers, **experts}):
                 if name in experts:
                     prune_experts(experts[name], calls_of(model, batches, experts[name]), score, choose, by=by)
                     continue
-                seen = run_with_inputs(model, batches, {name: maps[name]})
-                _prune_module(maps[name], seen[name], score, choose)
+                seen = run_with_inputs(model, batches, {name: layers[name]})
+                _prune_module(layers[name], seen[name], score, choose)
 
 
-def _in_order_of_calls(model: Any, batches: Sequence[torch.Tensor], maps: dict[str, nn.Module]) -> list[str]:
+def _in_order_of_calls(model: Any, batches: Sequence[torch.Tensor], layers: dict[str, nn.Module]) -> list[str]:
     order: list[str] = []
-    hooks = [module.register_forward_pre_hook(_note(order, name)) for name, module in maps.items()]
+    hooks = [module.register_forward_pre_hook(_note(order, name)) for name, module in layers.items()]
     for batch in batches:
         model(input_ids=batch, use_cache=False)
     for hook in hooks:

@@ -155,7 +155,7 @@ def test_statistics_of_another_text_or_model_are_refused(
         assert told in " ".join(refused.stderr.split())
     refused = command("prune", models["mpt"], tmp_path / "b", "-m", "wanda", "--statistics", saved)
     assert refused.code == 2
-    assert "decides map by map" in " ".join(refused.stderr.split())
+    assert "decides layer by layer" in " ".join(refused.stderr.split())
 
 
 def test_a_dry_run_tells_the_sizes_that_the_run_reports(

@@ -1,4 +1,4 @@
-"""Which maps add to the residual stream, and what --target dense makes of what the stream has lost."""
+"""Which layers add to the residual stream, and what --target dense makes of what the stream has lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prune_cli.model.streamed_model import StreamedModel
 from tests.conftest import token_ids
 from tests.tiny import save_tiny
 
-# What a block adds to its input, as the architecture's own code has it: map -> factor.
+# What a block adds to its input, as the architecture's own code has it: layer -> factor.
 ADDS: dict[str, dict[str, float]] = {
     "llama-untied": {"self_attn.o_proj": 1, "mlp.down_proj": 1},
     "phi3": {"self_attn.o_proj": 1, "mlp.down_proj": 1},
@@ -30,7 +30,7 @@ ADDS: dict[str, dict[str, float]] = {
     # Norms on the outputs of attention and MLP.
     "gemma2": {},
     "olmo2": {},
-    # The experts' output is no map's.
+    # The experts' output is no layer's.
     "mixtral": {},
 }
 
@@ -58,7 +58,7 @@ def test_the_maps_that_add_are_found_and_the_drift_is_followed(kind: str, dtype:
             with residual_drift(stream, beside, residual_factors(beside, block, names)) as drift:
                 found = {name for name in names if drift.at(name, 2) is not None}
                 assert {name.partition(f".{block}.")[2] for name in found} == wanted.keys()
-                assert drift.at(names[0], 1) is None, "a map that some batches do not reach has none"
+                assert drift.at(names[0], 1) is None, "a layer that some batches do not reach has none"
                 last = None
                 for (name, _), (same, _) in zip(
                     stream.pause_at(block, names), beside.pause_at(block, names), strict=True

@@ -35,7 +35,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _inner(experts: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
-    """What the last map of an expert gets."""
+    """What the last layer of an expert gets."""
     weight = experts.gate_up_proj[expert]
     if experts.is_transposed:
         return experts._apply_gate(rows @ weight + experts.gate_up_proj_bias[expert])
@@ -44,7 +44,7 @@ def _inner(experts: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _zero(weight: torch.Tensor, inner: torch.Tensor) -> None:
-    """Half of the inputs of a map (out, in), those with the lowest |W| ||x||, get zeros."""
+    """Half of the inputs of a layer (out, in), those with the lowest |W| ||x||, get zeros."""
     score = weight.abs().sum(0) * inner.square().sum(0).sqrt()
     weight[:, score.argsort(descending=True, stable=True)[len(score) // 2 :]] = 0
 

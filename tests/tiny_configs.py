@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 VOCABULARY = 128
 BOS, EOS = 0, 1
 
-# Wide enough that a map of 32 inputs keeps the size of what it is given, so that logits depend on every block.
+# Wide enough that a layer of 32 inputs keeps the size of what it is given, so that logits depend on every block.
 _SPREAD = 0.16
 _WINDOW = 8
 
@@ -67,7 +67,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text": ("gemma3_text", {**_GEMMA, "sliding_window_pattern": 2}),
     "phi3": ("phi3", {**_GROUPED, "original_max_position_embeddings": 64}),
     "opt": ("opt", {**_OPT, "word_embed_proj_dim": 32}),
-    # The layout of opt-350m: maps around the blocks, and norms after the sums.
+    # The layout of opt-350m: layers around the blocks, and norms after the sums.
     "opt-projected": ("opt", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "gpt2": ("gpt2", _GPT),
     "gpt_neox": ("gpt_neox", {**_DENSE, "hidden_dropout": 0.0, "attention_dropout": 0.0}),
@@ -96,7 +96,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size": 32,
             "num_hidden_layers": 3,
             "state_size": 8,
-            # The default would give the step's map two inputs, too few for a pattern of four or eight.
+            # The default would give the step's layer two inputs, too few for a pattern of four or eight.
             "time_step_rank": 8,
         },
     ),
@@ -202,7 +202,7 @@ _RULED: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Models whose experts are computed in ways of their own, for the tests of experts.
 _OWN_EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
-    # One below the other, the last map (in, out).
+    # One below the other, the last layer (in, out).
     "dbrx": (
         "dbrx",
         {

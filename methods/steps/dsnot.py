@@ -82,7 +82,7 @@ def _exchange(rows: _Rows, pattern: Pattern, cycles: int) -> torch.Tensor:
 
 
 class _Rows:
-    """The rows of one map on their way: masks, expected errors, and the pruned weights in the order of growing."""
+    """The rows of one layer on their way: masks, expected errors, and the pruned weights in the order of growing."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ STEP = Step(
     changes="mask",
     summary="grows back pruned weights and prunes others in their place until each row's expected error is gone",
     paper="Zhang et al., Dynamic Sparse No Training, arXiv:2310.08915",
-    cost="means and variances beside the norms, a few selections a map",
+    cost="means and variances beside the norms, a few selections a layer",
     needs=("sq_norm", "mean", "variance"),
     improve=improve,
     options=Options,

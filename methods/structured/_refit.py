@@ -1,4 +1,4 @@
-"""What is left takes over: new values for the kept input columns of a map whose other inputs are gone."""
+"""What is left takes over: new values for the kept input columns of a linear layer whose other inputs are gone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How much a hidden unit matters: the rules of the papers, each a number per unit from weights and their inputs.
 
-Statistics are of the consuming map's inputs: `sq_norm` and `variance` (in,).
+Statistics are of the consuming linear layer's inputs: `sq_norm` and `variance` (in,).
 """
 
 from __future__ import annotations

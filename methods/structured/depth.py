@@ -35,7 +35,7 @@ class Options:
     refit: Literal["all", "none"] = field(
         default="all",
         metadata={
-            "help": "what makes up for the blocks: the maps of the blocks behind the first that goes are fitted by "
+            "help": "what makes up for the blocks: the layers of the blocks behind the first that goes are fitted by "
             "least squares to the dense model"
         },
     )
@@ -48,7 +48,7 @@ class Options:
 
     @property
     def fits(self) -> bool:
-        """Whether maps are fitted."""
+        """Whether linear layers are fitted."""
         return self.refit == "all"
 
 
@@ -101,7 +101,7 @@ METHOD = StructuredMethod(
     cost="influence and angular: one forward pass of the calibration text. greedy: per removed block as much computing "
     "as about blocks/2 passes of its windows (-o windows=16), with one read of the weights or a few, and with a refit "
     "three passes of two streams of four times the windows. refit: one pass "
-    "of two streams of hidden states, and Gram matrices of the inputs of the maps that are fitted",
+    "of two streams of hidden states, and Gram matrices of the inputs of the layers that are fitted",
     needs=("hidden states between the blocks, or the loss without each",),
     unit="blocks",
     options=Options,

@@ -1,4 +1,4 @@
-"""Width: channels of the MLPs and attention heads go, and the maps that read them are fitted anew."""
+"""Width: channels of the MLPs and attention heads go, and the linear layers that read them are fitted anew."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Options:
     refit: Literal["all", "consumers", "bias", "none"] = field(
         default="all",
         metadata={
-            "help": "what makes up for them: all maps of the block are fitted by least squares, or those that read the "
-            "units (consumers), or their bias takes the mean of what is lost (bias, where there is one)"
+            "help": "what makes up for them: all layers of the block are fitted by least squares, or those that read "
+            "the units (consumers), or their bias takes the mean of what is lost (bias, where there is one)"
         },
     )
     multiple: int | None = field(
@@ -76,7 +76,7 @@ class Options:
 
 
 def statistics_for(options: Options) -> tuple[str, ...]:
-    """What must be known of the inputs of a map that reads units."""
+    """What must be known of the inputs of a linear layer that reads units."""
     gram = ("gram",) if options.score == "obs" or options.fits else ()
     return (*gram, *NEEDS.get(options.score, ()), *(("mean",) if options.refit == "bias" else ()))
 
@@ -96,7 +96,7 @@ def kept_units(units: int, sparsity: float, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """`kept` (keep,) of the units in order, `weight` (out, keep * width), `bias` (out,) where the map has one."""
+    """`kept` (keep,) of the units in order, `weight` (out, keep * width), `bias` (out,) where the layer has one."""
 
     kept: torch.Tensor
     weight: torch.Tensor
@@ -111,7 +111,7 @@ def narrow(
     keep: int,
     options: Options,
 ) -> Narrowed:
-    """Choose the `keep` units that stay and the values of the map that reads them.
+    """Choose the `keep` units that stay and the values of the linear layer that reads them.
 
     Where there is a `bias`, Gram, cross and drift statistics have one more input at the end that is always 1.
     Raises ValueError where the inputs' Gram matrix stays singular.
@@ -138,7 +138,7 @@ def narrow(
 def fitted(
     weight: torch.Tensor, gram: torch.Tensor, target: torch.Tensor, columns: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """The least squares for `columns` of a map (out, in), and what the report should know of it."""
+    """The least squares for `columns` of a linear layer (out, in), and what the report should know of it."""
     new, used = least_squares(weight, gram, target, columns, options.damping)
     return new, raised_damping(options.damping, used)
 
@@ -152,8 +152,8 @@ METHOD = StructuredMethod(
     paper="Wang et al., CFSP, arXiv:2409.13199; An et al., FLAP, arXiv:2312.11983; obs: Hassibi & Stork, Second Order "
     "Derivatives for Network Pruning, NIPS 1992, for whole units",
     cost="one forward pass, a second stream of dense hidden states unless alpha=0, and Gram matrices of the inputs of "
-    "the maps that are fitted; obs: as inverting the Gram matrix of the MLP's width",
-    needs=("inputs of the maps",),
+    "the layers that are fitted; obs: as inverting the Gram matrix of the MLP's width",
+    needs=("inputs of the linear layers",),
     unit="channels or heads",
     options=Options,
     needs_text=_needs_text,

@@ -163,14 +163,14 @@ Seed = Annotated[int, typer.Option(help="Of samples and of random choices.", ric
 CalibrateBy = Annotated[
     str,
     typer.Option(
-        help="sublayer: one pass, a map sees the maps before it pruned; block: two passes, like the authors.",
+        help="sublayer: one pass, a layer sees the layers before it pruned; block: two passes, like the authors.",
         rich_help_panel=TEXT,
     ),
 ]
 Target = Annotated[
     str | None,
     typer.Option(
-        help="What solvers, swaps and --reconstruct follow. pruned: what the dense map gives on its inputs now; dense: "
+        help="What solvers, swaps and --reconstruct follow. pruned: what the dense one gives on its inputs now; dense: "
         "what it gave in the dense model (a second stream of hidden states; much better) [default: pruned].",
         rich_help_panel=TEXT,
     ),

@@ -25,7 +25,7 @@ def report(
 ) -> None:
     """One HTML page of one report, or of several side by side.
 
-    The page is a single file that loads nothing: figures, charts by block and by kind of map, every tensor with a
+    The page is a single file that loads nothing: figures, charts by block and by kind of layer, every tensor with a
     search, and the command that repeats the run. Every prune writes it too, as OUT/prune_report.html.
     """
     with report_failures(as_json=as_json, verbose=verbose):

@@ -1,6 +1,6 @@
 """Inputs of paused batches wait in memory up to a limit, and beyond it in files without a name.
 
-At a map, every batch waits with the map's input, which in an MLP is several times as wide as the hidden states.
+At a layer, every batch waits with the layer's input, which in an MLP is several times as wide as the hidden states.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ActivationOffload:
-    """Where the inputs of batches wait that stop at the same map; the files lie in `folder` while they are needed."""
+    """Where the inputs of batches wait that stop at the same layer; the files lie in `folder` while they are needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,7 +27,7 @@ class ActivationOffload:
         self._parked: list[weakref.ref[torch.Tensor]] = []
 
     def next_layer(self) -> None:
-        """The batches go on to another map."""
+        """The batches go on to another linear layer."""
         self._held = 0
         self._parked = [reference for reference in self._parked if reference() is not None]
 

@@ -1,7 +1,7 @@
 """Runs a model's own forward for every batch side by side, one block at a time.
 
 Each batch is a coroutine (a greenlet) inside its own complete `model.forward`. It pauses where the next block begins,
-so that the conductor can change the weights in memory, and at linear layers, so that a map's inputs are known for all
+so that the conductor can change the weights in memory, and at linear layers, so that a layer's inputs are known for all
 batches before its weight is decided. Nothing is assumed about the code between the blocks: it is the model's own.
 """
 
@@ -20,7 +20,7 @@ from prune_cli.engine.same_inputs import SameInputs
 from prune_cli.engine.waiting_batches import Call, Group, WaitingBatch, nowhere
 from prune_cli.errors import PruneError
 
-# Called when one batch passes a map in a rehearsal: (name of the map, the tensors that it is called with).
+# Called when one batch passes a linear layer in a rehearsal: (name of the layer, the tensors that it is called with).
 Observe = Callable[[str, list[torch.Tensor]], None]
 # Of where this process waits next, and the others of its run do: the earliest (a vote that all of them take).
 Agree = Callable[[int], int]
@@ -32,9 +32,9 @@ class Lockstep:
     """A context in which `blocks` belong to the conductor; leaving it ends all coroutines and restores the blocks.
 
     `forward` is called once for each of `batches`; call `start`, then `through` for every block in order, then, if the
-    outputs are wanted, `finish`. The inputs that batches wait with at maps are kept as `parking` says. Two of them may
+    outputs are wanted, `finish`. What batches wait with at layers is kept as `parking` says. Two of them may
     share the blocks: one is entered after the other, left before it, and they are moved one at a time. Where other
-    processes have batches too, `agree` makes all of them stop at the same maps.
+    processes have batches too, `agree` makes all of them stop at the same linear layers.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Lockstep:
         self._instead = instead
         try:
             for _ in self.pause_at(index, {}):
-                raise AssertionError("there is no map to stop at")
+                raise AssertionError("there is no layer to stop at")
         finally:
             self._instead = None
 
@@ -150,7 +150,7 @@ class Lockstep:
 
         With the name come the inputs, one per batch that waits, in a list that is emptied when they go on: when the
         next stop is asked for. Maps that read the same tensor are yielded while all batches but the first wait at the
-        first of them. A map that no batch reaches is not yielded, and one that only batches of other processes reach
+        first of them. A layer that no batch reaches is not yielded, and one that only batches of other processes reach
         comes without inputs. The iterator must be run to its end. If they shall pass `again`, the batches wait before
         the block afterwards, with the inputs that they had.
         """
@@ -185,7 +185,7 @@ class Lockstep:
         self._all_wait_at("rehearsed" if again else index + 1)
 
     def _first_stop(self, layers: Iterable[nn.Module], waiting: Container[nn.Module]) -> list[WaitingBatch]:
-        """The lanes at the earliest map that any lane waits at; empty when all have left the block."""
+        """The lanes at the earliest linear layer that any lane waits at; empty when all have left the block."""
         for module in layers:
             if module in waiting and (here := [batch for batch in self._batches if batch.place is module]):
                 return here
@@ -282,14 +282,14 @@ def tensors_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tens
 
 
 def _same_as(brought: Mapping[greenlet, SameInputs]) -> Callable[..., None]:
-    """A hook of a map that was dealt with while a batch still waited at an earlier one that reads the same tensor."""
+    """A hook of a layer that was dealt with while a batch still waited at an earlier one that reads the same tensor."""
     left = dict(brought)
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         before = left.pop(getcurrent(), None)
         if before is not None and not before.repeated(tensors_in(args, kwargs)):
             raise PruneError(
-                "The batches do not take the same way through a block of this architecture, so its maps cannot be "
+                "The batches do not take the same way through a block of this architecture, so its layers cannot be "
                 "pruned one after the other; please report it."
             )
 

@@ -1,8 +1,8 @@
-"""What the residual stream has lost where a map of the block adds to it, told without knowing the architecture.
+"""What the residual stream has lost where a layer of the block adds to it, told without knowing the architecture.
 
-Most blocks return their input plus the outputs of a few maps (attention's and the MLP's last), times a constant in some
-architectures. Which maps, is found by trying one batch; where a block works otherwise (norms on the outputs, experts),
-nothing is found and such maps follow their own dense outputs alone.
+Most blocks return their input plus the outputs of a few layers (attention's and the MLP's last), scaled in some
+architectures. Which ones, is found by trying one batch; where a block works otherwise (norms on the outputs, experts),
+nothing is found and such linear layers follow their own dense outputs alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ResidualDrift:
         self._lost = lost
 
     def at(self, name: str, batches: int) -> list[torch.Tensor] | None:
-        """What the output of the map `name` would have to add for each of the batches; None if it adds to nothing."""
+        """What the output of the layer `name` would have to add for each of the batches; None if it adds to nothing."""
         if name not in self._factors or batches != len(self._lost):
             return None
         return [lost / self._factors[name] for lost in self._lost]
@@ -65,7 +65,7 @@ def _adds(stream: Stream, lost: list[torch.Tensor], factor: float) -> Callable[.
 
 
 def residual_factors(dense: Stream, block: int, names: Sequence[str]) -> dict[str, float]:
-    """Map name -> how many times its output is in what `block` adds; empty if that is no sum of outputs of maps.
+    """Layer's name -> how many times its output is in what `block` adds; empty if that is no sum of such outputs.
 
     `dense` waits before the block; `names` are the linear layers that it has.
     """

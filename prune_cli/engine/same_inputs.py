@@ -9,7 +9,7 @@ import torch
 
 
 class SameInputs:
-    """Tells whether the batches bring the very tensors that they brought to the previous map (q/k/v, gate/up)."""
+    """Tells whether the batches bring the very tensors that they brought to the previous layer (q/k/v, gate/up)."""
 
     def __init__(self, inputs: Sequence[torch.Tensor] = ()) -> None:
         self._last = [(weakref.ref(tensor), tensor._version) for tensor in inputs]

@@ -76,7 +76,7 @@ class Stream:
     def pause_at(
         self, block: int, names: Sequence[str], *, again: bool = False
     ) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """Stop at the maps of the tensors `names`, in the order of the forward: the name and one input per batch.
+        """Stop at the layers of the tensors `names`, in the order of the forward: the name and one input per batch.
 
         At the experts of a block all batches stop once, and the name is that of their module. If they shall pass
         `again`, all wait before the block afterwards.
@@ -120,7 +120,7 @@ class Stream:
         return self._lockstep.probe(block)
 
     def stop_at_head(self, name: str) -> list[torch.Tensor]:
-        """Go on from the last block to the map of the tensor `name`; returns its inputs, one per batch."""
+        """Go on from the last block to the linear layer of the tensor `name`; returns its inputs, one per batch."""
         return self._lockstep.stop_after_blocks(self.module(name))
 
     def last_states(self) -> list[torch.Tensor]:

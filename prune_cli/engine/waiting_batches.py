@@ -40,9 +40,9 @@ class WaitingBatch:
 
 
 class Group:
-    """Batches that wait at the same map. The first of them goes ahead through the maps that read the same tensor.
+    """Batches that wait at the same layer. The first of them goes ahead through the layers that read the same tensor.
 
-    A vote is the number of the map where a process would stop next, doubled, and one more where that shares its inputs
+    A vote is the number of the layer where a process would stop next, doubled, and one more where it shares its inputs
     with the stop before: the least vote wins, so nobody takes for shared what is new to another process.
     """
 
@@ -53,7 +53,7 @@ class Group:
         self._continued = False
 
     def goes_on(self, waiting: Container[Hashable]) -> bool:
-        """Whether the first batch is at a map that is still to be stopped at, with the same inputs."""
+        """Whether the first batch is at a linear layer that is still to be stopped at, with the same inputs."""
         if not self.batches:
             return False
         first = self.batches[0]
@@ -79,7 +79,7 @@ class Group:
 
 
 def nowhere(modules: Sequence[nn.Module]) -> int:
-    """The vote of a process none of whose batches waits at a map."""
+    """The vote of a process none of whose batches waits at a linear layer."""
     return 2 * len(modules)
 
 

@@ -1,4 +1,4 @@
-"""Experts: where a checkpoint keeps their matrices, and what comes to and out of their last map.
+"""Experts: where a checkpoint keeps their matrices, and what comes to and out of their last linear layer.
 
 transformers computes all experts of a block in one module; `expert_kinds.py` has the ways in which it does.
 """
@@ -129,7 +129,7 @@ def _with_identities(model: nn.Module) -> list[tuple[nn.Module, ExpertsKind]]:
 
 
 def before_down(module: nn.Module, expert: int, rows: torch.Tensor) -> torch.Tensor:
-    """What the last map of `expert` gets for `rows` (tokens, in) of the experts' input, as the module computes it."""
+    """What the last layer of `expert` gets for `rows` (tokens, in) of the experts' input, as the module computes it."""
     return _kind(module).before_down(module, expert, rows)
 
 

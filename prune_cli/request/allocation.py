@@ -57,7 +57,7 @@ class Strategy:
 STRATEGIES: dict[str, Strategy] = {
     "uniform": Strategy("Every tensor gives the same share.", "the papers' own setting", "none"),
     "erk": Strategy(
-        "Density in proportion to (in + out) / (in x out): small maps keep more.",
+        "Density in proportion to (in + out) / (in x out): small layers keep more.",
         "Mocanu et al. 2018; Evci et al., arXiv:1911.11134",
         "none",
     ),

@@ -1,4 +1,4 @@
-"""What is done to each map: a method, then the steps that follow it, each with its options. No torch here."""
+"""What is done to each linear layer: a method, then the steps that follow it, each with its options. No torch here."""
 
 from __future__ import annotations
 

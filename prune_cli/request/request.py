@@ -127,7 +127,7 @@ class PruneRequest:
             if self.statistics is not None or self.save_statistics is not None:
                 raise RequestError(
                     "--statistics and --save-statistics are for methods that see the whole model before they decide "
-                    f"({', '.join(structured_names())}), and {self.method} decides map by map: leave them out."
+                    f"({', '.join(structured_names())}), and {self.method} decides layer by layer: leave them out."
                 )
         if self.compare_calibration is not None and self.method != "experts":
             raise RequestError(f"--compare-calibration is for --method experts, not {self.method}: leave it out.")
@@ -194,7 +194,7 @@ class PruneRequest:
                 "leave it out, add --reconstruct, or use --method admm or sparsegpt."
             )
         if self.target == "dense" and self.calibrate_by == "block":
-            raise RequestError("--target dense needs --calibrate-by sublayer: the two streams stop at every map.")
+            raise RequestError("--target dense needs --calibrate-by sublayer: the two streams stop at every layer.")
 
     def _check_self_calibration(self, pipeline: Pipeline) -> None:
         asked = self.self_calibration

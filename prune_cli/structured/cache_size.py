@@ -21,7 +21,7 @@ _HEAD_DIM = ("head_dim", "kv_channels", "d_kv")
 def cache_bytes(model: Any) -> int | None:
     """Bytes a token in the dtype of `model`, which is on meta; None for a model that keeps no such cache.
 
-    Told by a forward, or, where that looks into its tensors, by the maps that make keys and values, or by the config.
+    Told by a forward, or, where that looks into its tensors, by the layers that make keys and values, or by the config.
     """
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return None
@@ -45,7 +45,7 @@ def _cache_size(model: Any, tokens: int) -> int | None:
 
 
 def _by_maps(model: Any) -> int | None:
-    """What the maps that make keys and values give for a token."""
+    """What the linear layers that make keys and values give for a token."""
     _, blocks = find_blocks(model)
     made = [
         module.out_features

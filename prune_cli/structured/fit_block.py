@@ -28,7 +28,7 @@ from prune_cli.structured.units import CoupledGroup
 class NarrowedBlock:
     """`tensors`: what changed, as stored in the output; `kept`: part -> the units that stay; errors by tensor.
 
-    `makes_up`: whether maps of the block also make up for what the residual stream has lost before it.
+    `makes_up`: whether linear layers of the block also make up for what the residual stream has lost before it.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class BlockNarrower:
         return as_matrix(info, self._tensors[info.entry.name]).to(self._model.device, torch.float32)
 
     def _bias_of(self, info: TensorInfo) -> str | None:
-        """The bias of the map that `place` is the weight of, where the checkpoint has one."""
+        """The bias of the linear layer that `place` is the weight of, where the checkpoint has one."""
         wanted = f"{info.module_name}.bias"
         return next((name for name in self._tensors if self._model.tensor_map[name].parameter == wanted), None)
 
@@ -207,7 +207,7 @@ class BlockNarrower:
         bias_name: str | None,
         statistics: dict[str, torch.Tensor],
     ) -> None:
-        """A map that keeps its inputs is fitted to what the dense one gave, which its inputs no longer do."""
+        """A linear layer that keeps its inputs is fitted to what the dense one gave, which its inputs no longer do."""
         if "cross" not in statistics and "drift" not in statistics:
             return
         with_bias = weight if bias is None else torch.cat([weight, bias[:, None]], 1)

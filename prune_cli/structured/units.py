@@ -70,9 +70,9 @@ class UnitLayout:
 class CoupledGroup:
     """The MLP's channels or attention's heads of all blocks: `units` of them a block, of which `keep` stay.
 
-    `consumers` maps a block to the map that reads the units, `width` inputs each; `slices` and `blocks` have every
+    `consumers` maps a block to the layer that reads the units, `width` inputs each; `slices` and `blocks` have every
     tensor that shrinks; `changes` are the new values of the text config. `sizes` has blocks that keep another number.
-    Of `experts`, each has so many units, and `consumers` has the last map of one of them, which stands for all.
+    Of `experts`, each has so many units, and `consumers` has the last layer of one of them, which stands for all.
     """
 
     name: GroupName
@@ -87,7 +87,7 @@ class CoupledGroup:
     experts: int = 1
 
     def reads(self, name: str, infos: Mapping[str, TensorInfo]) -> bool:
-        """Whether the tensor `name` is a map that reads the units."""
+        """Whether the tensor `name` is a linear layer that reads the units."""
         expert = infos[name].expert
         return name in self.consumers.values() or (name in self.slices and expert is not None and expert.down)
 

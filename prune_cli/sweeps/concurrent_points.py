@@ -1,6 +1,6 @@
 """Takes several points through the model side by side: each block is read once for all of them.
 
-What the maps of a point see depends on everything that was pruned before, so points share no statistics. They share
+What the layers of a point see depends on everything that was pruned before, so points share no statistics. They share
 what is the same for all: the tokens, the reading of the block, and the dense model that `--target dense` follows.
 """
 
@@ -78,7 +78,7 @@ def _dense_stream(
 
 
 def _follow(point_runs: Sequence[PointRun], dense: Stream, block: int) -> None:
-    """Take those that follow the dense model through a block, side by side at every map."""
+    """Take those that follow the dense model through a block, side by side at every linear layer."""
     followers = [point_run for point_run in point_runs if point_run.follows_dense]
     dense.load(block)
     for point_run in followers:

@@ -104,7 +104,7 @@ def _global(run: Run[PruningPlan], inside: Sequence[str]) -> tuple[dict[str, flo
 
 
 def _dense_scores(run: Run[PruningPlan]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-    """Block by block the Wanda scores (out, in) of its maps to prune, on the dense model's own inputs."""
+    """Block by block the Wanda scores (out, in) of its linear layers to prune, on the dense model's own inputs."""
     plan = run.plan
     with Stream(plan.model, run.batches(), ranks=plan.ranks) as stream:
         for block in range(len(plan.model.blocks)):

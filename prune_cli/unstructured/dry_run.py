@@ -134,7 +134,7 @@ def _classes(plan: PruningPlan) -> list[ClassOfTensors]:
 
 
 def _working_memory(plan: PruningPlan, tokens: int | None) -> int:
-    """Weights of a block as computed with, its largest map a few times over, Gram matrices, paused hidden states."""
+    """Weights of a block as computed with, its largest layer a few times over, Gram matrices, paused hidden states."""
     itemsize = plan.dtype.itemsize
     streams = 2 if plan.request.target == "dense" else 1
     infos = [plan.decisions[name].info for name in plan.pruned_names()]

@@ -66,9 +66,9 @@ def plan_tensors(model: StreamedModel, request: PruneRequest, pipeline: Pipeline
 
 
 def _chosen(infos: Mapping[str, TensorInfo], request: PruneRequest) -> set[str]:
-    """A pattern that matches maps pruned by default narrows the run to them; any other adds what it names.
+    """A pattern that matches linear layers pruned by default narrows the run to them; any other adds what it names.
 
-    Of an extra head it adds the maps, where it matches any.
+    Of an extra head it adds the linear layers, where it matches any.
     """
     check_globs(infos, request)
     default = {name for name, info in infos.items() if not info.head and _is_map(info)}

@@ -36,9 +36,9 @@ class Experts:
     dense: AtExperts | None = None
 
     def inputs(self, *, from_dense_block: bool) -> Iterator[list[LinearInputs]]:
-        """What can be pruned side by side: the maps of one expert for every rank, each to be pruned before the next.
+        """What can be pruned side by side: the layers of one expert for every rank, each to be pruned before the next.
 
-        The inputs of an expert's last map come from the pruned ones before it, or else `from_dense_block`.
+        The inputs of an expert's last linear layer come from the pruned ones before it, or else `from_dense_block`.
         """
         aligned = self.here.every_token
         own = (_OWN_TARGET,) if self.dense is not None and not aligned else ()
@@ -57,7 +57,7 @@ class Experts:
             yield [each for e in abreast for each in early.pop(e, None) or self._maps(e, dense, tokens[e], down=True)]
 
     def _names(self, expert: int, *, down: bool) -> list[str]:
-        """The tensors with that map of the expert."""
+        """The tensors with that linear layer of the expert."""
         return [
             name
             for name, info in self.infos.items()

@@ -25,7 +25,7 @@ _HIGHEST_POWER = 127  # of two, in float32
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for every map of a run; `patterns` has one entry for each."""
+    """What is the same for every linear layer of a run; `patterns` has one entry for each."""
 
     pipeline: Pipeline
     patterns: Mapping[str, Pattern]

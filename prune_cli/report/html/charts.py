@@ -52,11 +52,11 @@ def is_flat(points: Sequence[Point]) -> bool:
 
 
 def charts_of(points: Sequence[Point], quantity: Quantity, *, several: bool) -> list[Chart]:
-    """By block and by kind of map; `several` reports are told from each other by colour, else the kinds are."""
+    """By block and by kind of layer; `several` reports are told from each other by colour, else the kinds are."""
     series = "label" if several else "kind"
     charts = [_by_kind(points, quantity, several=several)]
     if any(point.block is not None for point in points):
-        caption = "Mean of the pruned maps of a block." if several else "Each kind of map, block by block."
+        caption = "Mean of the pruned layers of a block." if several else "Each kind of layer, block by block."
         charts.insert(0, by_block([point for point in points if point.block is not None], quantity, series, caption))
     return charts
 
@@ -126,10 +126,10 @@ def _by_kind(points: Sequence[Point], quantity: Quantity, *, several: bool) -> C
         ],
     }
     return Chart(
-        title=f"{quantity.title.capitalize()} by kind of map",
+        title=f"{quantity.title.capitalize()} by kind of layer",
         caption="Mean over the blocks; the line goes from the least to the greatest.",
         svg=draw(data, spec),
-        header=("kind of map", *(("report",) if several else ()), "mean", "least", "greatest"),
+        header=("kind of layer", *(("report",) if several else ()), "mean", "least", "greatest"),
         rows=[
             (kind, *((label,) if several else ()), *map(quantity.text, values[kind, label]))
             for kind in kinds

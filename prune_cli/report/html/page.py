@@ -123,10 +123,10 @@ def _error(reports: Sequence[Report], labels: Sequence[str]) -> Measured:
     title = "Output error"
     if not points:
         blind = all(report.calibration is None for report in reports)
-        why = "without calibration text there are no inputs to measure it on" if blind else "no sparse map has one"
+        why = "without calibration text there are no inputs to measure it on" if blind else "no sparse layer has one"
         return Measured(title, f"Not measured: {why}.", [])
     told = (
-        "How far the outputs of a map are from those of the dense map on the same inputs, ‖X(W−Ŵ)ᵀ‖² / ‖XWᵀ‖²: "
-        "0 is no difference, 1 as if the whole map were zero."
+        "How far the outputs of a layer are from those of the dense one on the same inputs, ‖X(W−Ŵ)ᵀ‖² / ‖XWᵀ‖²: "
+        "0 is no difference, 1 as if the whole layer were zero."
     )
     return Measured(title, told, charts_of(points, OUTPUT_ERROR, several=len(reports) > 1))

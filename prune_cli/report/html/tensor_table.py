@@ -1,4 +1,4 @@
-"""The tensors of one or several reports: which kind of map each is, its row in the table, its values for the charts."""
+"""The tensors of one or several reports: which kind of layer each is, its row in the table, values for the charts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _cells(tensor: TensorReport | None) -> list[Cell]:
 
 
 def kinds_of(names: Iterable[str]) -> dict[str, str]:
-    """What a map is called in every block: the fewest last parts of its name that tell it from the others.
+    """What a linear layer is called in every block: the fewest last parts of its name that tell it from the others.
 
     Numbers (of blocks, of experts) are no part of a kind: `model.layers.3.mlp.down_proj.weight` is a `down_proj`.
     """

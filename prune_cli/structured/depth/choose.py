@@ -88,7 +88,7 @@ class DepthRemoval:
             return Cost(choice, 0.0, how)
         # Both streams pass, in multiplications.
         fit = 1 + len(self.example().blocks) / len(prepared.model.blocks)
-        refit = f"Refitting what is left costs about {fit:.1f} forward passes, and Gram matrices of the maps' inputs."
+        refit = f"Refitting what is left costs about {fit:.1f} forward passes, and Gram matrices of the layers' inputs."
         return Cost(choice, fit, (*how, refit))
 
     def bytes_at_most(self) -> int:

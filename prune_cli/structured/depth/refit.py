@@ -138,7 +138,7 @@ class _Refitter:
             "notes": {names[name]: notes for name, notes in result.notes.items()},
             "makes_up": result.makes_up,
         }
-        # A map that no batch called stays as it was.
+        # A linear layer that no batch called stays as it was.
         changed = {new: result.tensors.get(name, tensors[name]) for name, new in names.items()}
         self.output.write_block(new, changed, record)
 
@@ -168,6 +168,6 @@ def _notes(refitter: _Refitter, output: OutputFolder) -> list[str]:
     if not alone:
         return []
     return [
-        f"In the output's blocks {', '.join(alone)} no maps add to the residual stream by themselves (experts, norms "
-        "on outputs): their maps follow the dense ones' own outputs, and do not make up for removed blocks."
+        f"In the output's blocks {', '.join(alone)} no layers add to the residual stream by themselves (experts, norms "
+        "on outputs): their layers follow the dense ones' own outputs, and do not make up for removed blocks."
     ]

@@ -46,7 +46,7 @@ class SlicedCheckpoint(Checkpoint):
 
 
 class ZeroedCheckpoint(Checkpoint):
-    """`source` with zeros in the maps that read units, for those that `kept` leaves out; `kept` as above."""
+    """`source` with zeros in the linear layers that read units, for those that `kept` leaves out; `kept` as above."""
 
     def __init__(
         self,

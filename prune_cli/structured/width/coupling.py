@@ -162,11 +162,11 @@ def _check_place(opened: OpenModel, name: str | None, parameter: str, group: Gro
     if info is None or info.entry.shape != tuple(opened.model.model.state_dict()[parameter].shape):
         raise RequestError(
             f"{parameter} would shrink with the {WORDS[group]}, but the checkpoint holds it in another layout than the "
-            "model computes with: only maps stored one to one can be narrowed (experts: --method experts)."
+            "model computes with: only linear layers stored one to one can be narrowed (experts: --method experts)."
         )
     if info.role not in ("linear map", "bias", "norm") or info.block is None:
         raise RequestError(
-            f"{name} would shrink with the {WORDS[group]}, but it is no map, bias or norm of a block "
+            f"{name} would shrink with the {WORDS[group]}, but it is no linear layer, bias or norm of a block "
             f"({info.reason or info.role}): this architecture cannot be narrowed so."
         )
 
@@ -189,7 +189,7 @@ def _shrinks(
 
 
 def _consumers(opened: OpenModel, smaller: Mapping[str, tuple[int, int, int]], group: GroupName) -> dict[int, str]:
-    """Of every block the one map that loses inputs."""
+    """Of every block the one linear layer that loses inputs."""
     found: dict[int, list[str]] = {}
     for name, (axis, _, _) in smaller.items():
         info = opened.model.tensor_map[name]
@@ -210,7 +210,7 @@ def _consumers(opened: OpenModel, smaller: Mapping[str, tuple[int, int, int]], g
     for block, names in found.items():
         if len(names) != 1:
             raise RequestError(
-                f"Block {block} has {len(names)} maps that read the {WORDS[group]}, where one is expected: "
+                f"Block {block} has {len(names)} linear layers that read the {WORDS[group]}, where one is expected: "
                 "this architecture cannot be narrowed so."
             )
     return {block: names[0] for block, names in found.items()}
@@ -219,7 +219,7 @@ def _consumers(opened: OpenModel, smaller: Mapping[str, tuple[int, int, int]], g
 def _one_width(smaller: Mapping[str, tuple[int, int, int]], consumers: Mapping[int, str], group: GroupName) -> int:
     widths = {smaller[name][1:] for name in consumers.values()}
     if len(widths) != 1 or next(iter(widths))[1]:
-        raise RequestError(f"The maps that read the {WORDS[group]} differ between blocks: they cannot be narrowed so.")
+        raise RequestError(f"The layers that read the {WORDS[group]} differ between blocks: these cannot be narrowed.")
     return next(iter(widths))[0]
 
 

@@ -86,7 +86,7 @@ class WidthRemoval:
         if fit:
             how.append(
                 f"Choosing those that go and fitting what is left costs about {fit:.1f} forward passes{text}, and "
-                "statistics of the maps' inputs."
+                "statistics of the layers' inputs."
             )
         else:
             how.append("Those that go are chosen by the weights alone.")
@@ -167,8 +167,8 @@ def _check_biases(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -
     biases = {f"{module}.bias" for module in modules} & {info.parameter for info in prepared.model.tensor_map.values()}
     if prepared.options.refit == "bias" and not biases:
         raise RequestError(
-            f"-o refit=bias puts what is lost into biases, but the maps of {type(prepared.model.model).__name__} that "
-            f"read the {' and '.join(WORDS[group.name] for group in groups)} have none: use -o refit=all."
+            f"-o refit=bias puts what is lost into biases, but the layers of {type(prepared.model.model).__name__} "
+            f"that read the {' and '.join(WORDS[group.name] for group in groups)} have none: use -o refit=all."
         )
 
 
@@ -252,7 +252,7 @@ def _counts(group: CoupledGroup) -> tuple[int, int]:
 
 
 def _refitted(prepared: PreparedStructure, groups: Sequence[CoupledGroup]) -> list[str]:
-    """Tensors that keep their shape and get new values: other maps of the blocks, biases of fitted maps."""
+    """Tensors that keep their shape and get new values: other linear layers of the blocks, biases of fitted layers."""
     options: Options = prepared.options
     if options.refit == "none":
         return []
