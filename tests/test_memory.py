@@ -29,7 +29,11 @@ def peak_of(*arguments: object) -> int:
     status = Path(f"/proc/{process.pid}/status")
     peak = 0
     while process.poll() is None:
-        for line in status.read_text().splitlines():
+        try:
+            lines = status.read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            break  # it has ended since
+        for line in lines:
             if line.startswith("RssAnon:"):
                 peak = max(peak, int(line.split()[1]) * 1024)
         time.sleep(0.002)
