@@ -105,8 +105,14 @@ def test_a_run_tells_what_it_reads_before_torch_is_imported(
 
 def test_only_layers_that_are_pruned_for_certain_count_for_a_pattern(tmp_path: Path) -> None:
     """GPT-2 stores its weights the other way round, so only the model itself tells whether 3:4 fits."""
+    from prune_cli.errors import RequestError
     from prune_cli.preflight.requests import check_prune
     from prune_cli.request.request import PruneRequest
 
-    model = save_tiny(tmp_path / "model", "gpt2", shards=False, n_inner=42)
-    check_prune(PruneRequest(str(model), tmp_path / "out", method="magnitude", pattern="3:4"))
+    def check(kind: str, **sizes: int) -> None:
+        model = save_tiny(tmp_path / kind, kind, shards=False, **sizes)
+        check_prune(PruneRequest(str(model), tmp_path / "out", method="magnitude", pattern="3:4"))
+
+    with pytest.raises(RequestError, match=r"down_proj.* 42 "):
+        check("llama-untied", intermediate_size=42)
+    check("gpt2", n_inner=42)

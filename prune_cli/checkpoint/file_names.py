@@ -22,6 +22,8 @@ def partial_folder(out: Path) -> Path:
 
 
 REPORT_JSON = "prune_report.json"
+# Everything that tells of a run; a model that is made of the output has its own.
+REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE, RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE)
 
 
 def why_not_copied(file: str) -> str:

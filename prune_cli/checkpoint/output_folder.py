@@ -21,12 +21,7 @@ from prune_cli.checkpoint.file_names import (
     CARD,
     CONFIG_FILE,
     JOURNAL,
-    RECOVER_JSON,
-    RECOVER_MARKDOWN,
-    RECOVER_PAGE,
-    REPORT_JSON,
-    REPORT_MARKDOWN,
-    REPORT_PAGE,
+    REPORTS,
     SOURCE_CARD,
 )
 from prune_cli.checkpoint.inputs import changed, hash_file, hash_files
@@ -35,7 +30,6 @@ from prune_cli.checkpoint.layout import Layout
 from prune_cli.checkpoint.reader import INDEX_FILE, Checkpoint, TensorEntry
 from prune_cli.errors import PruneError, RequestError
 
-_REPORTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE, RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE)
 _FILE_THREADS = 2
 
 
@@ -215,7 +209,7 @@ class OutputFolder:
         The source's README.md makes room for the output's own.
         """
         folder = self._beside
-        skip = {*self._source.files, CONFIG_FILE, INDEX_FILE, *_REPORTS}
+        skip = {*self._source.files, CONFIG_FILE, INDEX_FILE, *REPORTS}
         if (folder / CARD).is_file():
             skip.add(SOURCE_CARD)
         self.not_copied = list(self._folder.copy_side_files(folder, skip, {CARD: SOURCE_CARD}))

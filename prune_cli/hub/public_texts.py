@@ -7,24 +7,14 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from prune_cli.checkpoint.file_names import (
-    CARD,
-    RECOVER_JSON,
-    RECOVER_MARKDOWN,
-    RECOVER_PAGE,
-    REPORT_JSON,
-    REPORT_MARKDOWN,
-    REPORT_PAGE,
-)
-
-_TEXTS = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE, RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE, CARD)
+from prune_cli.checkpoint.file_names import CARD, REPORTS
 
 
 def public_texts(out: Path, named: Collection[str]) -> dict[str, bytes]:
     """File name to text, of the reports in `out` that tell of the paths `named`: each is only its last part there."""
     paths = sorted(named, key=lambda path: (-len(path), path))
     changed = {}
-    for name in _TEXTS:
+    for name in (*REPORTS, CARD):
         if (out / name).is_file():
             text = given = (out / name).read_text(encoding="utf-8")
             for path in paths:
