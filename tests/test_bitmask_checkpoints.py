@@ -79,6 +79,9 @@ def test_it_becomes_the_dense_model(form: str, llama: Path, tmp_path: Path, comm
     shown = command("inspect", tmp_path / "masked").stdout
     assert "convert MODEL OUT --format dense" in " ".join(shown.split())
     assert command("convert", tmp_path / "masked", tmp_path / "dense", "--format", "dense", "-q").code == 0
+    index = json.loads((tmp_path / "dense" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == expected.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in expected.values())
     model = load_plain(tmp_path / "dense")
     assert {n for n in expected if not torch.equal(model.state_dict()[n], expected[n])} == set()
     assert command("prune", tmp_path / "dense", tmp_path / "out", "-m", "magnitude", "-q").code == 0

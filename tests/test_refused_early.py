@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_only_layers_that_are_pruned_for_certain_count_for_a_pattern(tmp_path: P
     from prune_cli.preflight.requests import check_prune
     from prune_cli.request.request import PruneRequest
 
-    def check(kind: str, **sizes: int) -> None:
+    def check(kind: str, **sizes: Any) -> None:
         model = save_tiny(tmp_path / kind, kind, shards=False, **sizes)
         check_prune(PruneRequest(str(model), tmp_path / "out", method="magnitude", pattern="3:4"))
 

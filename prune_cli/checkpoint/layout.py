@@ -91,7 +91,7 @@ def index_of(source: Checkpoint) -> str:
     """The input's index as it stands, mended where transformers would not load it or it names what no file holds."""
     text = (source.folder / INDEX_FILE).read_text(encoding="utf-8")
     sound = isinstance(json.loads(text).get("metadata"), dict) and not source.absent
-    return text if sound else _index(source, source.entries)
+    return text if sound else index_for(source, source.entries)
 
 
 def changed_layout(source: Checkpoint, tensors: Mapping[str, OutputTensor]) -> Layout:
@@ -108,7 +108,7 @@ def changed_layout(source: Checkpoint, tensors: Mapping[str, OutputTensor]) -> L
     return Layout(
         entries=entries,
         files=tuple(headers),
-        index=_index(source, entries) if source.index else None,
+        index=index_for(source, entries) if source.index else None,
         headers=headers,
         copied={name: tensors[name].source for name in names if tensors[name].shape is None},
     )
@@ -134,7 +134,7 @@ def _header(source: Checkpoint, file: str, tensors: Mapping[str, OutputTensor]) 
     return header, [TensorEntry(name, file, dtype, shape, begin + a, begin + b) for name, dtype, shape, a, b in spans]
 
 
-def _index(source: Checkpoint, entries: Mapping[str, TensorEntry]) -> str:
+def index_for(source: Checkpoint, entries: Mapping[str, TensorEntry]) -> str:
     """The input's index with the output's names and totals."""
     index = json.loads((source.folder / INDEX_FILE).read_text(encoding="utf-8"))
     given = index.get("metadata")

@@ -83,8 +83,5 @@ class Ranks:
         if self.channel is not None:
             self.channel.add_up(tensor)
 
-    def wait_for_all(self) -> None:
-        self.earliest(0)
-
 
 ALONE = Ranks()

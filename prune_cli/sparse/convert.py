@@ -13,7 +13,7 @@ from pathlib import Path
 from prune_cli.checkpoint.bitmask_format import bitmask_format, with_quantised
 from prune_cli.checkpoint.file_names import CARD, CONFIG_FILE
 from prune_cli.checkpoint.journaled_folder import JournaledFolder
-from prune_cli.checkpoint.layout import index_of
+from prune_cli.checkpoint.layout import index_for, index_of
 from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
@@ -21,6 +21,7 @@ from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.report.loading_section import Form, for_format
 from prune_cli.request.request import Format, check_format
+from prune_cli.sparse.bitmask_view import BitmaskView
 from prune_cli.sparse.config import LOADER, check_self_contained, is_self_contained, loader, with_entry, without_entry
 from prune_cli.sparse.encode_shard import Written, make_dense, make_sparse
 from prune_cli.sparse.format import DEFLATING_VERSION, VERSION, is_sparse, open_shard
@@ -90,11 +91,11 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
     progress = progress or Silent()
     source = resolve_model(request.model, request.revision)
     checkpoint = Checkpoint.open(source.folder)
-    masked = _has_bitmasks(request, checkpoint)
-    if not masked:
+    form = _bitmasks(request, checkpoint)
+    if form is None:
         _check_input(request, checkpoint)
     check_output(request.out, checkpoint.folder, resume=request.resume, overwrite=request.overwrite)
-    check_space(request.out, dense_bytes(checkpoint) if masked else _needed_bytes(request, checkpoint))
+    check_space(request.out, dense_bytes(checkpoint) if form else _needed_bytes(request, checkpoint))
     config = _config(request, source)
     if request.self_contained:
         check_self_contained(source.folder)
@@ -103,7 +104,7 @@ def convert(request: ConvertRequest, progress: Progress | None = None) -> Conver
         progress.stage(f"Writing {len(checkpoint.files)} {request.format} file(s)", len(checkpoint.entries))
         files = _convert_files(checkpoint, folder, request, done, progress)
         _check_gain(request, files, folder)
-        not_copied = _copy_side_files(checkpoint, folder)
+        not_copied = _copy_side_files(checkpoint, form, folder)
         if request.self_contained:
             (folder.partial / LOADER).write_text(loader(), encoding="utf-8")
         _tell_in_card(folder.partial / CARD, "self-contained" if request.self_contained else request.format)
@@ -132,7 +133,7 @@ def _convert_files(
 ) -> tuple[ConvertedFile, ...]:
     """Write every shard of `checkpoint` into `folder`, but for those `done`; a journal line follows each."""
 
-    is_masked = _has_bitmasks(request, checkpoint)
+    is_masked = _bitmasks(request, checkpoint) is not None
 
     def write(file: str, pool: Executor, advance: Callable[[], None]) -> Written:
         path = checkpoint.folder / file
@@ -152,18 +153,18 @@ def _convert_files(
     )
 
 
-def _has_bitmasks(request: ConvertRequest, checkpoint: Checkpoint) -> bool:
-    """Whether it is one of compressed-tensors' that leave zeros out. Raises RequestError where it cannot be dense."""
+def _bitmasks(request: ConvertRequest, checkpoint: Checkpoint) -> str | None:
+    """The form of compressed-tensors that leaves zeros out, if it is one. Raises RequestError if it cannot be dense."""
     path = checkpoint.folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise RequestError(f"{path} is not valid JSON ({error}): download it again.") from error
     if not isinstance(config, dict):
-        return False  # said where it is written
+        return None  # said where it is written
     form = bitmask_format(config)
     if form is None:
-        return False
+        return None
     if request.format != "dense":
         raise RequestError(
             f"{request.model} is {form} of compressed-tensors: make it dense first, with --format dense."
@@ -174,7 +175,7 @@ def _has_bitmasks(request: ConvertRequest, checkpoint: Checkpoint) -> bool:
             "checkpoint that it was made from."
         )
     check_bitmasks(checkpoint)
-    return True
+    return form
 
 
 def _check_input(request: ConvertRequest, checkpoint: Checkpoint) -> None:
@@ -244,13 +245,15 @@ def _begin(request: ConvertRequest, checkpoint: Checkpoint, folder: JournaledFol
     return {}
 
 
-def _copy_side_files(checkpoint: Checkpoint, folder: JournaledFolder) -> tuple[str, ...]:
-    """Everything but weights; the index too, as masks lie beside their values. Returns the weights left behind."""
+def _copy_side_files(checkpoint: Checkpoint, form: str | None, folder: JournaledFolder) -> tuple[str, ...]:
+    """Everything but weights, and the index, which names the dense ones. Returns the weights left behind."""
     config = checkpoint.folder / CONFIG_FILE
     ours = (LOADER,) if config.is_file() and is_self_contained(json.loads(config.read_text(encoding="utf-8"))) else ()
     left = folder.copy_side_files(checkpoint.folder, {*checkpoint.files, CONFIG_FILE, *ours})
     if checkpoint.index:
-        (folder.partial / checkpoint.index).write_text(index_of(checkpoint), encoding="utf-8")
+        dense = checkpoint if form is None else BitmaskView(checkpoint, form)
+        index = index_of(dense) if form is None else index_for(dense, dense.entries)
+        (folder.partial / checkpoint.index).write_text(index, encoding="utf-8")
     return left
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,18 +53,6 @@ def write_dense(checkpoint: Checkpoint, file: str, target: Path, advance: Callab
         advance()
     save_file(tensors, target, metadata={"format": "pt"})
     return Written(target.stat().st_size, len(tensors), decoded)
-
-
-def dense_index(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> str:
-    """The index of the dense files; `sizes` are bytes of the files."""
-    of_modules = {f"{module}.{part}": (module, part) for module in masked_modules(checkpoint) for part in PARTS}
-    weight_map: dict[str, str] = {}
-    for name, entry in checkpoint.entries.items():
-        module, part = of_modules.get(name, (None, None))
-        if module is None or part == "compressed":
-            weight_map[name if module is None else f"{module}.weight"] = entry.file
-    whole = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-    return json.dumps(whole, indent=2) + "\n"
 
 
 def without_bitmask(config: Mapping[str, Any]) -> dict[str, Any]:
