@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from prune_cli.checkpoint import output_folder as output_module
-from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
+from prune_cli.checkpoint.file_names import JOURNAL, REPORT_JSON, partial_folder
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.errors import PruneError
 from tests.conftest import RunCommand, folder_bytes, token_ids
@@ -152,4 +151,4 @@ def test_nothing_is_left_half_valid(llama: Path, tmp_path: Path, tokens_file: Pa
     out = tmp_path / "out"
     _interrupted(llama, out, tokens_file, command)
     assert not (partial_folder(out) / "config.json").exists()
-    assert not (partial_folder(out) / output_module.REPORT_JSON).exists()
+    assert not (partial_folder(out) / REPORT_JSON).exists()
