@@ -70,8 +70,8 @@ def gram_bytes(inputs: int, matrices: int) -> int:
 def mmap_large_allocations() -> None:
     """Have glibc map each large piece by itself, so that freeing it returns it: a heap keeps holes between live pieces.
 
-    For the rest of the process; mapping costs time, so it is for runs whose batches fill much memory. Elsewhere than
-    with glibc nothing needs to be done.
+    For the rest of the process; mapping costs time, so it is for runs that keep pieces between large ones. Elsewhere
+    than with glibc nothing needs to be done.
     """
     if sys.platform.startswith("linux"):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
