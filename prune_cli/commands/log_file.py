@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from prune_cli import progress
 from prune_cli.errors import RequestError
 from prune_cli.progress import Progress, Silent
 from prune_cli.ranks.environment import is_first
+from prune_cli.time_left import ExpectedStage
 from prune_cli.version import __version__
 
 
@@ -26,6 +28,9 @@ class Logged(Silent):
             self._file = file.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise RequestError(f"--log-file {file} cannot be written ({error.strerror}): choose another.") from error
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        self._shown.expect(stages)
 
     def stage(self, title: str, steps: int) -> None:
         self._write(title)

@@ -90,7 +90,7 @@ def prune(
             check_list_only(request)
         elif not dry_run:
             check_even(request)
-        check_prune(request, writes=not (dry_run or keep_list_only))
+        check_prune(request, writes=not keep_list_only)
         if not dry_run:
             options.on_devices(devices, request.device)
         if request.config is not None and not quiet and is_first():

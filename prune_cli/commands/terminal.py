@@ -11,7 +11,7 @@ from rich.table import Table
 from prune_cli.checkpoint.file_names import why_not_copied
 from prune_cli.report.continuations import Continuation, agreement, one_line
 from prune_cli.report.figures import FIGURES, figures_of
-from prune_cli.report.format import method_name, percent, size
+from prune_cli.report.format import duration_range, method_name, percent, size
 from prune_cli.report.structure_tables import (
     BLOCKS,
     NOT_LOADED,
@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 
 # A table's own lines, and the fewest characters that a name is told with.
 _FRAME, _SHORTEST_NAME = 4, 20
+# Stages of a run shorter than this share are not told.
+_WORTH_TELLING = 0.05
 
 
 def table_of(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        longest = max(map(len, column.split()), default=0)
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold", min_width=longest)
     return table
 
 
@@ -146,14 +149,25 @@ def show_dry_run(console: Console, plan: DryRun) -> None:
     tokens = "none needed" if plan.calibration_tokens is None else f"{plan.calibration_tokens:,} tokens"
     sampled = f", {plan.sampled_tokens:,} of them sampled by the dense model" if plan.sampled_tokens else ""
     table.add_row("calibration", tokens + sampled)
-    table.add_row("peak memory, estimated", size(plan.peak_host_bytes))
-    if plan.peak_device_bytes is not None:
-        table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))
+    _add_costs(table, plan)
     console.print(table)
     show_not_loaded(console, plan.not_loaded)
     if plan.packed is not None:
         console.print(plan.packed, highlight=False)
     console.print(plan.gain, highlight=False)
+
+
+def _add_costs(table: Table, plan: DryRun | StructuredDryRun) -> None:
+    """Memory, and the time of the whole run and of the stages that make it long."""
+    table.add_row("peak memory, estimated", size(plan.peak_host_bytes))
+    if plan.peak_device_bytes is not None:
+        table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))
+    seconds = plan.seconds
+    table.add_row("time, estimated", duration_range(seconds.low, seconds.high))
+    whole = sum(seconds.stages.values())
+    for title, spent in seconds.stages.items():
+        if spent >= _WORTH_TELLING * whole:
+            table.add_row(f"  of which: {title[0].lower()}{title[1:]}", f"about {100 * spent / whole:.0f} %")
 
 
 def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
@@ -165,6 +179,9 @@ def show_structured_dry_run(console: Console, plan: StructuredDryRun) -> None:
     table = table_of("What it would become", *SIZES)
     for row in size_rows(plan.before, plan.after):
         table.add_row(*row)
+    console.print(table)
+    table = table_of("What it would take", "", "")
+    _add_costs(table, plan)
     console.print(table)
     show_not_loaded(console, plan.not_loaded)
     if plan.packed is not None:

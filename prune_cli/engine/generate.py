@@ -22,6 +22,7 @@ from prune_cli.packed.output import exact_values
 from prune_cli.progress import Progress
 from prune_cli.report.continuations import Continuation
 
+GENERATING = "Continuing prompts"
 PROMPTS = ("The history of the city begins with", "def add(a, b):\n", "In the morning the children")
 QUESTIONS = ("Why is the sky blue? Answer in two sentences.", "Write a Python function that reverses a list.")
 
@@ -67,7 +68,7 @@ def continue_both(
     if limit is not None and longest > limit:
         raise RequestError(f"A prompt and {tokens} tokens more are {longest}, but the model takes {limit} positions.")
     stop = {prompts.tokenizer.eos_token_id} - {None}
-    progress.stage("Continuing prompts", tokens * (len(model.blocks) + len(dense.blocks)))
+    progress.stage(GENERATING, tokens * (len(model.blocks) + len(dense.blocks)))
     theirs, ours = (greedy(each, prompts.ids, tokens, stop, progress) for each in (dense, model))
     return tuple(
         Continuation(text, prompts.told(other), prompts.told(mine), _same(mine, other), len(other))

@@ -21,7 +21,7 @@ from prune_cli.engine.seeds import seed_of
 from prune_cli.engine.stream import Stream
 
 # A mean over so many tokens tells rows apart well enough; more would only cost time.
-_TOKENS = 4096
+TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def first_batches(batches: Sequence[Batch]) -> list[Batch]:
     """As many as the sensitivities are measured on."""
     found: list[Batch] = []
     for batch in batches:
-        if sum(each.tokens for each in found) >= _TOKENS:
+        if sum(each.tokens for each in found) >= TOKENS:
             break
         found.append(batch)
     return found

@@ -16,6 +16,8 @@ from prune_cli.packed.output import exact_values
 from prune_cli.progress import Progress
 from prune_cli.report.types import Evaluation
 
+BEFORE, AFTER = "Perplexity before", "Perplexity after"
+
 
 def read_texts(opened: OpenModel, progress: Progress) -> Texts:
     """The calibration and the evaluation windows, where asked for; of several ranks the first reads."""
@@ -48,7 +50,7 @@ def perplexity_before(run: Run[OpenModel]) -> Evaluation | None:
     """Measured once, also when the run is resumed."""
     if "evaluation_before" in run.output.notes:
         return Evaluation(**run.output.notes["evaluation_before"])
-    before = _perplexity(run, exact_values(run.plan.checkpoint), "Perplexity before")
+    before = _perplexity(run, exact_values(run.plan.checkpoint), BEFORE)
     if before is not None:
         run.output.note("evaluation_before", asdict(before))
     return before
@@ -56,7 +58,7 @@ def perplexity_before(run: Run[OpenModel]) -> Evaluation | None:
 
 def perplexity_after(run: Run[OpenModel], config: Any | None = None) -> Evaluation | None:
     """Of what was written, whose model `config` describes where it is not the input's."""
-    return _perplexity(run, run.output.checkpoint(), "Perplexity after", config)
+    return _perplexity(run, run.output.checkpoint(), AFTER, config)
 
 
 def _perplexity(

@@ -24,6 +24,7 @@ SELF_CALIBRATION_PAPER = (
     "Williams, Chrysostomou & Aletras, Self-calibration for Language Model Quantization and Pruning, arXiv:2410.17170"
 )
 
+SAMPLING = "Sampling calibration windows"
 ENOUGH = 16
 _MOST_AUTO = 3
 
@@ -47,7 +48,7 @@ def self_calibrated(
             f"{tokens.source} holds more than tokens ({', '.join(tokens.beside[0])}), of which the model cannot sample "
             "more by itself: add --self-calibration 0."
         )
-    progress.stage("Sampling calibration windows", len(model.blocks))
+    progress.stage(SAMPLING, len(model.blocks))
     given = tokens.windows
     ids = torch.cat([given.ids, sample_windows(model, given, copies, batch_size, seed, progress)])
     mask = None if given.mask is None else given.mask.repeat(1 + copies, 1)

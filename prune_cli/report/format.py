@@ -31,6 +31,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def duration_range(low: float, high: float) -> str:
+    """Both ends in one unit: '20 to 45 s', '1.5 to 4 min'; too short to tell apart is 'under 2 s'."""
+    if high < 2:
+        return "under 2 s"
+    unit, name = (1, "s") if high < 120 else (60, "min") if high < 7200 else (3600, "h")
+    ends = [f"{end / unit:.0f}" if end >= 10 * unit else f"{end / unit:.1f}".removesuffix(".0") for end in (low, high)]
+    return f"{ends[0]} to {ends[1]} {name}"
+
+
 def count_of(number: float) -> str:
     return next((f"{number / unit:.2f} {name}" for unit, name in _COUNTS if number >= unit), f"{number:.0f}")
 

@@ -22,6 +22,7 @@ from prune_cli.structured.statistics_file import Statistics
 
 # Distances between all boundaries need the states of all of them at once: of so many tokens, evenly spaced.
 _TOKENS = 512
+MEASURING_STATES = "Measuring the hidden states"
 
 
 def known_states(run: Run[OpenModel], known: Statistics) -> Statistics:
@@ -55,7 +56,7 @@ def gather_states(opened: OpenModel, batches: Sequence[Batch], tokens: int, prog
     """The sums behind `measure_states` over `batches`, perhaps a part of the text, which has `tokens` tokens in all."""
     blocks = len(opened.model.blocks)
     measure = _States(blocks, tokens)
-    progress.stage("Measuring the hidden states", blocks)
+    progress.stage(MEASURING_STATES, blocks)
     with Stream(opened.model, batches, ranks=opened.ranks) as stream:
         for block in range(blocks if stream.batches else 0):
             stream.load(block)

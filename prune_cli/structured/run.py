@@ -15,9 +15,11 @@ from prune_cli.checkpoint.file_names import CARD
 from prune_cli.checkpoint.inputs import KEEP_LIST, STATISTICS_FILE
 from prune_cli.checkpoint.preflight import check_space
 from prune_cli.checkpoint.shared_output import open_output
+from prune_cli.engine.expected import sizes_of
 from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.pace import usual_pace
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
 from prune_cli.engine.provenance import batch_size_of, measured, processes_of, versions
 from prune_cli.engine.run_context import Run
@@ -34,6 +36,7 @@ from prune_cli.structured.config import config_from
 from prune_cli.structured.method import removal_of
 from prune_cli.structured.plan import NewNumbers
 from prune_cli.structured.prepare import PreparedStructure, prepare_structured
+from prune_cli.structured.stages import stages_of
 from prune_cli.structured.stored_output import StoredOutput, stored_output
 
 
@@ -47,6 +50,8 @@ def prune_structured(request: PruneRequest, progress: Progress, ranks: Ranks = A
         check_space(request.out, removal.bytes_at_most())
     with PeakMemory(prepared.device) as memory:
         texts = read_texts(prepared, progress)
+        left = removal.bytes_at_most() / prepared.checkpoint.nbytes
+        progress.expect(stages_of(prepared, removal.cost(""), sizes_of(prepared, texts), usual_pace(prepared), left))
         inputs = inputs_before(prepared, texts)
         with open_output(request.out, prepared.checkpoint, prepared.source.folder, ranks) as output:
             run = Run(prepared, texts, output, progress, memory, inputs)

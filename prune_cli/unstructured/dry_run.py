@@ -1,4 +1,4 @@
-"""What a run would do, told by --dry-run before any weight is read."""
+"""What a run would do, told by --dry-run before anything is written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from prune_cli.engine.eval_windows import evaluation_memory
-from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
+from prune_cli.engine.estimated_memory import LayersSolved, peak_bytes, working_memory
+from prune_cli.engine.expected import Seconds, likely_sizes
 from prune_cli.engine.open_model import given_tokens
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.packed.output import describe, output_bytes
@@ -19,12 +19,8 @@ from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.build_report import what_is_not_loaded
 from prune_cli.unstructured.plan import n_of_m, pruned_parameters
 from prune_cli.unstructured.prepare import PruningPlan, prepare
-
-# torch, transformers and their tables; measured as anonymous memory after importing them.
-_LIBRARIES = 400 << 20
-# Paused forward passes keep the embeddings, the block's input and the residual between; in attention, instead of the
-# last, queries, keys and values.
-_STATES_BESIDE_WIDEST, _STATES_IN_ATTENTION = 3, 5
+from prune_cli.unstructured.probe import measured_pruning_pace
+from prune_cli.unstructured.stages import stages_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,12 @@ class ClassOfTensors:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Nothing was read but headers; `bytes_written` are those of the output's weights.
+    """What headers, texts that are near, and a block tell; `bytes_written` are those of the output's weights.
 
     Of the `calibration_tokens`, the dense model would sample `sampled_tokens`.
 
-    Memory is an estimate in bytes, evaluation included; `peak_device_bytes` is None on a CPU.
+    Memory is an estimate in bytes, evaluation included; `peak_device_bytes` is None on a CPU. `seconds` are estimated
+    from a probe: a batch of random tokens through a block, which is pruned.
     """
 
     model: str
@@ -64,6 +61,7 @@ class DryRun:
     sampled_tokens: int
     peak_host_bytes: int
     peak_device_bytes: int | None
+    seconds: Seconds
     gain: str
     packed: str | None
     not_loaded: tuple[NotLoaded, ...]
@@ -78,11 +76,9 @@ def dry_run(request: PruneRequest) -> DryRun:
     given = given_tokens(plan)
     sampled = 0 if given is None else given * plan.copies(given)
     tokens = None if given is None else given + sampled
-    work = max(_working_memory(plan, tokens), evaluation_memory(plan, given))
-    on_cpu = plan.device.type == "cpu"
+    peak = peak_bytes(plan, given, _working_memory(plan, tokens))
     zeros = {name: pruned_parameters(plan.decisions[name].info, plan.pattern) for name in plan.pruned_names()}
     sparse = _sparse_bytes(plan, zeros)
-    largest = max(_block_bytes(plan, index, stored=True) for index in range(len(plan.model.blocks)))
     return DryRun(
         model=request.model,
         revision=plan.source.revision,
@@ -99,8 +95,9 @@ def dry_run(request: PruneRequest) -> DryRun:
         bytes_written=output_bytes(plan.checkpoint) if sparse is None else sparse,
         calibration_tokens=tokens,
         sampled_tokens=sampled,
-        peak_host_bytes=_LIBRARIES + largest + (work if on_cpu else 0),
-        peak_device_bytes=None if on_cpu else work,
+        peak_host_bytes=peak.host,
+        peak_device_bytes=peak.device,
+        seconds=Seconds.of(stages_of(plan, likely_sizes(plan), measured_pruning_pace(plan))),
         gain=gain_of_zeros(n_of_m(plan.pattern))
         if sparse is None
         else "Estimated: " + gain_of_sparse_files(n_of_m(plan.pattern), output_bytes(plan.checkpoint), sparse),
@@ -134,36 +131,10 @@ def _classes(plan: PruningPlan) -> list[ClassOfTensors]:
 
 
 def _working_memory(plan: PruningPlan, tokens: int | None) -> int:
-    """Weights of a block as computed with, its largest layer a few times over, Gram matrices, paused hidden states."""
-    itemsize = plan.dtype.itemsize
-    streams = 2 if plan.request.target == "dense" else 1
     infos = [plan.decisions[name].info for name in plan.pruned_names()]
-    largest_layer = max((info.entry.count // info.slices for info in infos), default=0)
-    if tokens is None:
-        return 4 * 4 * largest_layer
-    block = max(_block_bytes(plan, index, stored=False) for index in range(len(plan.model.blocks)))
-    outside = sum(_outside(plan)) * itemsize
-    widest = max((matrix_shape(plan.decisions[name].info)[1] for name in plan.pruned_names()), default=0)
-    one, inputs = (tokens * width * itemsize for width in (plan.model.hidden_size, widest))
-    limit = LARGE_INPUTS if plan.device.type == "cpu" else inputs + one  # the others wait in files
-    states = max(
-        _STATES_BESIDE_WIDEST * one + min(inputs, limit),
-        _STATES_IN_ATTENTION * one + 2 * min(one, limit),
+    layers = LayersSolved(
+        largest=max((info.entry.count // info.slices for info in infos), default=0),
+        widest=max((matrix_shape(info)[1] for info in infos), default=0),
+        gram="gram" in plan.pipeline.needs,
     )
-    gram = gram_bytes(widest, streams) if "gram" in plan.pipeline.needs else 0
-    copies = (4 if gram == 0 else 8) * 4 * largest_layer
-    drift = (streams - 1) * tokens * plan.model.hidden_size * itemsize
-    return max(streams * outside, streams * block + copies + gram) + streams * states + drift
-
-
-def _outside(plan: PruningPlan) -> list[int]:
-    return [
-        info.entry.count
-        for info in plan.model.tensor_map.values()
-        if info.block is None and info.parameter and info.role != "output head"
-    ]
-
-
-def _block_bytes(plan: PruningPlan, index: int, *, stored: bool) -> int:
-    entries = [plan.checkpoint.entries[name] for name in plan.model.block_names(index)]
-    return sum(entry.nbytes if stored else entry.count * plan.dtype.itemsize for entry in entries)
+    return working_memory(plan, tokens, 2 if plan.request.target == "dense" else 1, layers)

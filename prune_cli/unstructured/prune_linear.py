@@ -134,7 +134,7 @@ def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings)
     wanted = as_stored(info, name, unscaled, stored)
     new, in_file = _rounded(inputs, wanted, settings)
     given = result.weight if new is wanted else as_matrix(info, new).to(device, torch.float32) * scale
-    error_sq, output_sq = (None, None) if rows is None else _squares(rows, weight, given)
+    error_sq, output_sq = (None, None) if rows is None else squares(rows, weight, given)
     notes = (*result.notes, *on_host, *_requantised(wanted, new), *inputs.notes)
     return new, PrunedLinear(in_file, new.numel() - int(new.count_nonzero()), error_sq, output_sq, notes)
 
@@ -183,7 +183,8 @@ def _power_to_ordinary(weight: torch.Tensor) -> float:
     return 2.0 ** min(-math.frexp(largest)[1], _HIGHEST_POWER)
 
 
-def _squares(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
+def squares(rows: torch.Tensor, weight: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
+    """||X(W-W')^T||^2 and ||XW^T||^2 for inputs X (rows, in)."""
     error_sq = torch.linalg.vector_norm(rows @ (weight - new).T, dtype=sum_dtype(rows.device))
     output_sq = torch.linalg.vector_norm(rows @ weight.T, dtype=sum_dtype(rows.device))
     return float(error_sq) ** 2, float(output_sq) ** 2

@@ -13,6 +13,7 @@ from methods._pattern import NofM, Pattern, Unstructured
 from prune_cli.checkpoint.file_names import CARD
 from prune_cli.checkpoint.shared_output import open_output
 from prune_cli.engine.activation_offload import ActivationOffload
+from prune_cli.engine.expected import copying_title, sizes_of
 from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
@@ -44,6 +45,7 @@ from prune_cli.unstructured.match_block import MatchedBlock, match_block, matchi
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.unstructured.prune_block import BlockPruner, prune_block, prune_outside_blocks
 from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_data_free
+from prune_cli.unstructured.stages import encoding_title, pruning_title, stages_of, usual_pruning_pace
 
 
 def prune_unstructured(request: PruneRequest, progress: Progress, ranks: Ranks = ALONE) -> Report:
@@ -53,11 +55,12 @@ def prune_unstructured(request: PruneRequest, progress: Progress, ranks: Ranks =
     _refuse_ranks(plan)
     with PeakMemory(plan.device) as memory:
         texts = read_texts(plan, progress)
+        progress.expect(stages_of(plan, sizes_of(plan, texts), usual_pruning_pace(plan)))
         inputs = inputs_before(plan, texts, allocation=plan.allocation_file)
         texts = _with_sampled(plan, texts, progress)
         with open_output(request.out, plan.checkpoint, plan.source.folder, ranks) as output:
             run = Run(plan, texts, output, progress, memory, inputs)
-            progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
+            progress.stage(copying_title(plan.checkpoint), 1)
             output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
             check_weights(run)
             if texts.calibration is not None:
@@ -69,7 +72,7 @@ def prune_unstructured(request: PruneRequest, progress: Progress, ranks: Ranks =
             before = perplexity_before(run)
             scores = _scores(run)
             allocation = _allocation(run, scores)
-            progress.stage(f"Pruning with {plan.pipeline}", len(plan.pruned_names()))
+            progress.stage(pruning_title(plan), len(plan.pruned_names()))
             if texts.calibration is None:
                 _prune_without_text(run, _settings(run, allocation, scores))
             else:
@@ -122,7 +125,7 @@ def _with_sampled(plan: PruningPlan, texts: Texts, progress: Progress) -> Texts:
 def _encode(run: Run[PruningPlan], report: Report) -> Report:
     """Make the files sparse, last of all; a run stopped here decodes them again when it is resumed."""
     output = run.output
-    run.progress.stage(f"Encoding {len(output.layout.files)} file(s)", len(report.tensors))
+    run.progress.stage(encoding_title(run.plan), len(report.tensors))
     output.release()
     nbytes = encode_shards(output.partial, output.layout.files, run.progress)
     return of_sparse_files(report, run.plan, output, nbytes)

@@ -18,13 +18,13 @@ from prune_cli.request.request import DEFAULT_SAMPLES
 from prune_cli.structured.block_tables import check_no_block_tables
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
-from prune_cli.structured.cost import Cost, how_chosen, how_known
+from prune_cli.structured.cost import Cost, Pass, how_chosen, how_known, passes_of
 from prune_cli.structured.depth.config import config_without_blocks
 from prune_cli.structured.depth.greedy import Removals, refitted_loss
 from prune_cli.structured.depth.refit import fitted_tensors, refit
 from prune_cli.structured.depth.renumber import without_blocks
 from prune_cli.structured.extra_heads import count_no_heads, heads_to_drop
-from prune_cli.structured.hidden_states import known_states
+from prune_cli.structured.hidden_states import MEASURING_STATES, known_states
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share, refuse_both
 from prune_cli.structured.statistics_file import Statistics, check_statistics, measured
@@ -32,6 +32,7 @@ from prune_cli.structured.stored_output import check_module_lists, keep_module_l
 
 # Fits need more text than losses: so many times the windows.
 _FIT_ON = 4
+_TRYING, _TRYING_REFITS = "Trying to remove each block", "Trying refits"
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
@@ -80,16 +81,17 @@ class DepthRemoval:
 
     def cost(self, text: str) -> Cost:
         prepared, choice = self.prepared, _passes_of_choice(self.prepared)
-        how = how_chosen(prepared, choice, text)
+        how = how_chosen(prepared, passes_of(choice), text)
         if choice and _blocks_differ(prepared):
             how += ("The sizes are those without the last blocks; others are of another size.",)
         how += how_known(prepared) if choice else ()
         if not prepared.options.fits:
-            return Cost(choice, 0.0, how)
+            return Cost(choice, (), how)
         # Both streams pass, in multiplications.
-        fit = 1 + len(self.example().blocks) / len(prepared.model.blocks)
+        named, blocks = named_blocks(prepared), len(prepared.model.blocks)
+        fit = 2 - (asked_count(prepared) if named is None else len(named)) / blocks
         refit = f"Refitting what is left costs about {fit:.1f} forward passes, and Gram matrices of the layers' inputs."
-        return Cost(choice, fit, (*how, refit))
+        return Cost(choice, (Pass("Refitting", fit, fits=fit - 1),), (*how, refit))
 
     def bytes_at_most(self) -> int:
         """The smallest blocks may be those that go."""
@@ -152,19 +154,23 @@ def asked_count(prepared: PreparedStructure) -> int:
     return options.remove
 
 
-def _passes_of_choice(prepared: PreparedStructure) -> float:
+def _passes_of_choice(prepared: PreparedStructure) -> tuple[Pass, ...]:
     """Of the calibration text, in multiplications."""
     options, blocks = prepared.options, len(prepared.model.blocks)
     if options.which is not None:
-        return 0.0
+        return ()
     if options.score != "greedy":
-        return 1.0
+        return (Pass(MEASURING_STATES, 1.0),)
     samples = prepared.request.samples or DEFAULT_SAMPLES
-    share, steps = min(options.windows, samples) / samples, range(asked_count(prepared))
-    # Step n tries blocks - n candidates; each runs what lies behind its own block, half of the rest on average.
-    tried = share * sum((blocks - n) / 2 for n in steps)
-    fitted_on = min(_FIT_ON * options.windows, samples) / samples
-    return tried + options.fits * 2 * fitted_on * sum(min(FEW, blocks - n) for n in steps)
+    share, fitted_on = (min(times * options.windows, samples) / samples for times in (1, _FIT_ON))
+    found: list[Pass] = []
+    for left in range(blocks, blocks - asked_count(prepared), -1):
+        # Each of those left runs what lies behind its own block, half of the rest on average.
+        found.append(Pass(_TRYING, share * left / 2, heads=share * left, states=share * left))
+        if options.fits:
+            few = min(FEW, left)
+            found.append(Pass(_TRYING_REFITS, 2 * fitted_on * few, fitted_on * few, few / 2, fitted_on))
+    return tuple(found)
 
 
 def _blocks_differ(prepared: PreparedStructure) -> bool:
@@ -260,9 +266,7 @@ def _greedy(run: Run[PreparedStructure], count: int, known: Statistics) -> Stati
         removed = [step["block"] for step in steps]
         # In the first step also the model as it is: the last block's own lane would compute most of it anyway.
         candidates = [block for block in range(blocks + (not steps)) if block not in removed]
-        progress.stage(
-            f"Trying to remove each block, {len(steps) + 1} of {count}", blocks * removals.passes(len(candidates))
-        )
+        progress.stage(f"{_TRYING}, {len(steps) + 1} of {count}", blocks * removals.passes(len(candidates)))
         losses = removals.losses(removed, candidates)
         before = steps[-1]["loss"] if steps else losses.pop(blocks)
         refitted = _refitted(run, removed, losses)
@@ -287,7 +291,7 @@ def _refitted(run: Run[PreparedStructure], removed: Sequence[int], losses: Mappi
     if not options.fits or len(tried) == 1:
         return {}
     batches = run.batches(run.calibration.windows[: _FIT_ON * options.windows])
-    run.progress.stage(f"Refitting without each of {len(tried)} blocks", len(run.model.blocks) * len(tried))
+    run.progress.stage(f"{_TRYING_REFITS}, each without one of {len(tried)} blocks", len(run.model.blocks) * len(tried))
     return {block: refitted_loss(run.plan, {*removed, block}, batches, run.progress) for block in tried}
 
 

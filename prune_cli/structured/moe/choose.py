@@ -22,7 +22,7 @@ from prune_cli.report.types import BlockChange
 from prune_cli.request.request import check_even
 from prune_cli.structured.check_rebuilt import rebuild
 from prune_cli.structured.config import config_from
-from prune_cli.structured.cost import Cost, how_chosen, how_known
+from prune_cli.structured.cost import Cost, Pass, how_chosen, how_known, passes_of
 from prune_cli.structured.extra_heads import (
     by_layer,
     count_no_heads,
@@ -32,7 +32,7 @@ from prune_cli.structured.extra_heads import (
 )
 from prune_cli.structured.moe.compare_sources import compared_use
 from prune_cli.structured.moe.counts import asked_count, listed_scores
-from prune_cli.structured.moe.expert_statistics import finite_sums, measure_experts
+from prune_cli.structured.moe.expert_statistics import MEASURING_EXPERTS, finite_sums, measure_experts
 from prune_cli.structured.moe.head_statistics import HeadMixture, find_head_mixtures, gather_head
 from prune_cli.structured.moe.keep_list import check_to_write, write_keep_list
 from prune_cli.structured.moe.mixtures import (
@@ -113,9 +113,9 @@ class ExpertRemoval:
         return _change(self.prepared, mixtures, Choice(kept, {}, heads))
 
     def cost(self, text: str) -> Cost:
-        choice = float(self.prepared.method.needs_text(self.prepared.options))
+        choice = (Pass(MEASURING_EXPERTS, 1.0),) if self.prepared.method.needs_text(self.prepared.options) else ()
         known = how_known(self.prepared) if choice else ()
-        return Cost(choice, 0.0, how_chosen(self.prepared, choice, text) + known)
+        return Cost(choice, (), how_chosen(self.prepared, passes_of(choice), text) + known)
 
     def bytes_at_most(self) -> int:
         return output_bytes(self.prepared.checkpoint)

@@ -17,6 +17,8 @@ from prune_cli.model.moe import outputs_of
 from prune_cli.progress import Progress
 from prune_cli.structured.moe.mixtures import Mixture
 
+MEASURING_EXPERTS = "Measuring the experts"
+
 AtEnd = Callable[[Stream], None]
 
 
@@ -79,7 +81,7 @@ def gather_experts(
     """The sums behind `measure_experts` over `batches`, which may be a part of them; one entry a block with experts."""
     by_block = {mixture.block: mixture for mixture in mixtures}
     sums: dict[int, ExpertSums] = {}
-    progress.stage("Measuring the experts", len(opened.model.blocks))
+    progress.stage(MEASURING_EXPERTS, len(opened.model.blocks))
     with Stream(opened.model, batches) as stream:
         for block in range(len(opened.model.blocks)):
             stream.load(block)

@@ -24,9 +24,10 @@ from prune_cli.packed.output import output_bytes, output_config
 from prune_cli.report.types import BlockChange
 from prune_cli.structured.check_rebuilt import compare_shapes
 from prune_cli.structured.config import config_from, text_config
-from prune_cli.structured.cost import Cost, how_known
+from prune_cli.structured.cost import Cost, Pass, how_known
 from prune_cli.structured.extra_heads import count_no_heads, too_wide
 from prune_cli.structured.fit_block import BlockNarrower, NarrowedBlock, layers_and_biases
+from prune_cli.structured.hidden_states import MEASURING_STATES
 from prune_cli.structured.plan import StructuredPlan
 from prune_cli.structured.prepare import PreparedStructure, asked_share
 from prune_cli.structured.statistics_file import check_statistics
@@ -90,7 +91,8 @@ class WidthRemoval:
             )
         else:
             how.append("Those that go are chosen by the weights alone.")
-        return Cost(sizes, fit, tuple(how))
+        choice = (Pass(MEASURING_STATES, sizes),) if sizes else ()
+        return Cost(choice, (Pass("Narrowing", fit, fits=float(bool(fit))),), tuple(how))
 
     def bytes_at_most(self) -> int:
         return output_bytes(self.prepared.checkpoint)
