@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ class Recorded(Silent):
         self.expected: list[ExpectedStage] = []
         self.stages: list[str] = []
 
-    def expect(self, stages: list[ExpectedStage]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
         self.expected = list(stages)
 
     def stage(self, title: str, steps: int) -> None:
