@@ -15,6 +15,7 @@ from prune_cli.model.architecture import find_blocks, setting
 _NOT_ON_META = (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, IndexError, KeyError)
 _KEYS_AND_VALUES = (".k_proj", ".v_proj")
 _HEADS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "num_attention_heads")
+_TOKENS = 2
 _HEAD_DIM = ("head_dim", "kv_channels", "d_kv")
 
 
@@ -26,22 +27,23 @@ def cache_bytes(model: Any) -> int | None:
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return None
     try:
-        sizes = [_cache_size(model, tokens) for tokens in (2, 3)]
+        return _by_forward(model)
     except _NOT_ON_META:
         return _by_maps(model) or _by_config(model)
-    return None if sizes[0] is None or sizes[1] is None else sizes[1] - sizes[0]
 
 
 @torch.no_grad()
-def _cache_size(model: Any, tokens: int) -> int | None:
+def _by_forward(model: Any) -> int | None:
+    """What is kept of one token in each layer's keys and values (…, tokens, width); states of a fixed size are not."""
     with torch.device("meta"):
-        output = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
+        output = model(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long), use_cache=True)
     cache = getattr(output, "past_key_values", None)
     cache = getattr(cache, "self_attention_cache", cache)  # that of decoders that could have an encoder beside them
     if cache is None:
         return None
     tensors = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values")]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    of_tokens = [each for each in tensors if each is not None and each.ndim > 1 and each.shape[-2] == _TOKENS]
+    return sum(each.nbytes for each in of_tokens) // _TOKENS
 
 
 def _by_maps(model: Any) -> int | None:
