@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -100,3 +101,8 @@ def folder_bytes(folder: Path, *, without_reports: bool = True) -> dict[str, byt
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in told
     }
+
+
+def pytest_collection_finish() -> None:
+    """Else each collection of garbage looks at all that was imported."""
+    gc.freeze()

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _IMPORTED = (
-    "torch", "safetensors.torch", "huggingface_hub.hf_api", "huggingface_hub.constants", "tokenizers", "typer", "rich",
+    "torch", "safetensors.torch", "huggingface_hub.hf_api", "huggingface_hub.constants", "tokenizers", "typer",
     "transformers.modeling_utils", "transformers.generation", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
-    "transformers.tokenization_utils_tokenizers", "accelerate",
+    "transformers.tokenization_utils_tokenizers", "accelerate", "greenlet", "jinja2", "rich.progress",
+    "typer._adapters", "tests.warm",
 )  # fmt: skip
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(list(_IMPORTED))

@@ -22,6 +22,11 @@ sys.stderr.write(stderr)
 sys.exit(code)
 """
 
+_PYTHON = """#!/bin/sh
+if [ "$1 $2" = "-m prune_cli" ]; then shift 2; exec "{folder}/prune-cli" "$@"; fi
+exec "{python}" "$@"
+"""
+
 
 @cache
 def programs() -> Path:
@@ -30,7 +35,7 @@ def programs() -> Path:
     listener = Listener(str(folder / "calls"))
     Thread(target=_answer, args=(listener,), daemon=True).start()
     (folder / "prune-cli").write_text(_CALL.format(python=sys.executable, address=listener.address))
-    (folder / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (folder / "python").write_text(_PYTHON.format(python=sys.executable, folder=folder))
     for name in ("prune-cli", "python"):
         (folder / name).chmod(0o755)
     return folder

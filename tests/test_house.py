@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -33,10 +34,15 @@ _FLOOR = {room: floor for floor, rooms in enumerate(_ORDER) for room in rooms}
 _MAY_IMPORT_TRANSFORMERS = {"prune_cli/model", "prune_cli/loading", "prune_cli/bench/whole_model.py"}
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> set[str]:
     """Top-level packages that a file imports, at any depth of the file."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -68,7 +74,7 @@ def room(path: Path) -> str:
 def arrows(path: Path) -> set[Path]:
     """The files of this project that a file imports, at any depth of the file."""
     targets: set[Path] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{path}: {ast.unparse(node)}: name the whole path"
@@ -142,7 +148,7 @@ def functions(folder: str) -> list[tuple[Path, ast.FunctionDef | ast.AsyncFuncti
     return [
         (path, node)
         for path in sources(folder)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
 

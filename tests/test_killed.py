@@ -25,7 +25,7 @@ RUNS: dict[str, list[str]] = {
     "experts": ["-m", "experts", "-s", "0.5"],
 }
 # Entries for blocks in the journal before a kill; -1: as soon as there is a journal.
-KILLS = (-1, 1, 3)
+KILLS = (-1, 2)
 
 
 def wait_until_done(out: Path, blocks: int, runs: Callable[[], bool]) -> None:

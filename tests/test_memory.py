@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.conftest import token_ids
 from tests.forked import ForkedRun
 from tests.tiny import save_tiny
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
 WIDE: dict[str, Any] = {
     "hidden_size": 384,
     "num_attention_heads": 4,
@@ -26,17 +28,15 @@ WIDE: dict[str, Any] = {
 def peak_of(*arguments: object) -> int:
     """The highest anonymous memory of a `prune-cli` process, watched from outside."""
     process = ForkedRun(*arguments)
-    status = Path(f"/proc/{process.pid}/status")
+    status = Path(f"/proc/{process.pid}/statm")
     peak = 0
     while process.poll() is None:
         try:
-            lines = status.read_text().splitlines()
+            _, resident, shared, *_ = status.read_text().split()
         except (FileNotFoundError, ProcessLookupError):
             break  # it has ended since
-        for line in lines:
-            if line.startswith("RssAnon:"):
-                peak = max(peak, int(line.split()[1]) * 1024)
-        time.sleep(0.002)
+        peak = max(peak, (int(resident) - int(shared)) * PAGE)
+        time.sleep(0.003)
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr
     return peak
@@ -56,7 +56,7 @@ def test_memory_that_comes_and_goes_is_seen() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    "arguments", [["--calibrate-by", "sublayer"], ["--preset", "best", "-o", "steps=3", "-o", "polish=1"]], ids=" ".join
+    "arguments", [["--calibrate-by", "sublayer"], ["--preset", "best", "-o", "steps=1", "-o", "polish=1"]], ids=" ".join
 )
 def test_more_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.safetensors"
@@ -66,9 +66,9 @@ def test_more_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) 
     block_bytes = 4 * (384 * 384 * 3 + 384 * intermediate * 3)
     shape = {**WIDE, "intermediate_size": intermediate}
     peaks = []
-    for blocks in (4, 16):
+    for blocks in (3, 12):
         model = save_tiny(tmp_path / f"model-{blocks}", "llama-untied", num_hidden_layers=blocks, **shape)
         out = tmp_path / f"out-{blocks}"
         peaks.append(peak_of("prune", model, out, "--calibration", tokens, *arguments, "-q"))
-    # Allocators differ by some percent from run to run; the other twelve blocks would take twice what is allowed.
-    assert peaks[1] < peaks[0] + 6 * block_bytes
+    # Allocators differ by some percent from run to run; the other nine blocks would take twice what is allowed.
+    assert peaks[1] < peaks[0] + 4.5 * block_bytes

@@ -18,6 +18,7 @@ from prune_cli.ranks.ranks import Ranks
 from prune_cli.ranks.start import _without_devices
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.forked import ForkedRun, forked_ranks
+from tests.programs import programs
 from tests.test_killed import wait_until_done
 from tests.tiny import save_tiny
 
@@ -170,6 +171,7 @@ def test_devices_start_the_processes(
     assert "--devices is '0,0'" in command(*given[:-1], "0,0").stderr
     assert "exclude each other" in command(*given, "--device", "cpu").stderr
     monkeypatch.setattr(sys, "argv", ["prune-cli", *map(str, given)])
+    monkeypatch.setattr(sys, "executable", str(programs() / "python"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         assert command(*given).code == 0

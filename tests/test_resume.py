@@ -128,9 +128,9 @@ def test_two_runs_do_not_write_to_one_output(llama: Path, tmp_path: Path, comman
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_says_how_to_continue(signal_number: signal.Signals, tmp_path: Path, command: RunCommand) -> None:
     # Enough work that the signal comes long before its end.
-    model, out = save_tiny(tmp_path / "model", "llama-untied", num_hidden_layers=16), tmp_path / "out"
+    model, out = save_tiny(tmp_path / "model", "llama-untied", num_hidden_layers=10), tmp_path / "out"
     text = tmp_path / "text.safetensors"
-    save_file({"input_ids": token_ids(samples=32)}, text)
+    save_file({"input_ids": token_ids(samples=12)}, text)
     texts = ("--calibration", text, "--eval", text, "--batch-size", 1)
     process = ForkedRun("prune", model, out, *texts)
     journal = partial_folder(out) / JOURNAL
