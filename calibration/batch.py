@@ -54,3 +54,11 @@ class Batch:
         if self.beside:
             return [self._alone(row) for row in range(len(self))]
         return [self[first : first + samples] for first in range(0, len(self), samples)]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The samples of all `batches`, which are of one length, in order."""
+    masks = [torch.ones_like(each.ids, dtype=torch.bool) if each.mask is None else each.mask for each in batches]
+    mask = torch.cat(masks) if any(each.mask is not None for each in batches) else None
+    beside = tuple(sample for each in batches for sample in each.beside)
+    return Batch(torch.cat([each.ids for each in batches]), mask, beside)

@@ -41,7 +41,7 @@ REQUESTS = [
 _OF_PRESETS = {name for preset in PRESETS.values() for name in preset}
 # What Python takes beside the request's own type.
 _PATHS = {"model", "out", "data", "against", "calibration", "eval", "statistics", "save_statistics", "teacher"}
-_PATHS |= {"compare_calibration"}
+_PATHS |= {"compare_calibration", "store"}
 _WIDER = {
     "tuple[str, ...]": "str | Sequence[str]",
     "Mapping[str, Any]": "Mapping[str, Any] | None",

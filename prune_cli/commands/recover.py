@@ -25,20 +25,81 @@ def recover(
         str,
         typer.Option(
             metavar="HOW",
-            help="block: one block after the other learns to do what the dense model's did.",
+            help="block: one block after the other learns to do what the dense model's did. full: all kept weights "
+            "together learn what the dense model predicts.",
             rich_help_panel=_TRAINING,
         ),
     ] = "block",
     epochs: Annotated[
-        int, typer.Option(help="Times that each block sees the text; the best one is kept.", rich_help_panel=_TRAINING)
-    ] = 2,
-    rate: Annotated[
-        float,
+        int | None,
         typer.Option(
-            help="Learning rate, as a share of each tensor's size at width 256; less for wider ones.",
+            help="Times that the text is seen; the best state is kept [default: 2 of each block, 4 of full].",
             rich_help_panel=_TRAINING,
         ),
-    ] = 0.02,
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="full: so many tokens to train on, in place of --epochs.", rich_help_panel=_TRAINING),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate, as a share of each tensor's size at width 256; less for wider ones "
+            "[default: 0.02 of block, 0.01 of full].",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(
+            help="full: weight of the divergence from the teacher's predictions [default: 1].",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    square_head: Annotated[
+        float | None,
+        typer.Option(
+            help="full: weight of the distance to the teacher's hidden states behind each block, which need much "
+            "room in --store [default: 0].",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    next_token: Annotated[
+        float | None,
+        typer.Option(help="full: weight of the loss on the text itself [default: 0].", rich_help_panel=_TRAINING),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="full: so many of the teacher's most probable tokens are kept of each position [default: 50].",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="full: keep what the teacher predicts here, for other runs with it and the same text [default: in "
+            "OUT while it is made].",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            help="full: look at the held-out samples, and save the state for --resume, so often [default: 20 times].",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="full: less memory, a third more time: activations inside the blocks are computed twice.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     calibration: of_prune.Calibration = None,
     samples: Annotated[
         int | None,
@@ -91,14 +152,17 @@ def recover(
     """Win back what pruning cost: train what is left of MODEL against the dense model and write OUT with a report.
 
     MODEL may be sparse, narrowed, without some blocks or experts, and made by any tool. Zeros stay zero; weights, norm
-    gains and biases of the blocks move, embeddings, head and routers stay. One block with its gradients is in memory at
-    a time. Each block keeps its best epoch on samples held out, or stays as it was.
+    gains and biases of the blocks move, embeddings, head and routers stay. With --how block one block with its
+    gradients is in memory at a time; with --how full it is the whole model, and never the teacher. What is best on
+    samples held out is kept, or all stays as it was.
 
     Examples:
 
     prune-cli recover ./pruned ./recovered --teacher Qwen/Qwen3-0.6B
 
     prune-cli recover ./pruned ./recovered --teacher ./dense --calibration my.jsonl --eval held-out.jsonl
+
+    prune-cli recover ./pruned ./recovered --teacher ./dense --how full --samples 2000 --tokens 2000000
     """
     with report_failures(as_json=as_json, verbose=verbose, out=out):
         from prune_cli.commands.log_file import progress_on
@@ -112,7 +176,15 @@ def recover(
             teacher=teacher,
             how=options.checked_later(how),
             epochs=epochs,
+            tokens=tokens,
             rate=rate,
+            kl=kl,
+            square_head=square_head,
+            next_token=next_token,
+            top_k=top_k,
+            store=store,
+            every=every,
+            gradient_checkpointing=gradient_checkpointing,
             calibration=calibration,
             samples=samples,
             seq_len=seq_len,

@@ -51,7 +51,8 @@ def _pruned(report: Report) -> str:
 def _recovered(report: RecoveryReport) -> str:
     won_back = report.losses.won_back
     gain = "" if won_back is None else f", {percent(won_back)} of the loss's increase is gone"
-    return f"{_name(report.model)} recovered block by block{gain} (prune-cli {report.tool.version})"
+    how = "block by block" if report.training is None else "end to end"
+    return f"{_name(report.model)} recovered {how}{gain} (prune-cli {report.tool.version})"
 
 
 def _name(model: PrunedModel) -> str:
@@ -69,7 +70,7 @@ def _named_in(report: Report) -> Iterator[str | None]:
 
 def _said_in(report: RecoveryReport) -> Iterator[str | None]:
     request = report.request
-    yield from (request.calibration, request.eval, str(request.out), report.output.folder)
+    yield from (request.calibration, request.eval, request.store, str(request.out), report.output.folder)
     yield from (report.calibration.text.source, report.losses.text.source)
     for model, given in ((report.model, request.model), (report.teacher, request.teacher)):
         if model.revision is None:

@@ -24,6 +24,7 @@ from prune_cli.recovery.report import (
     Losses,
     RecoveredTensor,
     RecoveryReport,
+    TrainingRun,
 )
 from prune_cli.recovery.trained_block import all_trained, why_kept
 from prune_cli.report.provenance import now, tool_facts
@@ -38,13 +39,14 @@ class Done:
     output: OutputFolder
     memory: PeakMemory
     losses: Losses
+    training: TrainingRun | None
     teacher_files: Mapping[str, str]
     seconds: float
 
 
 def assemble_report(plan: RecoveryPlan, texts: RecoveryTexts, done: Done) -> RecoveryReport:
     """The report of a finished run. Raises PruneError where a tensor has not the zeros that it had."""
-    blocks = block_recoveries(plan.pair.runs, done.output)
+    blocks = [] if plan.request.end_to_end else block_recoveries(plan.pair.runs, done.output)
     tensors = _tensors(plan, done.output.checkpoint())
     copies = 0 if texts.sampled is None else len(texts.sampled)
     return RecoveryReport(
@@ -67,6 +69,7 @@ def assemble_report(plan: RecoveryPlan, texts: RecoveryTexts, done: Done) -> Rec
         trained_parameters=sum(plan.checkpoint.entries[t.name].count for t in tensors if t.action == "trained"),
         zeros=sum(tensor.zeros or 0 for tensor in tensors),
         blocks=blocks,
+        training=done.training,
         tensors=tensors,
         seconds=done.seconds,
         peak_host_bytes=done.memory.host_bytes,
@@ -97,7 +100,7 @@ def block_recoveries(runs: Sequence[tuple[int, ...]], output: OutputFolder) -> l
 
 
 def _warnings(plan: RecoveryPlan, done: Done, blocks: list[BlockRecovery]) -> list[str]:
-    asked = plan.request.epochs
+    asked = plan.request.passes
     short = [str(block.block) for block in blocks if len(block.epochs) < asked]
     packed = describe(plan.checkpoint)
     left = [why_not_copied(file) for file in done.output.not_copied]
@@ -105,6 +108,11 @@ def _warnings(plan: RecoveryPlan, done: Done, blocks: list[BlockRecovery]) -> li
         left.append(
             f"The training of block(s) {', '.join(short)} ended in NaN; what was best before that was kept: "
             "give a smaller --rate."
+        )
+    if done.training is not None and done.training.ended == "nan":
+        left.append(
+            f"The training ended in NaN behind step {done.training.looks[-1].step}; what was best before that was "
+            "kept: give a smaller --rate."
         )
     return [*_other_teacher(plan, done.teacher_files), *left, *([packed] if packed else [])]
 

@@ -9,7 +9,16 @@ import yaml
 
 from prune_cli.checkpoint.file_names import CARD, RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE, SOURCE_CARD
 from prune_cli.recovery.page import page_of
-from prune_cli.recovery.tables import BLOCK_HEADER, LOSS_HEADER, block_rows, facts, lead, loss_rows
+from prune_cli.recovery.tables import (
+    BLOCK_HEADER,
+    LOSS_HEADER,
+    TRAINING_HEADER,
+    block_rows,
+    facts,
+    lead,
+    loss_rows,
+    training_rows,
+)
 from prune_cli.report.card import inherited, read_card
 from prune_cli.report.format import table
 
@@ -38,7 +47,9 @@ def to_markdown(report: RecoveryReport) -> str:
     parts = [
         f"# {report.model.name}, recovered\n\n{lead(report)}{warnings}",
         "## Loss\n\n" + table(LOSS_HEADER, loss_rows(report)),
-        f"## Blocks\n\n{told}\n\n" + table(BLOCK_HEADER, block_rows(report)),
+        f"## Blocks\n\n{told}\n\n" + table(BLOCK_HEADER, block_rows(report))
+        if report.training is None
+        else "## Training\n\n" + table(TRAINING_HEADER, training_rows(report)),
         "## How\n\n" + table(("", ""), facts(report)),
         "## Kept tensors\n\n" + table(("tensor", "why"), ((f"`{name}`", why) for name, why in kept)),
     ]

@@ -5,16 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prune_cli.recovery.tables import BLOCK_HEADER, LOSS_HEADER, block_rows, facts, lead, loss_rows
+from prune_cli.recovery.tables import (
+    BLOCK_HEADER,
+    LOSS_HEADER,
+    TRAINING_HEADER,
+    block_rows,
+    facts,
+    lead,
+    loss_rows,
+    training_rows,
+)
 from prune_cli.report.html.charts import COLOURS, draw
 from prune_cli.report.html.page import PAGE_FOLDER, policy_of
 from prune_cli.version import __version__
 
 if TYPE_CHECKING:
-    from prune_cli.recovery.report import RecoveryReport
+    from prune_cli.recovery.report import RecoveryReport, TrainingRun
 
 _HERE = Path(__file__).parent
 _WIDTH, _HEIGHT = 560, 260
+# Title and caption of the curves.
+_BLOCKS = (
+    "How each block learnt",
+    "The held-out error of a block behind each epoch, as a share of what it was; the table above has its first and "
+    "its last.",
+)
+_TRAINING = ("How it learnt", "The loss that was trained, and the divergence from the teacher on held-out samples.")
 
 
 def page_of(report: RecoveryReport) -> str:
@@ -35,11 +51,40 @@ def page_of(report: RecoveryReport) -> str:
         warnings=report.warnings,
         tables=[
             ("Loss", LOSS_HEADER, loss_rows(report)),
-            ("Blocks", BLOCK_HEADER, block_rows(report)),
+            ("Blocks", BLOCK_HEADER, block_rows(report))
+            if report.training is None
+            else ("Training", TRAINING_HEADER, training_rows(report)),
         ],
         facts=facts(report),
-        chart=Markup(_curves(report)),
+        curves=_BLOCKS if report.training is None else _TRAINING,
+        chart=Markup(_curves(report) if report.training is None else _training_curves(report.training)),
     )
+
+
+def _training_curves(training: TrainingRun) -> str:
+    """The loss and the held-out divergence over the tokens; both are nats where KL alone is trained."""
+    data = [
+        {"tokens": look.tokens, "what": what, "value": value}
+        for look in training.looks
+        for what, value in (("trained", look.loss), ("held out", look.held_out))
+        if value is not None
+    ]
+    spec = {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "mark": {"type": "line", "point": {"size": 24, "filled": True}, "strokeWidth": 1.5},
+        "encoding": {
+            "x": {"field": "tokens", "type": "quantitative", "title": "tokens"},
+            "y": {"field": "value", "type": "quantitative", "title": "loss"},
+            "color": {
+                "field": "what",
+                "type": "nominal",
+                "scale": {"domain": ["trained", "held out"], "range": list(COLOURS[:2])},
+                "legend": {"title": None},
+            },
+        },
+    }
+    return draw(data, spec)
 
 
 def _curves(report: RecoveryReport) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from calibration.batch import Batch
+from calibration.batch import Batch, joined
 from calibration.sources import Source as TextSource
 from calibration.token_set import TokenSet
 from prune_cli.checkpoint.preflight import check_output, check_space
@@ -73,6 +73,13 @@ class RecoveryTexts:
         fit, held_out = windows[: -self.held_out], windows[-self.held_out :]
         sampled = [] if self.sampled is None else self.sampled.split(size)
         return Samples([*fit.split(size), *sampled], held_out.split(size))
+
+    @property
+    def windows(self) -> Batch:
+        """All in the order of `samples`: those that are fitted, sampled, and held out."""
+        windows = self.calibration.windows
+        fit, held_out = windows[: -self.held_out], windows[-self.held_out :]
+        return joined([fit, *([] if self.sampled is None else [self.sampled]), held_out])
 
     @property
     def warnings(self) -> list[str]:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.recovery.tables import BLOCK_HEADER, LOSS_HEADER, block_rows, lead, loss_rows
+from prune_cli.recovery.tables import (
+    BLOCK_HEADER,
+    LOSS_HEADER,
+    TRAINING_HEADER,
+    block_rows,
+    lead,
+    loss_rows,
+    training_rows,
+)
 from prune_cli.report.format import duration, size
 
 if TYPE_CHECKING:
@@ -16,15 +24,17 @@ if TYPE_CHECKING:
 
 
 def show_recovery(console: Console, report: RecoveryReport, *, verbose: bool) -> None:
-    """The three losses; the blocks with --verbose."""
+    """The three losses; with --verbose the blocks, or the looks at held-out samples."""
     console.print(_table(f"{report.model.given}, recovered", LOSS_HEADER, loss_rows(report)))
-    if verbose:
+    if verbose and report.training is not None:
+        console.print(_table("Held-out divergence from the teacher", TRAINING_HEADER, training_rows(report)))
+    elif verbose:
         console.print(_table("Held-out error of the blocks", BLOCK_HEADER, block_rows(report)))
     told = (
         lead(report),
         *(f"warning: {warning}" for warning in report.warnings),
         f"{duration(report.seconds)}, peak memory {size(report.peak_host_bytes)}. Written to {report.output.folder}; "
-        "recover_report.html there shows each block.",
+        "recover_report.html there shows the training.",
     )
     for each in told:
         console.print(each, highlight=False, soft_wrap=True)

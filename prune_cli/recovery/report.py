@@ -68,6 +68,32 @@ class FittedText:
     sampled: Count
 
 
+@dataclass(frozen=True)
+class TrainingLook:
+    """At the held-out samples after `step` steps: their KL, and the mean loss of the steps since the look before."""
+
+    step: Count
+    tokens: Count
+    loss: float | None
+    held_out: float
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """An end-to-end training of so many `steps`, of which the best look was kept, 0 for the start.
+
+    It ended with its budget, early, as nothing had been better for some looks, or in NaN. `teacher_bytes` is what the
+    teacher's predictions of a token take.
+    """
+
+    steps: Positive
+    best_step: Count
+    ended: Literal["budget", "early", "nan"]
+    looks: Sequence[TrainingLook]
+    teacher_bytes: Positive
+    seconds: NotNegative
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecoveryReport:
     """Everything about one recovery; `zeros` are those of all its tensors, in the files read and written."""
@@ -86,6 +112,7 @@ class RecoveryReport:
     trained_parameters: Count
     zeros: Count
     blocks: Sequence[BlockRecovery]
+    training: TrainingRun | None
     tensors: Sequence[RecoveredTensor]
     seconds: NotNegative
     peak_host_bytes: Count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any, Literal
 from prune_cli.errors import RequestError
 from prune_cli.request.request import Dtype, check_counts, check_device, check_eval_windows
 
-How = Literal["block"]
+How = Literal["block", "full"]
 EPOCHS, RATE = 2, 0.02
+# End to end, where nobody said.
+_PASSES, _FULL_RATE, TOP_K, _LOOKS = 4, 0.01, 50, 20
+# Only these train end to end, and only they take these options.
+_END_TO_END = ("tokens", "kl", "square_head", "next_token", "top_k", "store", "every", "gradient_checkpointing")
 _MOST_EPOCHS, _MOST_COPIES = 1000, 64
+_MOST = {"tokens": 10**15, "every": 10**9, "top_k": 10_000}
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,16 @@ class RecoverRequest:
     out: Path
     teacher: str
     how: How = "block"
-    epochs: int = field(default=EPOCHS, metadata={"schema": {"minimum": 1}})
-    rate: float = field(default=RATE, metadata={"schema": {"exclusiveMinimum": 0}})
+    epochs: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
+    tokens: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
+    rate: float | None = field(default=None, metadata={"schema": {"exclusiveMinimum": 0}})
+    kl: float | None = field(default=None, metadata={"schema": {"minimum": 0}})
+    square_head: float | None = field(default=None, metadata={"schema": {"minimum": 0}})
+    next_token: float | None = field(default=None, metadata={"schema": {"minimum": 0}})
+    top_k: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
+    store: str | None = None
+    every: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
+    gradient_checkpointing: bool = False
     calibration: str | None = None
     samples: int | None = field(default=None, metadata={"schema": {"minimum": 2}})
     seq_len: int | None = field(default=None, metadata={"schema": {"minimum": 2}})
@@ -44,10 +58,11 @@ class RecoverRequest:
         """Raise RequestError for anything that can be told wrong without the models."""
         if self.how not in typing.get_args(How):
             raise RequestError(f"--how is {self.how!r}: choose one of {', '.join(typing.get_args(How))}.")
-        if not 1 <= self.epochs <= _MOST_EPOCHS:
+        if not 1 <= self.passes <= _MOST_EPOCHS:
             raise RequestError(f"--epochs is {self.epochs}, but must be 1 to {_MOST_EPOCHS}.")
-        if not 0 < self.rate <= 1:
+        if not 0 < self.learning_rate <= 1:
             raise RequestError(f"--rate is {self.rate:g}, but must be above 0 and at most 1 (0.02 is two percent).")
+        self._check_end_to_end()
         if not 0 <= self.self_calibration <= _MOST_COPIES:
             raise RequestError(f"--self-calibration is {self.self_calibration}, but must be 0 to {_MOST_COPIES}.")
         if self.samples is not None and self.samples < 2:
@@ -59,6 +74,56 @@ class RecoverRequest:
             raise RequestError(f"--dtype is {self.dtype!r}: choose one of {', '.join(typing.get_args(Dtype))}.")
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"--seed is {self.seed}, but must be between 0 and 2**63 - 1.")
+
+    def _check_end_to_end(self) -> None:
+        """Raise RequestError for options of an end-to-end training, one by one and together."""
+        given = [name for name in _END_TO_END if getattr(self, name) not in (None, False)]
+        if given and not self.end_to_end:
+            raise RequestError(f"{_option(given[0])} is for --how full, not for --how {self.how}: leave it out.")
+        if self.tokens is not None and self.epochs is not None:
+            raise RequestError("--tokens and --epochs both say how long to train: give one of them.")
+        for name in ("tokens", "every", "top_k"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= _MOST[name]:
+                raise RequestError(f"{_option(name)} is {value}, but must be 1 to {_MOST[name]}.")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise RequestError(f"{_option(name)} is {weight:g}, but a loss weighs 0 or more.")
+        if not any(self.weights.values()):
+            raise RequestError("--kl, --square-head and --next-token are all 0, so there is nothing to train for.")
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the whole model is trained at once."""
+        return self.how != "block"
+
+    @property
+    def passes(self) -> int:
+        """Times that the text is seen, where no number of tokens says otherwise."""
+        return self.epochs if self.epochs is not None else _PASSES if self.end_to_end else EPOCHS
+
+    @property
+    def learning_rate(self) -> float:
+        return self.rate if self.rate is not None else _FULL_RATE if self.end_to_end else RATE
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the three losses."""
+        usual = {"kl": 1.0, "square_head": 0.0, "next_token": 0.0}
+        return {name: weight if (given := getattr(self, name)) is None else given for name, weight in usual.items()}
+
+    @property
+    def known_tokens(self) -> int:
+        """How many of the teacher's most probable tokens are kept of each position."""
+        return TOP_K if self.top_k is None else self.top_k
+
+    def looks_every(self, steps: int) -> int:
+        """After how many of so many steps the held-out samples are looked at, and the state is saved."""
+        return self.every if self.every is not None else max(1, steps // _LOOKS)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def recover_request_as_json(request: RecoverRequest) -> dict[str, Any]:

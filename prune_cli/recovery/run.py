@@ -19,8 +19,9 @@ from prune_cli.recovery.build_report import Done, assemble_report
 from prune_cli.recovery.files import recovery_files
 from prune_cli.recovery.match_blocks import Matching, match_blocks
 from prune_cli.recovery.prepare import RecoveryPlan, RecoveryTexts, prepare, read_texts, with_sampled
-from prune_cli.recovery.report import Losses, RecoveryReport
+from prune_cli.recovery.report import Losses, RecoveryReport, TrainingRun
 from prune_cli.recovery.request import RecoverRequest
+from prune_cli.recovery.train_whole import clear, train_whole
 from prune_cli.report.types import Evaluation
 
 
@@ -45,13 +46,13 @@ def recover(request: RecoverRequest, progress: Progress | None = None) -> Recove
             dense = _evaluation(plan, texts, plan.pair.teacher, output, "Loss of the teacher", progress)
             before = _evaluation(plan, texts, plan.model, output, "Loss before", progress)
             texts = with_sampled(plan, texts, progress)
-            samples = texts.samples(request.batch_size)
-            match_blocks(plan.pair, samples, Matching.of(request.epochs, request.rate, request.seed), output, progress)
+            training = _train(plan, texts, output, progress, teacher_files)
             after = _evaluation(plan, texts, plan.with_checkpoint(output.checkpoint()), output, "Loss after", progress)
             output.copy_side_files()
             losses = Losses(text_report(texts.evaluation), PROTOCOL, dense, before, after)
-            done = Done(output, memory, losses, teacher_files, time.monotonic() - begun)
+            done = Done(output, memory, losses, training, teacher_files, time.monotonic() - begun)
             report = assemble_report(plan, texts, done)
+            clear(output)
             output.commit(recovery_files(report, plan.source.folder), config_of_output(plan.checkpoint))
     return report
 
@@ -63,17 +64,41 @@ def _fingerprint(plan: RecoveryPlan, texts: RecoveryTexts, teacher_files: dict[s
         "command": "recover",
         "how": request.how,
         "teacher": teacher_files,
-        "epochs": request.epochs,
-        "rate": request.rate,
+        "epochs": request.passes,
+        "rate": request.learning_rate,
         "seed": request.seed,
         "calibration": texts.calibration.sha256,
         "self_calibration": request.self_calibration,
         "eval": texts.evaluation.sha256,
+        **_end_to_end_options(request),
         "batch_size": [len(batch) for batch in texts.samples(request.batch_size).fit],
         "device": plan.device.type,
         "dtype": str(plan.dtype),
         "versions": versions(),
     }
+
+
+def _end_to_end_options(request: RecoverRequest) -> dict[str, Any]:
+    if not request.end_to_end:
+        return {}
+    return {"tokens": request.tokens, **request.weights, "top_k": request.known_tokens, "every": request.every}
+
+
+def _train(
+    plan: RecoveryPlan,
+    texts: RecoveryTexts,
+    output: OutputFolder,
+    progress: Progress,
+    teacher_files: dict[str, str],
+) -> TrainingRun | None:
+    """Train as was asked for and write what came of it; the story of an end-to-end training."""
+    request = plan.request
+    if request.end_to_end:
+        return train_whole(plan, texts, output, progress, teacher_files)
+    samples = texts.samples(request.batch_size)
+    matching = Matching.of(request.passes, request.learning_rate, request.seed)
+    match_blocks(plan.pair, samples, matching, output, progress)
+    return None
 
 
 def _evaluation(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prune_cli.recovery.report import RecoveryReport
 
 LOSS_HEADER = ("", "perplexity", "loss (nats per token)")
+TRAINING_HEADER = ("step", "tokens", "loss trained", "held-out KL (nats per token)", "")
 BLOCK_HEADER = ("block", "teacher's blocks", "error before", "error after", "best epoch", "seconds")
 
 
@@ -34,6 +35,23 @@ def loss_rows(report: RecoveryReport) -> list[tuple[str, str, str]]:
     ]
 
 
+def training_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
+    """One for each look at the held-out samples; none where blocks were trained alone."""
+    training = report.training
+    if training is None:
+        return []
+    return [
+        (
+            str(look.step),
+            f"{look.tokens:,}",
+            "" if look.loss is None else f"{look.loss:.4f}",
+            f"{look.held_out:.5f}",
+            "kept" if look.step == training.best_step else "",
+        )
+        for look in training.looks
+    ]
+
+
 def block_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
     return [
         (
@@ -48,18 +66,32 @@ def block_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
     ]
 
 
+def _how(report: RecoveryReport) -> str:
+    request, training = report.request, report.training
+    told = f"{request.how}, rate {request.learning_rate:g}, seed {request.seed}"
+    if training is None:
+        return f"{told}, {request.passes} epochs"
+    losses = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in request.weights.items() if weight)
+    last = training.looks[-1]
+    ended = {"budget": "", "early": ", ended early: no better any more", "nan": ", ended in NaN"}[training.ended]
+    return (
+        f"{told}; {last.step} of {training.steps} steps, {last.tokens:,} tokens{ended}; losses: {losses}; "
+        f"{training.teacher_bytes:,} bytes of the teacher a token"
+    )
+
+
 def _range(blocks: tuple[int, ...]) -> str:
     return str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
 
 
 def facts(report: RecoveryReport) -> list[tuple[str, str]]:
     """(name, text) of how it was done."""
-    request, fitted = report.request, report.calibration
+    fitted = report.calibration
     samples = fitted.text.samples - fitted.held_out
     return [
         ("model", report.model.given + (f" at {report.model.revision}" if report.model.revision else "")),
         ("teacher", report.teacher.given + (f" at {report.teacher.revision}" if report.teacher.revision else "")),
-        ("how", f"{request.how}, {request.epochs} epochs, rate {request.rate:g}, seed {request.seed}"),
+        ("how", _how(report)),
         ("trained", f"{report.trained_parameters:,} of {report.parameters:,} parameters, zeros among them left out"),
         ("zeros", f"{report.zeros:,}, before and after"),
         (
