@@ -334,3 +334,13 @@ def adam_with_a_mask(
         errors.append(float(missed.square().sum() / wanted[fitted:].square().sum()))
         epochs.append(dict(values))
     return epochs, errors
+
+
+def divergence_of_buckets(teacher: torch.Tensor, student: torch.Tensor, k: int) -> float:
+    """KL in nats between two predictions (vocabulary,), tokens outside the teacher's `k` most probable taken as one."""
+    p, q = (torch.exp(each.double()) / torch.exp(each.double()).sum() for each in (teacher, student))
+    most = sorted(range(len(p)), key=lambda token: -float(p[token]))[:k]
+    rest = [token for token in range(len(p)) if token not in most]
+    pairs = [(float(p[token]), float(q[token])) for token in most]
+    pairs.append((sum(float(p[token]) for token in rest), sum(float(q[token]) for token in rest)))
+    return sum(ours * math.log(ours / theirs) for ours, theirs in pairs)

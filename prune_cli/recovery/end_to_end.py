@@ -183,7 +183,7 @@ class EndToEnd:
             group["lr"] = group["share"] * self.course.rate_at(step)
         with torch.enable_grad():
             loss = self._loss(self._firsts[index], self.samples.fit[index])
-        value = float(loss)
+        value = float(loss.detach())
         if math.isfinite(value):
             self._scaler.scale(loss).backward()
             self.weights.mask_gradients()
