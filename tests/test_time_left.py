@@ -9,10 +9,16 @@ import pytest
 import torch
 
 from prune_cli.progress import Silent
+from prune_cli.recovery.request import RecoverRequest
+from prune_cli.recovery.run import recover
 from prune_cli.report.format import duration_range
 from prune_cli.request.request import PruneRequest
 from prune_cli.run import prune
 from prune_cli.structured.dry_run import dry_run_structured
+from prune_cli.sweeps import run as sweeps
+from prune_cli.sweeps.estimate import estimate
+from prune_cli.sweeps.request import SweepRequest
+from prune_cli.sweeps.run import sweep
 from prune_cli.time_left import ExpectedStage, TimeLeft
 from prune_cli.unstructured.dry_run import dry_run
 
@@ -111,15 +117,44 @@ def test_every_stage_that_takes_its_time_is_expected(
     foretold = (dry_run_structured if request.is_structured else dry_run)(request)
     seen = Recorded()
     prune(request, seen)
-    titles = [each.title for each in seen.expected]
-    assert titles == [each for each in titles if any(stage.startswith(each) for stage in seen.stages)]
-    unplanned = [stage for stage in seen.stages if not any(stage.startswith(title) for title in titles)]
-    assert [stage for stage in unplanned if stage != "Reading text"] == []
-    # In one order: each is found behind the one before.
-    places = iter(seen.stages)
-    assert all(any(stage.startswith(title) for stage in places) for title in titles)
-    assert list(foretold.seconds.stages) == list(dict.fromkeys(titles))
+    check_all_expected(seen)
+    assert list(foretold.seconds.stages) == list(dict.fromkeys(each.title for each in seen.expected))
     assert 0 < foretold.seconds.low < sum(foretold.seconds.stages.values()) < foretold.seconds.high
+
+
+def check_all_expected(seen: Recorded) -> None:
+    """What was expected came, in its order, and nothing else but texts to read."""
+    titles = [each.title for each in seen.expected]
+    unplanned = [stage for stage in seen.stages if not any(stage.startswith(title) for title in titles)]
+    assert set(unplanned) <= {"Reading text"}
+    places = iter(seen.stages)
+    assert [title for title in titles if not any(stage.startswith(title) for stage in places)] == []
+    assert min(each.work for each in seen.expected) > 0
+
+
+def test_sweeps_and_recoveries_are_expected_too(
+    whole: Path, tokens_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "pictures", lambda _: {})  # which take longer than all else here
+    text, seen = str(tokens_file), Recorded()
+    grid = {"method": "best,magnitude", "sparsity": "0.5", "data": text, "calibration": text}
+    request = SweepRequest(model=str(whole), out=tmp_path / "sweep", **grid)
+    foretold = estimate(request, Silent()).seconds
+    sweep(request, seen)
+    check_all_expected(seen)
+    assert list(foretold.stages) == [each.title for each in seen.expected]
+    prune(PruneRequest(model=str(whole), out=tmp_path / "pruned", method="magnitude"))
+    recovery = RecoverRequest(
+        model=str(tmp_path / "pruned"),
+        out=tmp_path / "out",
+        teacher=str(whole),
+        calibration=text,
+        eval=text,
+        self_calibration=1,
+    )
+    seen = Recorded()
+    recover(recovery, seen)
+    check_all_expected(seen)
 
 
 def test_a_probe_leaves_the_random_numbers_and_the_folder_alone(whole: Path, tokens_file: Path, tmp_path: Path) -> None:

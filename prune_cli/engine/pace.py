@@ -13,6 +13,7 @@ import torch
 from calibration.batch import Batch
 from prune_cli.engine.open_model import OpenModel, pick_batch_size, usual_length
 from prune_cli.engine.stream import Stream
+from prune_cli.model.streamed_model import StreamedModel
 
 # What a machine does in a second, where only the shares of a run count: multiplications, bytes read and hashed.
 _MULTIPLICATIONS, _BYTES = 2e10, 5e8
@@ -41,12 +42,11 @@ class Pace:
     multiplication: float
 
 
-def usual_pace(opened: OpenModel) -> Pace:
+def usual_pace(model: StreamedModel) -> Pace:
     """From the numbers of parameters alone; right in proportion, not in seconds."""
-    model = opened.model
     blocks = sum(info.entry.count for info in model.tensor_map.values() if info.block is not None)
     head = model.vocab_size * model.hidden_size
-    nbytes = opened.checkpoint.nbytes
+    nbytes = model.checkpoint.nbytes
     return Pace(blocks / _MULTIPLICATIONS, head / _MULTIPLICATIONS, nbytes / _BYTES, 1 / _BYTES, 1 / _MULTIPLICATIONS)
 
 

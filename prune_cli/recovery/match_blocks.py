@@ -28,6 +28,7 @@ from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
 from prune_cli.recovery.trained_block import Trained, as_stored, trainable, trained_names
 
+MATCHING = "Matching the blocks"
 # One sample of so many is held out.
 _HELD_OUT_OF = 8
 # Smaller steps are more of them for as many tokens; larger ones are quicker.
@@ -90,7 +91,7 @@ def match_blocks(pair: Pair, samples: Samples, matching: Matching, output: Outpu
     matcher = _Matcher(pair, samples, matching, output)
     batches = samples.batches
     parking = ActivationOffload(output.partial)
-    progress.stage("Matching the blocks", len(pair.runs))
+    progress.stage(MATCHING, len(pair.runs))
     with Stream(pair.student, batches, parking) as stream, Stream(pair.teacher, batches, parking) as dense:
         for block in range(len(pair.runs)):
             matcher.take(block, stream, dense)

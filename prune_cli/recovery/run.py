@@ -10,6 +10,7 @@ import torch
 
 from prune_cli.checkpoint.output_folder import OutputFolder, hash_files
 from prune_cli.engine.evaluate import PROTOCOL, evaluate
+from prune_cli.engine.expected import copying_title
 from prune_cli.engine.memory import PeakMemory
 from prune_cli.engine.provenance import text_report, versions
 from prune_cli.model.streamed_model import StreamedModel
@@ -21,6 +22,7 @@ from prune_cli.recovery.match_blocks import Matching, match_blocks
 from prune_cli.recovery.prepare import RecoveryPlan, RecoveryTexts, prepare, read_texts, with_sampled
 from prune_cli.recovery.report import Losses, RecoveryReport, TrainingRun
 from prune_cli.recovery.request import RecoverRequest
+from prune_cli.recovery.stages import AFTER, BEFORE, TEACHER, stages_of
 from prune_cli.recovery.train_whole import clear, train_whole
 from prune_cli.report.types import Evaluation
 
@@ -37,17 +39,18 @@ def recover(request: RecoverRequest, progress: Progress | None = None) -> Recove
     plan = prepare(request)
     with PeakMemory(plan.device) as memory:
         texts = read_texts(plan, progress)
+        progress.expect(stages_of(plan, texts))
         teacher = plan.pair.teacher.checkpoint
         teacher_files = hash_files(teacher.folder, teacher.files)
         with OutputFolder(request.out, plan.checkpoint) as output:
-            progress.stage(f"Copying {len(plan.checkpoint.files)} file(s)", 1)
+            progress.stage(copying_title(plan.checkpoint), 1)
             asked = _fingerprint(plan, texts, teacher_files)
             output.begin(asked, output_layout(plan.checkpoint), resume=request.resume)
-            dense = _evaluation(plan, texts, plan.pair.teacher, output, "Loss of the teacher", progress)
-            before = _evaluation(plan, texts, plan.model, output, "Loss before", progress)
+            dense = _evaluation(plan, texts, plan.pair.teacher, output, TEACHER, progress)
+            before = _evaluation(plan, texts, plan.model, output, BEFORE, progress)
             texts = with_sampled(plan, texts, progress)
             training = _train(plan, texts, output, progress, teacher_files)
-            after = _evaluation(plan, texts, plan.with_checkpoint(output.checkpoint()), output, "Loss after", progress)
+            after = _evaluation(plan, texts, plan.with_checkpoint(output.checkpoint()), output, AFTER, progress)
             output.copy_side_files()
             losses = Losses(text_report(texts.evaluation), PROTOCOL, dense, before, after)
             done = Done(output, memory, losses, training, teacher_files, time.monotonic() - begun)

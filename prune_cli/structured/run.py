@@ -51,7 +51,8 @@ def prune_structured(request: PruneRequest, progress: Progress, ranks: Ranks = A
     with PeakMemory(prepared.device) as memory:
         texts = read_texts(prepared, progress)
         left = removal.bytes_at_most() / prepared.checkpoint.nbytes
-        progress.expect(stages_of(prepared, removal.cost(""), sizes_of(prepared, texts), usual_pace(prepared), left))
+        pace = usual_pace(prepared.model)
+        progress.expect(stages_of(prepared, removal.cost(""), sizes_of(prepared, texts), pace, left))
         inputs = inputs_before(prepared, texts)
         with open_output(request.out, prepared.checkpoint, prepared.source.folder, ranks) as output:
             run = Run(prepared, texts, output, progress, memory, inputs)

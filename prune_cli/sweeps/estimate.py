@@ -7,14 +7,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from prune_cli.engine.expected import Seconds
 from prune_cli.progress import Progress
 from prune_cli.sweeps.request import SweepRequest
-from prune_cli.sweeps.run import plan_sweep
+from prune_cli.sweeps.run import expected_stages, plan_sweep
+from prune_cli.unstructured.probe import measured_pruning_pace
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """`passes` over the model's weights, the dense evaluation among them; tokens are those of one pass of one point."""
+    """`passes` over the model's weights, the dense evaluation among them; tokens are those of one pass of one point.
+
+    `seconds` come from a probe of each method on one block.
+    """
 
     model: str
     architecture: str
@@ -27,6 +32,7 @@ class Estimate:
     passes: int
     calibration_tokens: int
     evaluation_tokens: int
+    seconds: Seconds
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -51,4 +57,5 @@ def estimate(request: SweepRequest, progress: Progress) -> Estimate:
         passes=1 + sum(-(-count // load.together) for count in (follow, alone)),
         calibration_tokens=texts.calibration.ids.numel() if texts.calibration else 0,
         evaluation_tokens=texts.evaluation.ids.numel(),
+        seconds=Seconds.of(expected_stages(sweep_plan, measured_pruning_pace)),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.report.format import duration, percent, size
+from prune_cli.report.format import duration, duration_range, percent, size
 
 if TYPE_CHECKING:
     from prune_cli.sweeps.estimate import Estimate
@@ -72,6 +72,7 @@ def show_estimate(console: Console, plan: Estimate) -> None:
     figures.add_row("passes over the weights", str(plan.passes))
     figures.add_row("calibration, tokens a point", f"{plan.calibration_tokens:,}")
     figures.add_row("evaluation, tokens a point", f"{plan.evaluation_tokens:,}")
+    figures.add_row("time, estimated", duration_range(plan.seconds.low, plan.seconds.high))
     console.print(figures)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -31,10 +31,13 @@ from prune_cli.sweeps.plot import pictures
 from prune_cli.sweeps.point_run import Measured, SweepTexts, plan_of
 from prune_cli.sweeps.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
 from prune_cli.sweeps.request import Point, SweepRequest
+from prune_cli.sweeps.stages import EVALUATING, MEASURING, stages_of_sweep
 from prune_cli.sweeps.workers import Load, load_of, measure_points
+from prune_cli.time_left import ExpectedStage
 from prune_cli.unstructured.allocate_by_outputs import OutputScores, measure_scores
 from prune_cli.unstructured.plan import pattern_of
 from prune_cli.unstructured.prepare import PruningPlan, prepare
+from prune_cli.unstructured.stages import PruningPace, usual_pruning_pace
 from prune_cli.version import __version__
 
 
@@ -72,14 +75,16 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     """
     progress = progress or Silent()
     begun = time.monotonic()
-    sweep_plan = with_allocated(with_sampled(plan_sweep(request, progress), progress), progress)
+    sweep_plan = plan_sweep(request, progress)
+    progress.expect(expected_stages(sweep_plan, usual_pruning_pace))
+    sweep_plan = with_allocated(with_sampled(sweep_plan, progress), progress)
     for warning in warnings_of(request, sweep_plan.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(sweep_plan.plan.checkpoint.folder, sweep_plan.plan.checkpoint.files)
     shared = fingerprint(request, sweep_plan, files)
     with Journal(request.out, shared, resume=request.resume) as journal:
         dense = evaluate_dense(sweep_plan, journal, progress)
-        measured = measure(sweep_plan, sweep_plan.points, journal, progress, "Measuring")
+        measured = measure(sweep_plan, sweep_plan.points, journal, progress, MEASURING)
         report = _report(request, sweep_plan, files, dense, measured, time.monotonic() - begun)
         drawn = pictures(report)
         if not drawn:
@@ -106,6 +111,12 @@ def plan_sweep(request: SweepRequest, progress: Progress) -> SweepPlan:
         _check_inside_blocks(plan_of(point, plan, plan.model))
     texts = read_texts(request, plan, [*grid, *alone], progress)
     return SweepPlan(plans, texts, *([_settled(point, plan, texts) for point in points] for points in (grid, alone)))
+
+
+def expected_stages(sweep_plan: SweepPlan, pace_of: Callable[[PruningPlan], PruningPace]) -> list[ExpectedStage]:
+    """What the whole sweep goes through, at the pace of each of its methods."""
+    points, workers = sweep_plan.points, len(sweep_plan.plans)
+    return stages_of_sweep(points, sweep_plan.plan, sweep_plan.texts, pace_of, workers) if points else []
 
 
 def _settled(point: Point, plan: PruningPlan, texts: SweepTexts) -> Point:
@@ -209,7 +220,7 @@ def evaluate_dense(sweep_plan: SweepPlan, journal: Journal, progress: Progress) 
     """
     if "dense" not in journal.notes:
         plan, windows = sweep_plan.plan, sweep_plan.texts.evaluation.windows
-        progress.stage("Evaluating the dense model", len(plan.model.blocks))
+        progress.stage(EVALUATING, len(plan.model.blocks))
         checkpoint = exact_values(plan.checkpoint)
         model = plan.model if checkpoint is plan.checkpoint else plan.with_checkpoint(checkpoint)
         journal.notes["dense"] = losses_of_windows(model, windows, plan.batch_size(windows), progress)

@@ -11,6 +11,7 @@ from prune_cli.engine.pace import Pace, usual_pace
 from prune_cli.engine.self_calibration import SAMPLING
 from prune_cli.model.orientation import matrix_shape
 from prune_cli.recovery.request import EPOCHS
+from prune_cli.recovery.stages import PASSES_BESIDE, PASSES_OF_AN_EPOCH
 from prune_cli.time_left import ExpectedStage
 from prune_cli.unstructured.prepare import PruningPlan
 
@@ -18,8 +19,6 @@ from prune_cli.unstructured.prepare import PruningPlan
 _SOLVER, _SCORES = 16, 50
 # Forward and backward pass, with a derivative for each output beside that for the inputs.
 _WITH_DERIVATIVES = 5
-# A step forward and back, and the error on all samples before and after.
-_PASSES_OF_AN_EPOCH, _PASSES_BESIDE = 4, 2
 _ENCODED_BYTES = 5e7
 # What the passes over the calibration text are called, that an allocation takes.
 _ALLOCATING = {"owl": "Measuring outliers", "global": "Measuring scores"}
@@ -42,7 +41,7 @@ def usual_pruning_pace(plan: PruningPlan) -> PruningPace:
         out, inputs = matrix_shape(info)
         statistics += info.slices * (inputs**2 / 2 if gram else 2 * inputs)
         solving += info.slices * (_SOLVER * out * inputs**2 if gram else _SCORES * out * inputs)
-    model = usual_pace(plan)
+    model = usual_pace(plan.model)
     return PruningPace(model, statistics * model.multiplication, solving * model.multiplication)
 
 
@@ -92,6 +91,6 @@ def _pruning(plan: PruningPlan, sizes: Sizes, pace: PruningPace) -> ExpectedStag
     beside = request.target == "dense" or request.match_blocks
     passes = 1 + beside + (request.calibrate_by == "block")
     if request.match_blocks:
-        passes += EPOCHS * _PASSES_OF_AN_EPOCH + _PASSES_BESIDE
+        passes += EPOCHS * PASSES_OF_AN_EPOCH + PASSES_BESIDE
     forward = passes * tokens * pace.model.block + (1 + beside) * pace.model.load
     return ExpectedStage(pruning_title(plan), "pruning", forward + tokens * pace.statistics + pace.solving)
