@@ -117,6 +117,67 @@ def test_a_model_is_not_believed(pruned: Path, tmp_path: Path, command: RunComma
     assert command("check", lying / "prune_report.json", "--min-sparsity", "50%").code == 0
 
 
+def test_rules_from_a_file(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    report, rules = json.loads((pruned / "prune_report.json").read_text()), tmp_path / "rules.yaml"
+    loss = report["evaluation"]["after"]["loss"]
+    rules.write_text(
+        "max_size: 0.5x\nmin-sparsity: 50%\n"
+        f"totals.sparsity_of_pruned: {{min: 50%, max: 0.5}}\nevaluation.after.loss:\n  max: {loss - 1e-6:.9f}\n"
+        "peak_host_bytes: {max: 90GB, min: 1}\n"
+    )
+    told = command("check", pruned / "prune_report.json", "--thresholds", rules, "--max-size", "2x", "--json")
+    assert told.code == 1
+    found = verdicts(told)
+    assert {rule for rule, verdict in found.items() if not verdict["passed"]} == {"evaluation.after.loss (max)"}
+    assert found["--max-size"]["limit"] == 2  # the command line wins
+    assert found["peak_host_bytes (max)"]["limit"] == 90e9
+    assert found["evaluation.after.loss (max)"]["value"] == loss
+    assert len(found) == 7
+
+
+def test_fields_of_a_model_are_measured_where_they_can_be(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
+    lying, rules = shutil.copytree(pruned, tmp_path / "lying"), tmp_path / "rules.json"
+    shard = next(iter(sorted(lying.glob("*.safetensors"))))
+    save_file({name: torch.ones_like(tensor) for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
+    rules.write_text(json.dumps({"totals.sparsity_of_pruned": {"min": 0.5}, "seconds": {"max": 9999}}))
+    found = verdicts(command("check", lying, "--thresholds", rules, "--json"))
+    assert [found[rule]["passed"] for rule in ("totals.sparsity_of_pruned (min)", "seconds (max)")] == [False, True]
+    (lying / "prune_report.json").unlink()
+    refused = command("check", lying, "--thresholds", rules)
+    assert refused.code == 2
+    assert f"seconds (max) cannot be decided: no report in {lying} tells it." in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("max-perplexity: 5%", "line 1, column 17: max-perplexity is '5%', but must be a number, as 12.5."),
+        ("min-top1: 1\nsecnds: {max: 2}", "line 2, column 1: there is no rule and no number of a report called 'secn"),
+        ("seconds: 3", "line 1, column 10: seconds must be followed by its bounds, as {min: 0.4, max: 0.6}."),
+        ("seconds: {mx: 2}", "line 1, column 11: seconds takes min and max, once each, not 'mx'."),
+        ('{"seconds": {"max": 1, "max": 2}}', "line 1, column 24: seconds takes min and max, once each, not 'max'."),
+        ("seconds: {max: 2x}", "line 1, column 16: seconds: max is '2x', but must be a number, a share as 49%, or byt"),
+        ("seconds: {max: }", "line 1, column 15: seconds: max must be followed by one limit"),
+        ("max-kl: [1]", "line 1, column 9: max-kl must be followed by one limit"),
+        ("max-kl: 1\nmax-kl: 2", "line 2, column 1: max-kl is said twice, first in line 1."),
+        ("require-loadable: 3", "line 1, column 19: require-loadable must be true or false."),
+        ("? [a]\n: 1", "line 1, column 3: a rule's name must be a word"),
+        ("a: [", "line 1, column 5: this is no YAML"),
+        ("- a", "holds no rules: write NAME: LIMIT, a line each"),
+    ],
+)
+def test_a_file_of_rules_is_refused_by_its_line(
+    text: str, complaint: str, pruned: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(text)
+    outcome = command("check", pruned, "--thresholds", rules)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith(f"Error: {rules}")
+    assert complaint in outcome.stderr
+    assert "cannot be read" in command("check", pruned, "--thresholds", tmp_path / "none").stderr
+
+
 def test_without_a_report_the_blocks_are_counted(pruned: Path, tmp_path: Path, command: RunCommand) -> None:
     bare = shutil.copytree(pruned, tmp_path / "bare", ignore=shutil.ignore_patterns("prune_report.*"))
     outcome = command("check", bare, "--min-sparsity", "50%", "--json")

@@ -137,8 +137,7 @@ def test_sweeps_and_recoveries_are_expected_too(
 ) -> None:
     monkeypatch.setattr(sweeps, "pictures", lambda _: {})  # which take longer than all else here
     text, seen = str(tokens_file), Recorded()
-    grid = {"method": "best,magnitude", "sparsity": "0.5", "data": text, "calibration": text}
-    request = SweepRequest(model=str(whole), out=tmp_path / "sweep", **grid)
+    request = SweepRequest(str(whole), tmp_path / "sweep", text, None, "best", "0.5", sensitivity=0, calibration=text)
     foretold = estimate(request, Silent()).seconds
     sweep(request, seen)
     check_all_expected(seen)

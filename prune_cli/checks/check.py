@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from prune_cli.checks.fields import told_fields
 from prune_cli.checks.figures import figures_of_report
 from prune_cli.checks.request import GateRequest, GateResult
 from prune_cli.errors import RequestError
@@ -41,7 +44,7 @@ def _check_report(request: GateRequest) -> GateResult:
                 f"--{name.replace('_', '-')} is for measuring a model, and {request.target} is a report, whose figures "
                 "are taken as they are: give the model's folder."
             )
-    figures = figures_of_report(report)
+    figures = replace(figures_of_report(report), told=told_fields(report.report))
     verdicts = request.asked.decide(figures)
     if not verdicts:
         raise RequestError("There is no rule: say one, as --max-perplexity-increase 5%.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from prune_cli.errors import RequestError
 from prune_cli.report.read import SavedReport
@@ -16,7 +16,7 @@ class Figures:
 
     Perplexities and `kl` (nats per token) are on the same text. `sparsity` is that of the tensors named in words by
     `sparsity_of`. Sizes are bytes of weight files. `load_failure` is empty where loading and generating worked.
-    `changed_files` are those that differ from the report.
+    `changed_files` are those that differ from the report. `told` are numbers that only a report tells, by their names.
     """
 
     perplexity: float | None = None
@@ -31,16 +31,18 @@ class Figures:
     changed_files: Sequence[str] | None = None
     text: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, float] = field(default_factory=dict)
 
     def need(self, rule: str, *names: str) -> list[float]:
         """The figures called `names`; raises RequestError that says what `rule` lacks."""
-        values = [getattr(self, name) for name in names]
+        values = [getattr(self, name) if name in OWN else self.told.get(name) for name in names]
         for name, value in zip(names, values, strict=True):
             if value is None:
-                raise RequestError(f"{rule} cannot be decided: {self.missing[name]}.")
+                raise RequestError(f"{rule} cannot be decided: {self.missing.get(name, 'no report tells it')}.")
         return values
 
 
+OWN = {each.name for each in fields(Figures)}
 _FOLDER = "give the model's folder, with --data and --against, to measure it"
 
 

@@ -12,7 +12,7 @@ from prune_cli.errors import RequestError
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%|x|[kMGT]?i?B)?", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-Kind = Literal["number", "share", "increase", "size"]
+Kind = Literal["number", "share", "increase", "size", "bound"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,15 @@ class Limit:
     text: str
     value: float
     relative: bool = False
+
+
+def parse_bound(name: str, text: str) -> Limit:
+    """What a field of a report is held against: a number, a share as 49%, bytes as 4GB. Raises RequestError."""
+    found = _NUMBER.fullmatch(text.strip())
+    unit = (found[2] or "").lower() if found else "x"
+    if found is None or unit == "x":
+        raise RequestError(f"{name} is {text!r}, but must be a number, a share as 49%, or bytes as 4GB or 900MiB.")
+    return Limit(text, float(found[1]) * (0.01 if unit == "%" else _UNITS.get(unit, 1)))
 
 
 def parse_limit(option: str, text: str, kind: Kind) -> Limit:

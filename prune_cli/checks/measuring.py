@@ -13,7 +13,8 @@ from prune_cli.checkpoint.file_names import REPORT_JSON
 from prune_cli.checkpoint.inputs import EVALUATION, check_inputs, hash_file
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.checks.figures import Figures, told_text
+from prune_cli.checks.fields import told_fields
+from prune_cli.checks.figures import OWN, Figures, told_text
 from prune_cli.checks.inspection import inspect_model, part_of
 from prune_cli.checks.loadable import load_failure
 from prune_cli.checks.request import GateRequest
@@ -48,12 +49,14 @@ def measure_figures(request: GateRequest, progress: Progress) -> Measured:
     report = read_report(source.folder).report if (source.folder / REPORT_JSON).is_file() else None
     data = request.data or (report.request.eval if report else None)
     against = request.against or (report.model.given if report else None)
-    request.asked.check_decidable(_missing(data, against))
+    told = told_fields(report) if report else {}
+    only_told = dict.fromkeys(needs - OWN - told.keys(), f"no report in {source.folder} tells it")
+    request.asked.check_decidable({**_missing(data, against), **only_told})
     dense, warnings = None, ()
     if against is not None and needs & {*_BESIDE_DENSE, "dense_bytes"}:
         dense = _dense(request, against, report)
         warnings = check_dense(source.folder, dense.folder, allow=request.allow_changed_inputs)
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"told": told}
     if "bytes" in needs:
         figures["bytes"] = Checkpoint.open(source.folder).nbytes
     if "dense_bytes" in needs and dense is not None:
@@ -130,7 +133,7 @@ def _sparsity(folder: Path, report: Report | None) -> dict[str, Any]:
     count = sum(tensor.parameters for tensor in chosen)
     if not count:
         raise RequestError(
-            f"--min-sparsity cannot be decided: {folder} has none of {words} (structured methods leave no zeros: use "
+            f"The sparsity cannot be decided: {folder} has none of {words} (structured methods leave no zeros: use "
             "--max-size)."
         )
     return {"sparsity": sum(tensor.zeros or 0 for tensor in chosen) / count, "sparsity_of": words}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prune_cli.checks.figures import Figures
@@ -98,12 +98,14 @@ class Thresholds:
     loadable: bool
 
     @classmethod
-    def parse(cls, given: dict[str, str | None], *, loadable: bool) -> Thresholds:
+    def parse(
+        cls, given: Mapping[str, str | None], *, loadable: bool, beside: Sequence[tuple[Rule, Limit]] = ()
+    ) -> Thresholds:
         """`given` maps options to what was typed. Raises RequestError for a limit that makes no sense."""
         limits = [
             (rule, parse_limit(rule.option, text, rule.kind)) for rule in RULES if (text := given.get(rule.option))
         ]
-        return cls(limits, loadable)
+        return cls([*limits, *beside], loadable)
 
     @property
     def needs(self) -> set[str]:

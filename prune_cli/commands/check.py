@@ -28,6 +28,7 @@ def check(
     min_sparsity: its.MinSparsity = None,
     max_size: its.MaxSize = None,
     baseline: its.Baseline = None,
+    thresholds: its.ThresholdsFile = None,
     require_loadable: its.RequireLoadable = False,
     data: its.Data = None,
     against: its.Against = None,
@@ -65,14 +66,15 @@ def check(
         from prune_cli.checks.baseline import limits_of
         from prune_cli.checks.request import GateRequest
         from prune_cli.checks.rules import Thresholds
+        from prune_cli.checks.thresholds_file import NO_FILE, read_thresholds
         from prune_cli.preflight.requests import check_models
 
-        if baseline is not None:
-            said = {option: text for option, text in limits.items() if text is not None}
-            limits = {**limits_of(baseline, target), **said}
+        said = {option: text for option, text in limits.items() if text is not None}
+        file = read_thresholds(thresholds) if thresholds is not None else NO_FILE
+        limits = {**(limits_of(baseline, target) if baseline is not None else {}), **file.limits, **said}
         request = GateRequest(
             target=target,
-            asked=Thresholds.parse(limits, loadable=require_loadable),
+            asked=Thresholds.parse(limits, loadable=require_loadable or file.loadable, beside=file.fields),
             data=data,
             against=against,
             eval_windows=eval_windows,

@@ -55,6 +55,16 @@ Baseline = Annotated[
         rich_help_panel=RULES,
     ),
 ]
+ThresholdsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--thresholds",
+        metavar="FILE",
+        help="Rules from YAML or JSON: options as max-perplexity: 130, and bounds on any number of the report, as "
+        "totals.bytes_after: {max: 4GB}. Options of the command line win.",
+        rich_help_panel=RULES,
+    ),
+]
 RequireLoadable = Annotated[
     bool,
     typer.Option(
