@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prune_cli.progress import Silent
+from prune_cli.recovery import page as recovery_page
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.recovery.run import recover
 from prune_cli.report.format import duration_range
@@ -135,7 +136,9 @@ def check_all_expected(seen: Recorded) -> None:
 def test_sweeps_and_recoveries_are_expected_too(
     whole: Path, tokens_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "pictures", lambda _: {})  # which take longer than all else here
+    # Pictures take longer than all else here.
+    monkeypatch.setattr(sweeps, "pictures", lambda _: {})
+    monkeypatch.setattr(recovery_page, "draw", lambda *_: "<svg></svg>")
     text, seen = str(tokens_file), Recorded()
     request = SweepRequest(str(whole), tmp_path / "sweep", text, None, "best", "0.5", sensitivity=0, calibration=text)
     foretold = estimate(request, Silent()).seconds

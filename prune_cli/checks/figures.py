@@ -35,11 +35,11 @@ class Figures:
 
     def need(self, rule: str, *names: str) -> list[float]:
         """The figures called `names`; raises RequestError that says what `rule` lacks."""
-        values = [getattr(self, name) if name in OWN else self.told.get(name) for name in names]
+        values: list[float | None] = [getattr(self, name) if name in OWN else self.told.get(name) for name in names]
         for name, value in zip(names, values, strict=True):
             if value is None:
                 raise RequestError(f"{rule} cannot be decided: {self.missing.get(name, 'no report tells it')}.")
-        return values
+        return [value for value in values if value is not None]
 
 
 OWN = {each.name for each in fields(Figures)}
