@@ -1,6 +1,7 @@
 """What becomes of zeros in the formats and kernels that other runtimes use; docs/runtimes.md has the results.
 
     python benchmarks/runtimes.py gguf              # needs gguf: which types keep zeros, of those it writes in numpy
+    python benchmarks/runtimes.py ggml LIBRARY      # needs gguf and a libggml-base.so: K and IQ types as llama.cpp writes
     python benchmarks/runtimes.py int4              # needs compressed-tensors: INT4 in groups of 128
     python benchmarks/runtimes.py nm                # needs llmcompressor: what its N:M counts
     python benchmarks/runtimes.py csr --rows 4096   # torch's CSR product with a vector, int64 and int32 indices
@@ -12,6 +13,7 @@ that alternate.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import time
 from collections.abc import Callable
@@ -22,6 +24,8 @@ import numpy as np
 import torch
 
 _ROWS, _COLUMNS, _GROUP = 256, 4096, 128
+# What activations are quantised to while they are multiplied; no weights are stored so.
+_FOR_PRODUCTS = ("Q8_1", "Q8_K")
 
 
 def pruned_weights(sparsity: float) -> np.ndarray:
@@ -50,7 +54,39 @@ def gguf_types() -> None:
             again = gguf.quants.dequantize(stored, kind)
         except NotImplementedError:
             continue
-        print(f"| {kind.name} | {kept_zeros(weights, again):.1%} |")
+        print(f"| {kind.name} | {block} | {kept_zeros(weights, again):.1%} |")
+
+
+def ggml_types(library: str) -> None:
+    """As ggml quantises, with all inputs alike where a type wants to know their weights, and gguf decodes again."""
+    try:
+        gguf = importlib.import_module("gguf")
+    except ImportError:
+        raise SystemExit("This needs the package gguf: pip install gguf") from None
+    ggml = ctypes.CDLL(library)
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    weights = pruned_weights(0.5)
+    print("| GGUF type | inputs a block | zeros kept | relative error |\n| --- | --- | --- | --- |")
+    for kind, (block, nbytes) in gguf.GGML_QUANT_SIZES.items():
+        if not kind.name.startswith(("Q", "IQ", "MXFP", "NVFP", "TQ")) or kind.name in _FOR_PRODUCTS:
+            continue
+        stored = np.zeros((_ROWS, _COLUMNS // block * nbytes), np.uint8)
+        wanted = np.ones(_COLUMNS, np.float32) if ggml.ggml_quantize_requires_imatrix(kind.value) else None
+        ggml.ggml_quantize_chunk(
+            ctypes.c_int(kind.value),
+            weights.ctypes.data_as(ctypes.c_void_p),
+            stored.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int64(0),
+            ctypes.c_int64(_ROWS),
+            ctypes.c_int64(_COLUMNS),
+            None if wanted is None else wanted.ctypes.data_as(ctypes.c_void_p),
+        )
+        try:
+            again = gguf.quants.dequantize(stored, kind)
+        except NotImplementedError:
+            continue
+        error = float(np.linalg.norm(again - weights) / np.linalg.norm(weights))
+        print(f"| {kind.name} | {kept_zeros(weights, again):.1%} | {error:.3f} |")
 
 
 def int4() -> None:
@@ -117,11 +153,16 @@ def timed(run: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["gguf", "int4", "nm", "csr"])
+    parser.add_argument("what", choices=["gguf", "ggml", "int4", "nm", "csr"])
+    parser.add_argument("library", nargs="?", help="of ggml: libggml-base.so")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
-    if given.what == "csr":
+    if given.what == "ggml":
+        if given.library is None:
+            parser.error("ggml needs a library: python benchmarks/runtimes.py ggml path/to/libggml-base.so")
+        ggml_types(given.library)
+    elif given.what == "csr":
         csr(given.rows, given.rounds)
     else:
         {"gguf": gguf_types, "int4": int4, "nm": n_of_m}[given.what]()
