@@ -1,7 +1,7 @@
 """What becomes of zeros in the formats and kernels that other runtimes use; docs/runtimes.md has the results.
 
     python benchmarks/runtimes.py gguf              # needs gguf: which types keep zeros, of those it writes in numpy
-    python benchmarks/runtimes.py ggml LIBRARY      # needs gguf and a libggml-base.so: K and IQ types as llama.cpp writes
+    python benchmarks/runtimes.py ggml LIBRARY      # needs gguf and a libggml-base.so: all that llama.cpp writes
     python benchmarks/runtimes.py int4              # needs compressed-tensors: INT4 in groups of 128
     python benchmarks/runtimes.py nm                # needs llmcompressor: what its N:M counts
     python benchmarks/runtimes.py csr --rows 4096   # torch's CSR product with a vector, int64 and int32 indices
@@ -54,7 +54,7 @@ def gguf_types() -> None:
             again = gguf.quants.dequantize(stored, kind)
         except NotImplementedError:
             continue
-        print(f"| {kind.name} | {block} | {kept_zeros(weights, again):.1%} |")
+        print(f"| {kind.name} | {kept_zeros(weights, again):.1%} |")
 
 
 def ggml_types(library: str) -> None:
@@ -86,7 +86,7 @@ def ggml_types(library: str) -> None:
         except NotImplementedError:
             continue
         error = float(np.linalg.norm(again - weights) / np.linalg.norm(weights))
-        print(f"| {kind.name} | {kept_zeros(weights, again):.1%} | {error:.3f} |")
+        print(f"| {kind.name} | {block} | {kept_zeros(weights, again):.1%} | {error:.3f} |")
 
 
 def int4() -> None:

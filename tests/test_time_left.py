@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,9 +155,10 @@ def test_sweeps_and_recoveries_are_expected_too(
         eval=text,
         self_calibration=1,
     )
-    seen = Recorded()
-    recover(recovery, seen)
-    check_all_expected(seen)
+    for how in ("block", "full"):
+        seen = Recorded()
+        recover(replace(recovery, how=how, out=tmp_path / how), seen)
+        check_all_expected(seen)
 
 
 def test_a_probe_leaves_the_random_numbers_and_the_folder_alone(whole: Path, tokens_file: Path, tmp_path: Path) -> None:

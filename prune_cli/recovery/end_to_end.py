@@ -29,6 +29,7 @@ from prune_cli.recovery.match_blocks import Samples
 from prune_cli.recovery.teacher_store import TeacherStore
 from prune_cli.recovery.trained_weights import KeptWeights
 
+TRAINING = "Training"
 _BETAS = (0.9, 0.95)
 _LONGEST_GRADIENT = 1.0
 # Of all steps; of the rate, at the end of the cosine.
@@ -130,7 +131,7 @@ class EndToEnd:
         self._scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.dtype == torch.float16)
         self._firsts = _firsts(self.samples)
         done = self._resumed()
-        self.progress.stage("Training", course.steps)
+        self.progress.stage(TRAINING, course.steps)
         self.progress.advance(done.step)
         with self._watched():
             if not done.looks:

@@ -37,6 +37,8 @@ _SUFFIX = ".safetensors"
 _OURS = re.compile(r"\d{5,}(?P<partial>\.partial)?\.safetensors")
 _SPARE_BYTES = 1 << 26
 
+ASKING = "Asking the teacher"
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -95,7 +97,7 @@ class StoreMaker:
         lacking = self._lacking(firsts, progress)
         if lacking:
             self._check_space(windows, progress)
-            progress.stage("Asking the teacher", len(lacking) * len(self.teacher.blocks))
+            progress.stage(ASKING, len(lacking) * len(self.teacher.blocks))
         for number in lacking:
             self._write(number, self._ask(windows[firsts[number] : firsts[number + 1]], progress))
         return TeacherStore(self.folder, firsts)
