@@ -13,7 +13,7 @@ import torch
 # A scaled copy, its factor and its inverse.
 _SOLVER_MATRICES = 3
 _SECONDS_BETWEEN_LOOKS = 0.02
-_STATUS = Path("/proc/self/status")
+_PAGES = Path("/proc/self/statm")
 # Inputs of paused batches beyond this wait in files; it is also from where on holes in the heap are worth avoiding.
 LARGE_INPUTS = 1 << 27
 # mallopt's parameter, and the size from which glibc then maps each piece by itself.
@@ -80,9 +80,8 @@ def mmap_large_allocations() -> None:
 
 
 def _host_bytes() -> int:
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
+    if _PAGES.exists():
+        _, resident, shared, *_ = _PAGES.read_text().split()
+        return (int(resident) - int(shared)) * resource.getpagesize()
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
