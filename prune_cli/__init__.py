@@ -112,6 +112,8 @@ def recover(
     epochs: int | None = None,
     tokens: int | None = None,
     rate: float | None = None,
+    train: str | None = None,
+    rank: int | None = None,
     kl: float | None = None,
     square_head: float | None = None,
     next_token: float | None = None,

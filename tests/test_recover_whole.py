@@ -20,14 +20,17 @@ from calibration.sources import parse_source
 from calibration.tokens import load_tokens
 from methods._block_matching import rms_of_kept, width_of
 from methods._distillation import divergence, log_masses, most_probable, square_head
+from prune_cli import prune
 from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.engine.seeds import seed_of
 from prune_cli.recovery import end_to_end
 from prune_cli.recovery.end_to_end import Course, EndToEnd
 from prune_cli.recovery.read import read_recovery
 from prune_cli.recovery.report import recovery_schema
+from prune_cli.recovery.trained_weights import LowRankUpdates, part_of
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.reference import divergence_of_buckets
+from tests.test_engine import open_skeleton
 from tests.test_recover import pruned, weights
 from tests.tiny import VOCABULARY, load_plain, save_tiny
 
@@ -41,6 +44,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     save_file({"input_ids": token_ids(2, samples=10)}, folder / "fit.safetensors")
     save_file({"input_ids": token_ids(3, samples=2)}, folder / "eval.safetensors")
     return folder / "fit.safetensors", folder / "eval.safetensors"
+
+
+@pytest.fixture(scope="module")
+def sparse(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of `llama` is zero; never written to."""
+    out = tmp_path_factory.mktemp("sparse") / "pruned"
+    prune(llama, out, method="magnitude")
+    return out
 
 
 def options(texts: tuple[Path, Path], teacher: Path) -> list[object]:
@@ -127,9 +138,9 @@ def trained_by_torch(student: Path, teacher: Path, texts: tuple[Path, Path], cou
 
 
 def test_training_is_what_torch_makes_of_both_models(
-    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+    llama: Path, sparse: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
 ) -> None:
-    model, out = pruned(llama, tmp_path / "pruned", command), tmp_path / "out"
+    model, out = sparse, tmp_path / "out"
     how = ("--epochs", 2, "--rate", 0.01, "--next-token", 0.25, "--top-k", VOCABULARY, "--json")
     done = command("recover", model, out, *options(texts, llama), *how)
     assert done.code == 0, done.stderr
@@ -159,10 +170,10 @@ def test_training_is_what_torch_makes_of_both_models(
 
 
 def test_a_run_stopped_at_any_state_continues_to_the_same_bytes(
-    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+    llama: Path, sparse: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
 ) -> None:
     """Also with the hidden states, activations computed again, and the store of the run before."""
-    model, out, store = pruned(llama, tmp_path / "pruned", command), tmp_path / "out", tmp_path / "store"
+    model, out, store = sparse, tmp_path / "out", tmp_path / "store"
     how = [*options(texts, llama), "--tokens", 500, "--square-head", 0.5, "--store", store]
     assert command("recover", model, tmp_path / "expected", *how).code == 0
     made = {file.name: file.stat().st_mtime_ns for file in store.iterdir()}
@@ -198,9 +209,9 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_nan_ends_the_training_and_the_best_is_kept(
-    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+    llama: Path, sparse: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
 ) -> None:
-    model, out = pruned(llama, tmp_path / "pruned", command), tmp_path / "out"
+    model, out = sparse, tmp_path / "out"
     original = EndToEnd._loss
     with pytest.MonkeyPatch.context() as patch:
         seen: list[int] = []
@@ -234,29 +245,100 @@ def test_what_does_not_get_better_ends_early_as_it_was(
     }
 
 
-def test_every_kind_of_model_trains(tmp_path: Path, command: RunCommand) -> None:
-    """A model without a block, padded text and 16 bits; fewer experts."""
+def test_a_shallower_model_trains_on_padded_text_in_16_bits(tmp_path: Path, command: RunCommand) -> None:
     rows = [row[: 12 + index].tolist() for index, row in enumerate(token_ids(5))]
     mask = torch.tensor([[1] * len(row) + [0] * (24 - len(row)) for row in rows])
-    ids = torch.tensor([row + [0] * (24 - len(row)) for row in rows])
-    fit = tmp_path / "padded.safetensors"
-    save_file({"input_ids": ids, "attention_mask": mask}, fit)
-    judge = tmp_path / "judge.safetensors"
+    fit, judge = tmp_path / "padded.safetensors", tmp_path / "judge.safetensors"
+    save_file({"input_ids": torch.tensor([row + [0] * (24 - len(row)) for row in rows]), "attention_mask": mask}, fit)
     save_file({"input_ids": token_ids(3, samples=2)}, judge)
-    often = ("--batch-size", 5, "--epochs", 8)
-    for architecture, how, more in (
-        ("qwen3", ("-m", "depth", "-o", "which=1", "-o", "refit=none"), ("--square-head", 1, "--dtype", "bfloat16")),
-        ("mixtral", ("-m", "experts", "-o", "keep=2", "--calibration", fit), ()),
-    ):
-        dense = save_tiny(tmp_path / architecture, architecture, dtype=torch.bfloat16, shards=False)
-        model = pruned(dense, tmp_path / f"{architecture}-pruned", command, *how)
-        out = tmp_path / f"{architecture}-out"
-        done = command("recover", model, out, *options((fit, judge), dense), *more, *often, "--json")
-        assert done.code == 0, done.stderr
-        training = done.json["training"]
-        assert training["looks"][-1]["loss"] < training["looks"][1]["loss"]
-        assert training["looks"][1]["tokens"] == 2 * int(mask[:5].sum())
-        assert command("verify", out, "--against", model).code == 0
+    dense = save_tiny(tmp_path / "dense", "qwen3", dtype=torch.bfloat16, shards=False)
+    model = pruned(dense, tmp_path / "pruned", command, "-m", "depth", "-o", "which=1", "-o", "refit=none")
+    how = ("--square-head", 1, "--dtype", "bfloat16", "--batch-size", 5, "--epochs", 8, "--json")
+    done = command("recover", model, tmp_path / "out", *options((fit, judge), dense), *how)
+    assert done.code == 0, done.stderr
+    looks = done.json["training"]["looks"]
+    assert looks[-1]["loss"] < looks[1]["loss"]
+    assert looks[1]["tokens"] == 2 * int(mask[:5].sum())
+    # Of two blocks: the states of the dense ones behind the removed one and behind the last.
+    assert done.json["training"]["teacher_bytes"] == 50 * 2 + 51 * 2 + 2 * 2 * 32
+    assert command("verify", tmp_path / "out", "--against", model).code == 0
+
+
+@pytest.mark.parametrize("stacked", [(), (3,)], ids=["matrix", "experts"])
+def test_low_rank_updates_have_the_gradients_of_what_they_fold_into(stacked: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    start = torch.randn(*stacked, 6, 5) * (torch.rand(*stacked, 6, 5) > 0.5)
+    gain = torch.nn.Parameter(torch.ones(5))
+    weight = torch.nn.Parameter(start.clone())
+    updates = LowRankUpdates({"w": weight, "gain": gain}, rank=2, seed=0)
+    assert set(updates.optimised) == {"w.A", "w.B", "gain"}
+    a, b = updates.optimised["w.A"], updates.optimised["w.B"]
+    torch.nn.init.normal_(b)
+    updates.apply()
+    x = torch.randn(4, 5)
+    expected = (torch.where(start != 0, start + b @ a, 0.0) @ (x * gain).T).square().sum()
+    wanted = torch.autograd.grad(expected, (a, b, gain))
+    (weight @ (x * gain).T).square().sum().backward()
+    updates.take_gradients()
+    for parameter, gradient in zip((a, b, gain), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert weight.grad is None
+
+
+def test_low_rank_updates_fold_into_what_was_named(
+    llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
+) -> None:
+    """A dense student, whose updates have the rank that was asked for; a run that was stopped gives the same."""
+    teacher = save_tiny(tmp_path / "teacher", "llama-untied", seed=1)
+    how = [*options(texts, teacher), "--how", "lora", "--rank", 2, "--train", "norms,attention", "--epochs", 2]
+    expected = tmp_path / "expected"
+    done = command("recover", llama, expected, *how, "--json")
+    assert done.code == 0, done.stderr
+    before, after = weights(llama), weights(expected)
+    for tensor in done.json["tensors"]:
+        name = tensor["name"]
+        moved = after[name] - before[name]
+        trained = ".self_attn." in name or (".layers." in name and "norm" in name)
+        assert (tensor["action"] == "trained") == trained == bool(moved.any()), tensor
+        if ".self_attn." in name:
+            values = torch.linalg.svdvals(moved.double())
+            assert float(values[2]) < 1e-5 < 1e-3 < float(values[1]), name
+    assert "belongs to mlp, which --train does not name" in {tensor["reason"] for tensor in done.json["tensors"]}
+
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        fill_the_disk(patch, 6)
+        assert command("recover", llama, out, *how).code == 1
+    assert command("recover", llama, out, *how, "--resume").code == 0
+    assert without_reports(out) == without_reports(expected)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "opt", "lfm2", "mamba"])
+def test_parts_are_told_from_names(architecture: str, tmp_path: Path) -> None:
+    model = open_skeleton(save_tiny(tmp_path / "model", architecture))
+    found = {name.partition(".0.")[2]: part_of(info) for name, info in model.tensor_map.items() if info.block == 0}
+    expected = {
+        "gpt_neox": {"attention.query_key_value.weight": "attention", "mlp.dense_h_to_4h.weight": "mlp"},
+        "opt": {"self_attn.out_proj.weight": "attention", "fc1.weight": "mlp", "fc1.bias": "biases"},
+        "lfm2": {"self_attn.out_proj.weight": "attention", "feed_forward.w1.weight": "mlp", "ffn_norm.weight": "norms"},
+        "mamba": {"mixer.in_proj.weight": "attention", "norm.weight": "norms"},
+    }[architecture]
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_routers_alone_win_back(texts: tuple[Path, Path], tmp_path: Path, command: RunCommand) -> None:
+    dense = save_tiny(tmp_path / "dense", "mixtral", dtype=torch.bfloat16, shards=False)
+    model = pruned(dense, tmp_path / "pruned", command, "-m", "experts", "-o", "keep=2", "--calibration", texts[0])
+    out = tmp_path / "out"
+    how = ("--how", "router", "--batch-size", 9, "--every", 1, "--rate", 0.05, "--json")
+    done = command("recover", model, out, *options(texts, dense), *how)
+    assert done.code == 0, done.stderr
+    looks = done.json["training"]["looks"]
+    assert looks[-1]["loss"] < looks[1]["loss"]
+    before, after = weights(model), weights(out)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    moved = {tensor["name"] for tensor in done.json["tensors"] if tensor["action"] == "trained"}
+    assert changed <= moved == {name for name in before if name.endswith(".gate.weight")}
 
 
 def test_refusals(llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand) -> None:
@@ -269,11 +351,15 @@ def test_refusals(llama: Path, texts: tuple[Path, Path], tmp_path: Path, command
         assert not partial_folder(out).exists()
         return done.stderr
 
-    assert "--every is for --how full, not for --how block" in not_taken("--how", "block")
+    assert "--every is for --how full, lora and router, not" in not_taken("--how", "block")
     assert "give one of them" in not_taken("--tokens", 5, "--epochs", 1)
     assert "--kl is -1, but a loss weighs 0 or more" in not_taken("--kl", -1)
     assert "there is nothing to train for" in not_taken("--kl", 0)
     assert "--top-k is 0" in not_taken("--top-k", 0)
+    assert "--rank is for --how lora" in not_taken("--rank", 4)
+    assert "--train has 'mlps': choose of norms, biases, attention, mlp, or all" in not_taken("--train", "mlps")
+    assert "trains routers alone" in not_taken("--how", "router", "--train", "norms")
+    assert "has no routers in its blocks that can be trained" in not_taken("--how", "router")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     assert "holds mine.txt, which is no part of a store" in not_taken("--store", tmp_path / "full")

@@ -26,52 +26,71 @@ def recover(
         typer.Option(
             metavar="HOW",
             help="block: one block after the other learns to do what the dense model's did. full: all kept weights "
-            "together learn what the dense model predicts.",
+            "together learn what the dense model predicts; lora: low-rank updates of them, folded in; router: the rows "
+            "of experts' routers alone.",
             rich_help_panel=_TRAINING,
         ),
     ] = "block",
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Times that the text is seen; the best state is kept [default: 2 of each block, 4 of full].",
+            help="Times that the text is seen; the best state is kept [default: 2 for block, else 4].",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(help="full: so many tokens to train on, in place of --epochs.", rich_help_panel=_TRAINING),
+        typer.Option(
+            help="All but block: so many tokens to train on, in place of --epochs.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTS",
+            help="full, lora: what moves, of norms, biases, attention and mlp, with commas; all is every one "
+            "[default: all].",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="lora: of the updates of each matrix [default: 16].", rich_help_panel=_TRAINING),
     ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
             help="Learning rate, as a share of each tensor's size at width 256; less for wider ones "
-            "[default: 0.02 of block, 0.01 of full].",
+            "[default: 0.02 for block, else 0.01].",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     kl: Annotated[
         float | None,
         typer.Option(
-            help="full: weight of the divergence from the teacher's predictions [default: 1].",
+            help="All but block: weight of the divergence from the teacher's predictions [default: 1].",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     square_head: Annotated[
         float | None,
         typer.Option(
-            help="full: weight of the distance to the teacher's hidden states behind each block, which need much "
-            "room in --store [default: 0].",
+            help="All but block: weight of the distance to the teacher's hidden states behind each block, which need "
+            "much room in --store [default: 0].",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     next_token: Annotated[
         float | None,
-        typer.Option(help="full: weight of the loss on the text itself [default: 0].", rich_help_panel=_TRAINING),
+        typer.Option(
+            help="All but block: weight of the loss on the text itself [default: 0].", rich_help_panel=_TRAINING
+        ),
     ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(
-            help="full: so many of the teacher's most probable tokens are kept of each position [default: 50].",
+            help="All but block: so many of the teacher's most probable tokens are kept of each position "
+            "[default: 50].",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -79,8 +98,8 @@ def recover(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="full: keep what the teacher predicts here, for other runs with it and the same text [default: in "
-            "OUT while it is made].",
+            help="All but block: keep what the teacher predicts here, for other runs with it and the same text "
+            "[default: in OUT while it is made].",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -88,7 +107,8 @@ def recover(
         int | None,
         typer.Option(
             metavar="STEPS",
-            help="full: look at the held-out samples, and save the state for --resume, so often [default: 20 times].",
+            help="All but block: look at the held-out samples, and save the state for --resume, so often "
+            "[default: 20 times].",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -96,7 +116,7 @@ def recover(
         bool,
         typer.Option(
             "--gradient-checkpointing",
-            help="full: less memory, a third more time: activations inside the blocks are computed twice.",
+            help="All but block: less memory, a third more time: activations inside the blocks are computed twice.",
             rich_help_panel=_TRAINING,
         ),
     ] = False,
@@ -153,8 +173,8 @@ def recover(
 
     MODEL may be sparse, narrowed, without some blocks or experts, and made by any tool. Zeros stay zero; weights, norm
     gains and biases of the blocks move, embeddings, head and routers stay. With --how block one block with its
-    gradients is in memory at a time; with --how full it is the whole model, and never the teacher. What is best on
-    samples held out is kept, or all stays as it was.
+    gradients is in memory at a time; else it is the whole model, and never the teacher. What is best on samples held
+    out is kept, or all stays as it was.
 
     Examples:
 
@@ -178,6 +198,8 @@ def recover(
             epochs=epochs,
             tokens=tokens,
             rate=rate,
+            train=train,
+            rank=rank,
             kl=kl,
             square_head=square_head,
             next_token=next_token,

@@ -26,7 +26,7 @@ from prune_cli.recovery.report import (
     RecoveryReport,
     TrainingRun,
 )
-from prune_cli.recovery.trained_block import all_trained, why_kept
+from prune_cli.recovery.trained_weights import names_to_train, why_not_trained
 from prune_cli.report.provenance import now, tool_facts
 from prune_cli.report.read import read_report
 from prune_cli.report.types import BlockRecovery, Output, PrunedModel
@@ -127,7 +127,7 @@ def _other_teacher(plan: RecoveryPlan, files: Mapping[str, str]) -> list[str]:
 
 
 def _tensors(plan: RecoveryPlan, written: Checkpoint) -> list[RecoveredTensor]:
-    trained = all_trained(plan.model)
+    trained = set(names_to_train(plan.model, plan.request))
     return [
         RecoveredTensor(
             name=name,
@@ -136,9 +136,7 @@ def _tensors(plan: RecoveryPlan, written: Checkpoint) -> list[RecoveredTensor]:
             shape=info.entry.shape,
             dtype=info.entry.dtype,
             action="trained" if name in trained else "kept",
-            reason=""
-            if name in trained
-            else why_kept(plan.model, name) or "computed with a tensor that is not trained",
+            reason="" if name in trained else why_not_trained(plan.model, plan.request, name),
             zeros=_same_zeros(plan.checkpoint, written, name),
         )
         for name, info in plan.model.tensor_map.items()

@@ -187,11 +187,12 @@ class EndToEnd:
         value = float(loss.detach())
         if math.isfinite(value):
             self._scaler.scale(loss).backward()
-            self.weights.mask_gradients()
+            self.weights.take_gradients()
             self._scaler.unscale_(self._optimiser)
             torch.nn.utils.clip_grad_norm_(self.weights.optimised.values(), _LONGEST_GRADIENT)
             self._scaler.step(self._optimiser)
             self._scaler.update()
+            self.weights.apply()
         self._optimiser.zero_grad(set_to_none=True)
         return value
 
@@ -294,6 +295,7 @@ class EndToEnd:
                     values[name].data.copy_(tensor)
                 else:
                     self._optimiser.state[values[name]][kind] = tensor.to(values[name].device)
+        self.weights.apply()
         self._scaler.load_state_dict(head["scaler"])
         return Progression.from_json(head["done"])
 

@@ -26,6 +26,7 @@ from prune_cli.progress import Progress
 from prune_cli.recovery.counterparts import counterparts
 from prune_cli.recovery.match_blocks import Pair, Samples, held_out_of, samples_per_step
 from prune_cli.recovery.request import RecoverRequest
+from prune_cli.recovery.trained_weights import names_to_train
 from prune_cli.request.request import DEFAULT_SOURCE
 from prune_cli.sparse.dense_view import refuse_sparse
 
@@ -114,6 +115,11 @@ def prepare(request: RecoverRequest) -> RecoveryPlan:
     _check_fit(request, model, teacher)
     _check_tokenizers(request, source, teacher_source)
     check_seq_len(model, request.seq_len)
+    if not names_to_train(model, request):
+        raise RequestError(
+            f"{request.model} has no {' or '.join(request.parts)} in its blocks that can be trained: give another "
+            + ("--how." if request.how == "router" else "--train.")
+        )
     check_space(request.out, output_bytes(checkpoint))
     pair = Pair(model, teacher, counterparts(model, teacher))
     return RecoveryPlan(

@@ -11,14 +11,27 @@ from typing import Any, Literal
 from prune_cli.errors import RequestError
 from prune_cli.request.request import Dtype, check_counts, check_device, check_eval_windows
 
-How = Literal["block", "full"]
+How = Literal["block", "full", "lora", "router"]
+Part = Literal["norms", "biases", "attention", "mlp", "routers"]
 EPOCHS, RATE = 2, 0.02
 # End to end, where nobody said.
-_PASSES, _FULL_RATE, TOP_K, _LOOKS = 4, 0.01, 50, 20
+_PASSES, _FULL_RATE, TOP_K, _LOOKS, _RANK = 4, 0.01, 50, 20, 16
 # Only these train end to end, and only they take these options.
-_END_TO_END = ("tokens", "kl", "square_head", "next_token", "top_k", "store", "every", "gradient_checkpointing")
+_END_TO_END = (
+    "tokens",
+    "train",
+    "rank",
+    "kl",
+    "square_head",
+    "next_token",
+    "top_k",
+    "store",
+    "every",
+    "gradient_checkpointing",
+)
 _MOST_EPOCHS, _MOST_COPIES = 1000, 64
-_MOST = {"tokens": 10**15, "every": 10**9, "top_k": 10_000}
+_MOST = {"tokens": 10**15, "every": 10**9, "top_k": 10_000, "rank": 10_000}
+_CHOICES = tuple(part for part in typing.get_args(Part) if part != "routers")
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class RecoverRequest:
     epochs: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
     tokens: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
     rate: float | None = field(default=None, metadata={"schema": {"exclusiveMinimum": 0}})
+    train: str | None = None
+    rank: int | None = field(default=None, metadata={"schema": {"minimum": 1}})
     kl: float | None = field(default=None, metadata={"schema": {"minimum": 0}})
     square_head: float | None = field(default=None, metadata={"schema": {"minimum": 0}})
     next_token: float | None = field(default=None, metadata={"schema": {"minimum": 0}})
@@ -77,12 +92,21 @@ class RecoverRequest:
 
     def _check_end_to_end(self) -> None:
         """Raise RequestError for options of an end-to-end training, one by one and together."""
-        given = [name for name in _END_TO_END if getattr(self, name) not in (None, False)]
+        given = [name for name in _END_TO_END if (value := getattr(self, name)) is not None and value is not False]
         if given and not self.end_to_end:
-            raise RequestError(f"{_option(given[0])} is for --how full, not for --how {self.how}: leave it out.")
+            raise RequestError(
+                f"{_option(given[0])} is for --how full, lora and router, not for --how block: leave it out."
+            )
+        if self.rank is not None and self.how != "lora":
+            raise RequestError(f"--rank is for --how lora, not for --how {self.how}: leave it out.")
+        if self.train is not None and self.how == "router":
+            raise RequestError("--train is for --how full and lora: --how router trains routers alone.")
+        wrong = [] if self.train in (None, "all") else [part for part in self.parts if part not in _CHOICES]
+        if wrong:
+            raise RequestError(f"--train has {wrong[0]!r}: choose of {', '.join(_CHOICES)}, or all.")
         if self.tokens is not None and self.epochs is not None:
             raise RequestError("--tokens and --epochs both say how long to train: give one of them.")
-        for name in ("tokens", "every", "top_k"):
+        for name in ("tokens", "every", "top_k", "rank"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= _MOST[name]:
                 raise RequestError(f"{_option(name)} is {value}, but must be 1 to {_MOST[name]}.")
@@ -105,6 +129,17 @@ class RecoverRequest:
     @property
     def learning_rate(self) -> float:
         return self.rate if self.rate is not None else _FULL_RATE if self.end_to_end else RATE
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What of the blocks is trained, as --train names it."""
+        if self.how == "router":
+            return ("routers",)
+        return _CHOICES if self.train in (None, "all") else tuple(self.train.split(","))
+
+    @property
+    def low_rank(self) -> int:
+        return _RANK if self.rank is None else self.rank
 
     @property
     def weights(self) -> dict[str, float]:

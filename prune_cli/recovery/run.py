@@ -84,7 +84,17 @@ def _fingerprint(plan: RecoveryPlan, texts: RecoveryTexts, teacher_files: dict[s
 def _end_to_end_options(request: RecoverRequest) -> dict[str, Any]:
     if not request.end_to_end:
         return {}
-    return {"tokens": request.tokens, **request.weights, "top_k": request.known_tokens, "every": request.every}
+    return {
+        "tokens": request.tokens,
+        **request.weights,
+        "top_k": request.known_tokens,
+        "every": request.every,
+        **_moved(request),
+    }
+
+
+def _moved(request: RecoverRequest) -> dict[str, Any]:
+    return {"train": request.parts, "rank": request.low_rank if request.how == "lora" else None}
 
 
 def _train(

@@ -26,7 +26,7 @@ from prune_cli.recovery.report import TrainingLook, TrainingRun
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.recovery.teacher_store import Stored, StoreMaker, TeacherStore
 from prune_cli.recovery.trained_block import as_stored, trainable
-from prune_cli.recovery.trained_weights import KeptWeights, names_to_train
+from prune_cli.recovery.trained_weights import names_to_train, weights_of
 
 _OWN_STORE = "teacher"
 
@@ -43,11 +43,11 @@ def train_whole(
     stored = _stored(plan)
     store = _ask_teacher(plan, texts, output, stored, teacher_files, progress)
     samples = texts.samples(request.batch_size)
-    names = names_to_train(model)
+    names = names_to_train(model, request)
     with _loaded(model), trainable(model, names) as parameters:
         training = EndToEnd(
             model=model,
-            weights=KeptWeights(parameters),
+            weights=weights_of(request, parameters),
             samples=samples,
             store=store,
             behind=stored.behind,

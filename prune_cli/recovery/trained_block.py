@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,14 +11,17 @@ from torch import nn
 from prune_cli.checkpoint.dtypes import FLOATS
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.stored_values import to_stored
+from prune_cli.model.roles import Role
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.model.tensor_info import TensorInfo
 
-_TRAINED = frozenset({"linear map", "expert", "norm", "bias", "convolution"})
+# What moves in a block; routers alone, or all but them.
+TRAINED: frozenset[Role] = frozenset({"linear map", "expert", "norm", "bias", "convolution"})
+ROUTERS: frozenset[Role] = frozenset({"router"})
 
 
-def why_kept(model: StreamedModel, name: str) -> str:
-    """Why the tensor `name` is not trained; empty for one that is."""
+def why_kept(model: StreamedModel, name: str, roles: Collection[Role] = TRAINED) -> str:
+    """Why the tensor `name` is not trained where those of `roles` are; empty for one that is."""
     info = model.tensor_map[name]
     if info.block is None:
         return "outside the blocks"
@@ -26,7 +29,7 @@ def why_kept(model: StreamedModel, name: str) -> str:
         return info.reason
     if info.parameter.rpartition(".")[2] in model.module_of(name)._buffers:
         return "no parameter: the architecture does not train it"
-    if info.role not in _TRAINED:
+    if info.role not in roles:
         return "routers are not trained" if info.role == "router" else f"{info.role}: not trained"
     if info.entry.dtype not in FLOATS:
         return f"stored as {info.entry.dtype}"
@@ -37,10 +40,10 @@ def why_kept(model: StreamedModel, name: str) -> str:
     return ""
 
 
-def trained_names(model: StreamedModel, block: int) -> list[str]:
+def trained_names(model: StreamedModel, block: int, roles: Collection[Role] = TRAINED) -> list[str]:
     """The tensors of a block that are trained: all of a parameter's, or none of them."""
     names = model.block_names(block)
-    kept = {model.tensor_map[name].parameter for name in names if why_kept(model, name)}
+    kept = {model.tensor_map[name].parameter for name in names if why_kept(model, name, roles)}
     return [name for name in names if model.tensor_map[name].parameter not in kept]
 
 
