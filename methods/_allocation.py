@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 
+from methods._precision import widest
 from methods._torch import torch
 
 # No tensor keeps less than this share of the density that was asked for: an empty layer would cut the model in two.
@@ -58,7 +59,7 @@ def erk(
 def outlier_share(scores: Sequence[torch.Tensor], times: float) -> float:
     """The share of a block's scores, all its linear layers (out, in) together, above `times` their mean."""
     total = sum(score.numel() for score in scores)
-    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / total
+    mean = sum(float(score.sum(dtype=widest(score.device))) for score in scores) / total
     return sum(int((score > times * mean).count_nonzero()) for score in scores) / total
 
 

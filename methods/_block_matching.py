@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from methods._precision import widest
+
 # One batch through the block as its parameters now are: (tokens, hidden).
 Forward = Callable[[], torch.Tensor]
 _BETAS = (0.9, 0.99)
@@ -54,13 +56,18 @@ class Examples:
     targets: Sequence[torch.Tensor]
 
     def error(self) -> float:
-        """||B - y||^2 / ||y||^2 over all batches, in float64."""
-        missed = target = 0.0
+        """||B - y||^2 / ||y||^2 over all batches."""
         with torch.no_grad():
-            for forward, wanted in zip(self.forwards, self.targets, strict=True):
-                missed += float((forward() - wanted).double().square().sum())
-                target += float(wanted.double().square().sum())
+            missed = sum(
+                _square(forward() - wanted) for forward, wanted in zip(self.forwards, self.targets, strict=True)
+            )
+            missed, target = float(missed), float(sum(_square(wanted) for wanted in self.targets))
         return missed / target if target else 0.0
+
+
+def _square(values: torch.Tensor) -> torch.Tensor:
+    """||y||^2, on the device: the host waits for all batches once."""
+    return values.to(widest(values.device)).square().sum()
 
 
 def match(
@@ -79,7 +86,7 @@ def match(
     before = least = held_out.error()
     optimiser = torch.optim.Adam(_groups(parameters, schedule), betas=_BETAS, fused=_fused(parameters))
     steps, step = schedule.epochs * len(fit.forwards), 0
-    size = sum(float(target.double().square().mean()) for target in fit.targets) / len(fit.targets)
+    size = float(sum(_square(target) / target.numel() for target in fit.targets)) / len(fit.targets)
     errors: list[float] = []
     chosen = 0
     for epoch in range(schedule.epochs):
@@ -146,7 +153,7 @@ def width_of(values: torch.Tensor) -> float:
 def rms_of_kept(values: torch.Tensor) -> float:
     """The root mean square of those that are not zero; 0 where all are."""
     count = int(values.detach().count_nonzero())
-    return math.sqrt(float(values.detach().double().square().sum()) / count) if count else 0.0
+    return math.sqrt(float(_square(values.detach())) / count) if count else 0.0
 
 
 def _fused(parameters: Mapping[str, torch.nn.Parameter]) -> bool:

@@ -57,15 +57,15 @@ def block_count(sparsity: float, blocks: int) -> int:
     return max(1, min(blocks - 1, int(sparsity * blocks + 0.5)))
 
 
-def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Between the hidden states of the same tokens, (..., hidden) each; (tokens,) in float64."""
+def cosines(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Between the hidden states of the same tokens, (..., hidden) each; (tokens,) in `dtype`."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1).clamp(-1, 1)
+    return torch.nn.functional.cosine_similarity(a.to(dtype), b.to(dtype), dim=-1).clamp(-1, 1)
 
 
-def angular_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def angular_distances(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """arccos(cos) / pi for every token, in [0, 1]."""
-    return torch.arccos(cosines(a, b)) / torch.pi
+    return torch.arccos(cosines(a, b, dtype)) / torch.pi
 
 
 def lowest_influence(influence: torch.Tensor, count: int) -> list[int]:

@@ -42,15 +42,11 @@ class Options:
     )
 
 
-def expert_sums(outputs: torch.Tensor, gates: torch.Tensor) -> dict[str, float]:
-    """One batch's part of `SUMS` for one expert, from its outputs (tokens, hidden) and its gates (tokens,)."""
-    norms = torch.linalg.vector_norm(outputs.float(), dim=-1).double()
-    return {
-        "tokens": float(len(norms)),
-        "norm": float(norms.sum()),
-        "squared_norm": float(norms.square().sum()),
-        "gated_norm": float((gates.double() * norms).sum()),
-    }
+def expert_sums(outputs: torch.Tensor, gates: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(4,) in `dtype`: one batch's `SUMS` of one expert, from its outputs (tokens, hidden) and its gates (tokens,)."""
+    norms = torch.linalg.vector_norm(outputs.float(), dim=-1).to(dtype)
+    sums = norms.sum(), norms.square().sum(), (gates.to(dtype) * norms).sum()
+    return torch.stack([torch.full_like(sums[0], len(norms)), *sums])
 
 
 def scores(sums: Mapping[str, torch.Tensor], score: str, generator: torch.Generator) -> torch.Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from calibration.batch import Batch
+from calibration.statistics import sum_dtype
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
@@ -47,12 +49,18 @@ def losses_of_windows(
 def window_losses(stream: Stream) -> list[float]:
     """The mean loss of every window, in nats, of the batches of all ranks that wait behind the last block."""
     return stream.ranks.in_order(
-        [
-            float(_losses(*_logits(output.logits, batch, row)).mean())
+        _on_host(
+            _losses(*_logits(output.logits, batch, row)).mean()
             for batch, output in zip(stream.batches, stream.finish(), strict=True)
             for row in range(len(batch))
-        ]
+        )
     )
+
+
+def _on_host(figures: Iterable[torch.Tensor]) -> list[Any]:
+    """All at once, once all are computed: each by itself would have the device wait."""
+    found = list(figures)
+    return torch.stack(found).tolist() if found else []
 
 
 def compare(
@@ -64,18 +72,18 @@ def compare(
     ranks: Ranks = ALONE,
 ) -> Comparison:
     """Both models on `windows`, in step. Raises PruneError where a loss is not finite."""
-    figures: list[tuple[float, float, float, float]] = []
+    figures: list[list[float]] = []
     for batches in grouped_batches(model, windows, batch_size):
         with (
             before_the_head(model, batches, progress, ranks) as a,
             before_the_head(dense, batches, progress, ranks) as b,
         ):
             figures += ranks.in_order(
-                [
+                _on_host(
                     _compared(_logits(mine.logits, batch, row), _logits(other.logits, batch, row)[0])
                     for batch, mine, other in zip(a.batches, a.finish(), b.finish(), strict=True)
                     for row in range(len(batch))
-                ]
+                )
             )
     ours, theirs, divergence, agreement = (list(each) for each in zip(*figures, strict=True))
     increases = by_tokens([mine - other for mine, other in zip(ours, theirs, strict=True)], [windows])
@@ -89,15 +97,12 @@ def compare(
     )
 
 
-def _compared(mine: tuple[torch.Tensor, torch.Tensor], reference: torch.Tensor) -> tuple[float, float, float, float]:
-    """Of one window: both mean losses, the divergence and the agreement of the predictions."""
+def _compared(mine: tuple[torch.Tensor, torch.Tensor], reference: torch.Tensor) -> torch.Tensor:
+    """(4,), of one window: both mean losses, the divergence and the agreement of the predictions."""
     pruned, targets = mine
-    return (
-        float(_losses(pruned, targets).mean()),
-        float(_losses(reference, targets).mean()),
-        float(_kl(reference, pruned).mean()),
-        float((pruned.argmax(-1) == reference.argmax(-1)).double().mean()),
-    )
+    agreed = (pruned.argmax(-1) == reference.argmax(-1)).to(sum_dtype(pruned.device))
+    each = (_losses(pruned, targets), _losses(reference, targets), _kl(reference, pruned), agreed)
+    return torch.stack([values.mean() for values in each])
 
 
 def grouped_batches(model: StreamedModel, windows: Batch, batch_size: int) -> Iterator[Sequence[Batch]]:
@@ -129,12 +134,12 @@ def _logits(logits: torch.Tensor, batch: Batch, row: int) -> tuple[torch.Tensor,
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none").to(sum_dtype(logits.device))
 
 
 def _kl(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).double()
+    return (log_p.exp() * (log_p - log_q)).sum(-1).to(sum_dtype(logits.device))
 
 
 def summary(losses: Sequence[float], windows: Batch) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -25,6 +26,21 @@ class AtExperts:
     module: nn.Module
     batches: Sequence[Routed]
     ranks: Ranks = ALONE
+
+    @cached_property
+    def _chosen(self) -> Sequence[torch.Tensor]:
+        """Of every batch, on the host: all at once, for each by itself would have the device wait."""
+        if not self.batches:
+            return []
+        chosen = torch.cat([batch.chosen for batch in self.batches]).cpu()
+        return chosen.split([len(batch.chosen) for batch in self.batches])
+
+    def tokens_of(self, expert: int) -> list[torch.Tensor]:
+        """Of every batch the numbers of the tokens that `expert` gets, in their order."""
+        return [
+            (chosen == expert).any(-1).nonzero().flatten().to(batch.chosen.device)
+            for batch, chosen in zip(self.batches, self._chosen, strict=True)
+        ]
 
     @property
     def every_token(self) -> bool:
@@ -64,7 +80,7 @@ def at_experts(stream: Stream, module: str) -> AtExperts:
 def tokens_of_experts(here: AtExperts, experts: int) -> list[ExpertTokens]:
     """Of each of the `experts`; where they are too few those of all, and a note on it. A step of every rank."""
     everything = [batch.all_tokens() for batch in here.batches]
-    numbers = [[batch.tokens_of(expert) for batch in here.batches] for expert in range(experts)]
+    numbers = [here.tokens_of(expert) for expert in range(experts)]
     counts = here.ranks.gathered([sum(map(len, each)) for each in (*numbers, everything)])
     found = []
     for expert, own in enumerate(numbers):

@@ -17,17 +17,18 @@ def real_rows(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
     """
     if batch.mask is None:
         return tensor.reshape(-1, tensor.shape[-1])
-    mask = batch.mask.to(tensor.device)
-    if tensor.ndim > 2 and tensor.shape[:2] == mask.shape:
-        kept = tensor[mask]
-    elif tensor.ndim > 1 and tensor.shape[0] == mask.numel():
-        kept = tensor[mask.flatten()]
+    if tensor.ndim > 2 and tensor.shape[:2] == batch.mask.shape:
+        flat = tensor.flatten(0, 1)
+    elif tensor.ndim > 1 and tensor.shape[0] == batch.mask.numel():
+        flat = tensor
     else:
         raise PruneError(
             f"This architecture passes a linear layer inputs of shape {list(tensor.shape)} for {len(batch)} samples of "
             f"{batch.length} tokens, in which padding cannot be told: use text without padding."
         )
-    return kept.reshape(-1, tensor.shape[-1])
+    # Numbers, for a mask on the device would have the host wait for their count.
+    real = batch.mask.flatten().nonzero().flatten().to(tensor.device)
+    return flat[real].reshape(-1, tensor.shape[-1])
 
 
 def rows_of_samples(rows: torch.Tensor, tensor: torch.Tensor, batch: Batch | None) -> Sequence[torch.Tensor]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from calibration.statistics import sum_dtype
 from prune_cli.engine.stream import Stream
 
 # The sum may miss what rounding takes, for nearly every element; and must explain most of what the block changes.
@@ -87,11 +88,16 @@ def residual_factors(dense: Stream, block: int, names: Sequence[str]) -> dict[st
     return _fit(before, after, found) if found else {}
 
 
+def _float64(states: torch.Tensor) -> torch.Tensor:
+    """Flat; on the host where their device has no float64."""
+    return (states if sum_dtype(states.device) == torch.float64 else states.cpu()).flatten().double()
+
+
 def _fit(before: torch.Tensor, after: torch.Tensor, outputs: dict[str, torch.Tensor]) -> dict[str, float]:
     """Least squares for after - before, each element in units of its own rounding."""
     rounding = torch.finfo(before.dtype).eps
-    before, after = before.flatten().double(), after.flatten().double()
-    columns = torch.stack([out.flatten().double() for out in outputs.values()], 1)
+    before, after, *columns = (_float64(each) for each in (before, after, *outputs.values()))
+    columns = torch.stack(columns, 1)
     size = before.abs() + after.abs() + columns.abs().sum(1)
     unit = rounding * size.clamp_min(torch.finfo(torch.float32).tiny)
     change, columns = (after - before) / unit, columns / unit[:, None]

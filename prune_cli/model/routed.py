@@ -28,13 +28,10 @@ class Routed:
         hidden = hidden.reshape(-1, hidden.shape[-1])
         chosen, gates = chosen.reshape(len(hidden), -1), gates.reshape(len(hidden), -1)
         if mask is not None:
-            real = mask.flatten().to(hidden.device)
+            # Numbers, for a mask on the device would have the host wait for their count.
+            real = mask.flatten().nonzero().flatten().to(hidden.device)
             hidden, chosen, gates = hidden[real], chosen[real], gates[real]
         return cls(hidden, chosen, gates, every_token=True)
-
-    def tokens_of(self, expert: int) -> torch.Tensor:
-        """The numbers of the tokens that `expert` gets, in their order."""
-        return (self.chosen == expert).any(-1).nonzero().flatten()
 
     def gates_of(self, expert: int, tokens: torch.Tensor) -> torch.Tensor:
         """(tokens,): the gates of `expert` for tokens that it gets."""

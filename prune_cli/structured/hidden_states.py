@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from calibration.batch import Batch
+from calibration.statistics import sum_dtype
 from methods.structured.depth import angular_distances, cosines
 from prune_cli.engine.block_outputs import hidden_states
 from prune_cli.engine.lockstep import BlockOverride, tensors_in
@@ -113,6 +114,7 @@ class _States:
         self._every = max(1, tokens // _TOKENS)
         self._before: list[torch.Tensor] = []
         self._after: list[torch.Tensor] = []
+        self._turned: list[torch.Tensor] = []
         self._boundaries: list[torch.Tensor] = []
 
     def passing(self, block: int, stream: Stream) -> BlockOverride:
@@ -124,8 +126,8 @@ class _States:
             after = hidden_states(output)
             batch = stream.passing()
             before, after = real_rows(before, batch), real_rows(after, batch)
-            turned = 1 - cosines(before, after)
-            self.sums.turned[block] += turned.sum().cpu()
+            turned = 1 - cosines(before, after, sum_dtype(before.device))
+            self._turned.append(turned.sum())
             self.sums.tokens += turned.numel() if block == 0 else 0
             self._before.append(self._sampled(before))
             self._after.append(self._sampled(after))
@@ -137,17 +139,21 @@ class _States:
         return states[self._every - 1 :: self._every].clone()
 
     def next_boundary(self, block: int) -> None:
+        # One after the other, so that the sum has the same bits on every device.
+        for turned in torch.stack(self._turned).tolist():
+            self.sums.turned[block] += turned
         self._boundaries.append(torch.cat(self._before))
         self._compare_last()
         if block + 1 == len(self.sums.turned):
             self._boundaries.append(torch.cat(self._after))
             self._compare_last()
-        self._before, self._after = [], []
+        self._before, self._after, self._turned = [], [], []
 
     def _compare_last(self) -> None:
         *before, last = self._boundaries
         for old, states in enumerate(before):
-            self.sums.apart[old, len(before)] = angular_distances(states, last).sum().cpu()
+            apart = angular_distances(states, last, sum_dtype(last.device))
+            self.sums.apart[old, len(before)] = apart.sum().cpu()
         self.sums.samples = len(last)
 
 

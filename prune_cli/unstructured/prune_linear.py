@@ -162,7 +162,10 @@ def _rounded(inputs: LinearInputs, wanted: torch.Tensor, settings: Settings) -> 
     if settings.output is None:
         return wanted, wanted
     name, expert = inputs.info.entry.name, inputs.expert if inputs.info.slices > 1 else None
-    in_file = settings.output.to_file(name, wanted, expert)
+    on_host = wanted.cpu()
+    in_file = settings.output.to_file(name, on_host, expert)
+    if in_file is on_host:
+        return wanted, in_file
     new = settings.output.from_file(name, in_file, expert).to(wanted.device, wanted.dtype)
     return (wanted if torch.equal(new, wanted) else new), in_file
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from calibration.batch import Batch
+from calibration.statistics import sum_dtype
 from methods.structured.experts import SUMS, expert_sums
 from prune_cli.engine.expert_inputs import AtExperts, at_experts
 from prune_cli.engine.open_model import OpenModel
@@ -36,9 +37,9 @@ class ExpertSums:
         """Of no token yet."""
         return cls({name: torch.zeros(experts, dtype=torch.float64) for name in SUMS})
 
-    def add(self, expert: int, part: Mapping[str, float]) -> None:
+    def add(self, expert: int, part: Sequence[float]) -> None:
         """Take in one batch's part for one expert, as `expert_sums` gives it."""
-        for name, value in part.items():
+        for name, value in zip(SUMS, part, strict=True):
             self.by_name[name][expert] += value
 
     def merge(self, other: ExpertSums) -> None:
@@ -97,11 +98,14 @@ def gather_experts(
 
 def sums_at(here: AtExperts, experts: int) -> ExpertSums:
     """Over all batches that wait at the experts."""
-    sums = ExpertSums.of(experts)
+    found: list[tuple[int, torch.Tensor]] = []
     for expert in range(experts):
-        for batch in here.batches:
-            tokens = batch.tokens_of(expert)
+        for batch, tokens in zip(here.batches, here.tokens_of(expert), strict=True):
             if len(tokens):
-                outputs = outputs_of(here.module, expert, batch.hidden[tokens])
-                sums.add(expert, expert_sums(outputs, batch.gates_of(expert, tokens)))
+                outputs, gates = outputs_of(here.module, expert, batch.hidden[tokens]), batch.gates_of(expert, tokens)
+                found.append((expert, expert_sums(outputs, gates, sum_dtype(outputs.device))))
+    sums = ExpertSums.of(experts)
+    parts = torch.stack([part for _, part in found]).tolist() if found else []
+    for (expert, _), part in zip(found, parts, strict=True):
+        sums.add(expert, part)
     return sums
