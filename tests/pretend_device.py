@@ -38,7 +38,7 @@ class DeviceTensor(torch.Tensor):
     """On the device; `held` has its values."""
 
     held: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> DeviceTensor:
