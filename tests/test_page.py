@@ -16,8 +16,9 @@ from huggingface_hub import ModelCard
 
 import prune_cli
 from prune_cli.report.figures import alarm_of
-from prune_cli.report.format import change_of
+from prune_cli.report.format import change_of, size
 from prune_cli.report.html.charts import COLOURS
+from prune_cli.report.html.choices import chart_of_sizes
 from prune_cli.report.html.page import page_of
 from prune_cli.report.html.summary import labels_of, remarks_on, tell
 from prune_cli.report.html.tensor_table import kinds_of, means, points_of
@@ -125,8 +126,13 @@ def test_the_story_of_a_smaller_dense_model(
     assert [row[2] for row in rows if len(row) > 2 and row[1] == "gone"] == ["the whole block"]
     assert '<option value="removed">' in page
     assert "Output error" not in page.split("<h2")[2]
-    scores = report["structure"]["blocks"][1]["scores"]
-    assert ["1", *(f"{score:.4f}" for score in scores.values())] in rows  # the chart of scores, as a table
+    # The chart of the choice, as a table.
+    for block in report["structure"]["blocks"]:
+        scores, went = block["scores"], block["new_block"] is None
+        refitted = scores.get("loss_without_it_refitted")
+        fitted = "–" if refitted is None else f"{refitted - scores['loss_before']:.4f}"
+        grown = f"{scores['loss_without_it'] - scores['loss_before']:.4f}"
+        assert [str(block["block"]), grown, fitted, "removed" if went else "stays"] in rows
     tags = ModelCard.load(out / "README.md").data.get("tags")
     assert tags == ["pruned", "structured", "depth", "prune-cli"]
 
@@ -175,6 +181,16 @@ def test_reports_side_by_side(report: dict[str, Any], out: Path, tmp_path: Path,
     assert remarks_on([Report.from_json(report), Report.from_json(other)]) == [
         "Perplexity was measured on different texts: those values cannot be compared."
     ]
+    assert "Size against quality" not in (tmp_path / "page.html").read_text()
+    other["evaluation"]["text"]["sha256"] = report["evaluation"]["text"]["sha256"]
+    other["totals"]["bytes_as_sparse"] = 123_456
+    chart = chart_of_sizes([Report.from_json(report), Report.from_json(other)], ["half", "owl"])
+    assert chart is not None
+    evaluation, totals = report["evaluation"], report["totals"]
+    told = [evaluation[when] for when in ("before", "after")]
+    losses = [f"{each['loss']:.4f} ± {each['loss_standard_error']:.4f}" for each in told]
+    sizes = [size(each) for each in (totals["bytes_before"], totals["bytes_as_sparse"], 123_456)]
+    assert chart.rows == [("dense", sizes[0], losses[0]), ("half", sizes[1], losses[1]), ("owl", sizes[2], losses[1])]
     assert labels_of([Report.from_json(report)] * 2) == ["half (1)", "half (2)"]
 
 

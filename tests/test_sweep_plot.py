@@ -26,7 +26,7 @@ def a_report() -> SweepReport:
     ]
     grid += [("wanda", "2:4", 0.5, 0.8), ("wanda", "4:8", 0.5, 0.6)]
     points = [
-        PointReport(method, pattern, asked, asked, DENSE, increase, 0.05, 1.0)
+        PointReport(method, pattern, asked, asked, DENSE, increase, 0.05, 1.0, 1 - asked / 2)
         for method, pattern, asked, increase in grid
     ]
     return SweepReport(
@@ -73,6 +73,7 @@ def test_both_pictures_hold_all_series() -> None:
             point = f"asked sparsity: {at / 10:g}; loss increase (nats per token): {at**2 * size:g}; method: {method}"
             assert any(mark.startswith(point) for mark in marks), point
     assert any("loss increase: 0.3" in mark and "block: 0" in mark for mark in marks)
+    assert any(mark.startswith("weights as a sparse file, of the dense ones: 75.0") for mark in marks)
     width, height = struct.unpack(">II", png[16:24])
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert width > 1000

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from calibration.tokens import TokenSet
 from prune_cli.engine.evaluate import by_tokens, mean, standard_error, summary
+from prune_cli.packed.output import output_bytes
+from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.sweeps.knee import find_knee
 from prune_cli.sweeps.point_run import Measured
 from prune_cli.sweeps.report import BlockSensitivity, KneeReport, PointReport, Sensitivity
-from prune_cli.unstructured.plan import pattern_of
+from prune_cli.unstructured.plan import n_of_m, pattern_of
+from prune_cli.unstructured.prepare import PruningPlan
 
 
 def increases(losses: Sequence[float], dense: Sequence[float], text: TokenSet) -> list[float]:
@@ -18,10 +22,10 @@ def increases(losses: Sequence[float], dense: Sequence[float], text: TokenSet) -
 
 
 def point_reports(
-    points: Sequence[Measured], dense: Sequence[float], text: TokenSet, with_zero: Sequence[str]
+    points: Sequence[Measured], plan: PruningPlan, dense: Sequence[float], text: TokenSet, with_zero: Sequence[str]
 ) -> list[PointReport]:
-    """In their order; the methods `with_zero` begin at sparsity 0, which is the dense model."""
-    found = [_point_report(point, dense, text) for point in points]
+    """In their order, of the model of `plan`; the methods `with_zero` begin at sparsity 0, which is the dense model."""
+    found = [replace(_point_report(point, dense, text), size=_size(point, plan)) for point in points]
     for method in with_zero:
         at = next((at for at, point in enumerate(found) if point.method == method), len(found))
         found.insert(at, PointReport(method, None, 0.0, 0.0, summary(dense, text.windows), 0.0, 0.0, 0.0))
@@ -41,6 +45,14 @@ def _point_report(measured: Measured, dense: Sequence[float], text: TokenSet) ->
         loss_increase_standard_error=standard_error(grown),
         seconds=measured.seconds,
     )
+
+
+def _size(measured: Measured, plan: PruningPlan) -> float:
+    """As a sparse file, where every tensor has its share of the zeros."""
+    checkpoint, pattern = plan.checkpoint, n_of_m(pattern_of(measured.point.request))
+    entries = [checkpoint.entries[name] for name in plan.pruned_names()]
+    saved = sum(saved_bytes(entry, round(measured.sparsity * entry.count), pattern) for entry in entries)
+    return 1 - saved / output_bytes(checkpoint)
 
 
 def knees(

@@ -11,18 +11,19 @@ from prune_cli.sweeps.report import SweepReport
 SWEEP_SVG, SWEEP_PNG = "sweep.svg", "sweep.png"
 _VEGA_LITE = "5.20"
 _PIXELS_PER_POINT = 2.0
-_WIDTH, _HEIGHT, _HEIGHT_OF_BLOCKS = 560, 340, 120
+_WIDTH, _HEIGHT, _HEIGHT_OF_SIZES, _HEIGHT_OF_BLOCKS = 560, 340, 160, 120
 _ROW = 14  # pixels between the intervals of two knees
 # Told apart also by the colour-blind (Okabe and Ito).
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"]
 # Even near the dense model, where small differences count, and as a logarithm above.
 _SCALE = {"type": "symlog", "constant": 0.05, "nice": False}
+_SIZE = "weights as a sparse file, of the dense ones"
 _SPARSITY, _INCREASE = "asked sparsity", "loss increase (nats per token)"
 
 
 def chart(report: SweepReport) -> dict[str, Any]:
-    """The curves with the dense line, patterns and knees; below them what each block costs alone, if measured."""
-    panels = [_curves(report)]
+    """The curves with the dense line, patterns and knees; below them loss over size, and blocks alone, if measured."""
+    panels = [_curves(report), _sizes(report)]
     if report.sensitivity is not None:
         panels.append(_blocks(report))
     dense, told = report.dense, any(each.knee.sparsity is not None for each in report.knees)
@@ -92,6 +93,30 @@ def _curves(report: SweepReport) -> dict[str, Any]:
         mark = {"type": "point", "filled": False, "size": 110, "strokeWidth": 2}
         layers.append({"data": patterns, "mark": mark, "encoding": {"x": x, "y": y, "color": colour, "shape": shape}})
     return {"width": _WIDTH, "height": _HEIGHT, "layer": layers}
+
+
+def _sizes(report: SweepReport) -> dict[str, Any]:
+    """The same points over the size of a sparse file, where patterns and unstructured zeros differ."""
+    rows = [
+        {"method": point.method, "pattern": point.pattern, "size": point.size, "increase": point.loss_increase}
+        for point in report.points
+    ]
+    x = {"field": "size", "type": "quantitative", "title": _SIZE, "axis": {"format": "%"}, "scale": {"zero": False}}
+    y = {"field": "increase", "type": "quantitative", "title": "loss increase", "scale": _SCALE}
+    colour = {"field": "method", "type": "nominal"}
+    shape = {"field": "pattern", "type": "nominal"}
+    line = {"mark": {"type": "line", "point": True}, "encoding": {"x": x, "y": y, "color": colour}}
+    mark = {"type": "point", "filled": False, "size": 110, "strokeWidth": 2}
+    points = {"mark": mark, "encoding": {"x": x, "y": y, "color": colour, "shape": shape}}
+    return {
+        "title": {"text": "Size against quality: lower and further left is better", "fontSize": 11},
+        "width": _WIDTH,
+        "height": _HEIGHT_OF_SIZES,
+        "layer": [
+            {"data": {"values": [row for row in rows if row["pattern"] is None]}, **line},
+            {"data": {"values": [row for row in rows if row["pattern"] is not None]}, **points},
+        ],
+    }
 
 
 def _knees(report: SweepReport, colour: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ class PointReport:
     """One point: `asked_sparsity` of an N:M pattern is its own; `sparsity` is the share of zeros that were made.
 
     The loss increase over the dense model is in nats per token, with the standard error of its mean over windows;
-    `seconds` are those of the points that went side by side, shared evenly.
+    `seconds` are those of the points that went side by side, shared evenly; `size` is the share of the dense bytes that
+    about stays in a sparse file.
     """
 
     method: str
@@ -34,6 +35,7 @@ class PointReport:
     loss_increase: float
     loss_increase_standard_error: float
     seconds: float
+    size: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def _line(point: PointReport) -> dict[str, Any]:
         "loss_increase": point.loss_increase,
         "loss_increase_standard_error": point.loss_increase_standard_error,
         "seconds": point.seconds,
+        "size": point.size,
     }
 
 

@@ -273,7 +273,7 @@ def _report(
         text=text_report(texts.evaluation),
         calibration=text_report(texts.calibration) if texts.calibration else None,
         dense=summary(dense, texts.evaluation.windows),
-        points=point_reports(grid, dense, texts.evaluation, with_zero),
+        points=point_reports(grid, plan, dense, texts.evaluation, with_zero),
         knee_definition=DEFINITION,
         knees=knees(grid, dense, texts.evaluation, with_zero),
         sensitivity=sensitivity(alone, dense, texts.evaluation),

@@ -15,7 +15,7 @@ from prune_cli.report.html.tensor_table import Point, means
 COLOURS = ("#2f7de1", "#c2680a", "#0d8f68", "#d1347f", "#8b5cf6", "#0a8ba3", "#d63a3a", "#7c7f1b", "#6b7a90")
 # Below this spread a chart of sparsity would be one flat line.
 FLAT = 0.005
-_WIDTH, _HEIGHT, _ROW_HEIGHT = 420, 220, 22
+WIDTH, HEIGHT, _ROW_HEIGHT = 420, 220, 22
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def by_block(points: Sequence[Point], quantity: Quantity, series: str, caption: 
     blocks = sorted({block for block, _ in values})
     data = [{"block": block, "series": name, "value": mean} for (block, name), (mean, _, _) in values.items()]
     spec = {
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": WIDTH,
+        "height": HEIGHT,
         "mark": {"type": "line", "point": {"size": 36, "filled": True}, "strokeWidth": 1.5},
         "encoding": {
             "x": {
@@ -79,8 +79,8 @@ def by_block(points: Sequence[Point], quantity: Quantity, series: str, caption: 
                 "axis": {"tickMinStep": 1, "format": "d"},
             },
             "y": _axis("y", quantity),
-            "color": _colour("series", names),
-            "shape": {"field": "series", "type": "nominal", "scale": {"domain": names}, "legend": _LEGEND},
+            "color": colour_of("series", names),
+            "shape": {"field": "series", "type": "nominal", "scale": {"domain": names}, "legend": LEGEND},
         },
     }
     return Chart(
@@ -110,9 +110,9 @@ def _by_kind(points: Sequence[Point], quantity: Quantity, *, several: bool) -> C
     y = {"field": "kind", "type": "nominal", "title": None, "sort": kinds}
     x = _axis("x", quantity)
     shift = {"yOffset": {"field": "series", "type": "nominal", "sort": labels}} if several else {}
-    colour = {"color": _colour("series", labels)} if several else {"color": {"value": COLOURS[0]}}
+    colour = {"color": colour_of("series", labels)} if several else {"color": {"value": COLOURS[0]}}
     spec = {
-        "width": _WIDTH,
+        "width": WIDTH,
         "height": _ROW_HEIGHT * len(kinds) * (len(labels) if several else 1),
         "layer": [
             {
@@ -140,7 +140,7 @@ def _by_kind(points: Sequence[Point], quantity: Quantity, *, several: bool) -> C
 
 
 _WHOLE = {"tickMinStep": 1, "format": "d"}
-_LEGEND = {"title": None, "orient": "bottom", "columns": 4, "labelLimit": 240}
+LEGEND = {"title": None, "orient": "bottom", "columns": 4, "labelLimit": 240}
 
 
 def _axis(channel: str, quantity: Quantity) -> dict[str, Any]:
@@ -153,9 +153,9 @@ def _axis(channel: str, quantity: Quantity) -> dict[str, Any]:
     }
 
 
-def _colour(field: str, names: Sequence[str]) -> dict[str, Any]:
+def colour_of(field: str, names: Sequence[str]) -> dict[str, Any]:
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
-    return {"field": field, "type": "nominal", "scale": {"domain": names, "range": colours}, "legend": _LEGEND}
+    return {"field": field, "type": "nominal", "scale": {"domain": names, "range": colours}, "legend": LEGEND}
 
 
 def draw(data: Sequence[dict[str, Any]], spec: dict[str, Any]) -> str:

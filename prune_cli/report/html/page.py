@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prune_cli.report.html.charts import OUTPUT_ERROR, SCORE, SPARSITY, Chart, by_block, charts_of, is_flat
+from prune_cli.report.html.choices import chart_of_choice, chart_of_sizes
 from prune_cli.report.html.summary import labels_of, remarks_on, side_by_side, tell
 from prune_cli.report.html.tensor_table import points_of, rows_of, scores_of
 from prune_cli.report.tasks import RECOVERY
@@ -49,7 +50,7 @@ def page_of(reports: Sequence[Report]) -> str:
         runs=runs,
         compared=side_by_side(runs),
         remarks=remarks_on(reports),
-        measured=[*_scores(reports, labels), *_of_sparse_maps(reports, labels)],
+        measured=[*_sizes(reports, labels), *_scores(reports, labels), *_of_sparse_maps(reports, labels)],
         rows=rows,
         actions=[action for action in ("narrowed", "refitted", "removed") if any(action in row.action for row in rows)],
         recovery=RECOVERY,
@@ -84,19 +85,24 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _sizes(reports: Sequence[Report], labels: Sequence[str]) -> list[Measured]:
+    """Of several runs, what each is worth; nothing where their losses cannot be compared."""
+    chart = chart_of_sizes(reports, labels)
+    told = "What a run saves on disk and what it costs."
+    return [] if chart is None else [Measured(chart.title, told, [chart])]
+
+
 def _scores(reports: Sequence[Report], labels: Sequence[str]) -> list[Measured]:
     """A chart for each structured run: their scores are in units of their own."""
-    charts = [
-        by_block(
-            points,
-            SCORE if len(reports) == 1 else replace(SCORE, title=f"score in {label}"),
-            "kind",
-            "Each kind of score, block by block.",
-        )
-        for report, label in zip(reports, labels, strict=True)
-        if (points := scores_of(report, label))
-    ]
-    told = "What the method judged each block by; the table above says what came of it."
+    charts: list[Chart] = []
+    for report, label in zip(reports, labels, strict=True):
+        chosen, points = chart_of_choice(report), scores_of(report, label)
+        if chosen is not None:
+            charts.append(chosen if len(reports) == 1 else replace(chosen, title=f"{chosen.title} in {label}"))
+        elif points:
+            quantity = SCORE if len(reports) == 1 else replace(SCORE, title=f"score in {label}")
+            charts.append(by_block(points, quantity, "kind", "Each kind of score, block by block."))
+    told = "What the method judged each block by; the table above has all scores and says what came of it."
     return [Measured("Scores", told, charts)] if charts else []
 
 
