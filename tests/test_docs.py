@@ -63,6 +63,10 @@ def test_links_of_the_readme_work_where_it_stands_alone() -> None:
     relative = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https:", "#"))]
     assert len(relative) > 10
     assert [link for link in relative if not (ROOT / link.partition("#")[0]).exists()] == []
+    words = re.findall(r'id="([^"]+)"', (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"))
+    explained = [link.partition("#")[2] for link in relative if link.startswith("docs/glossary.md#")]
+    assert len(explained) > 10
+    assert [word for word in explained if word not in words] == []
     links = re.findall(r"\]\(([^)]+)\)", absolute(text, "1.2.3"))
     assert [link for link in links if not link.startswith(("https:", "#"))] == []
     assert "](https://github.com/prune-cli/prune-cli/blob/v1.2.3/docs/ci.md)" in absolute(text, "1.2.3")
