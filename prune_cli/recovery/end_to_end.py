@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -271,6 +272,8 @@ class EndToEnd:
         partial_file = path.with_suffix(".partial")
         try:
             save_file({n: t.contiguous() for n, t in tensors.items()}, partial_file, {_KEY: json.dumps(head)})
+            with partial_file.open("rb") as written:
+                os.fsync(written.fileno())
             partial_file.rename(path)
         except (OSError, SafetensorError) as error:
             partial_file.unlink(missing_ok=True)

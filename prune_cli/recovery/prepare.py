@@ -32,6 +32,8 @@ from prune_cli.sparse.dense_view import refuse_sparse
 
 # Three models are measured on so many windows where nobody said.
 _EVAL_WINDOWS = 256
+# Of a weight in a saved state: as a checkpoint stores it, and in float32 with two moments.
+_BEST_BYTES, _OPTIMISED_BYTES = 2, 12
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,19 @@ def prepare(request: RecoverRequest) -> RecoveryPlan:
             f"{request.model} has no {' or '.join(request.parts)} in its blocks that can be trained: give another "
             + ("--how." if request.how == "router" else "--train.")
         )
-    check_space(request.out, output_bytes(checkpoint))
+    check_space(request.out, output_bytes(checkpoint) + _state_bytes(request, model))
     pair = Pair(model, teacher, counterparts(model, teacher))
     return RecoveryPlan(
         request, source, checkpoint, model, teacher_source, pair, device, dtype, calibration, evaluation
     )
+
+
+def _state_bytes(request: RecoverRequest, model: StreamedModel) -> int:
+    """Of what a training saves to go on from: every weight with its moments, and the best so far."""
+    if not request.end_to_end:
+        return 0
+    trained = sum(model.checkpoint.entries[name].count for name in names_to_train(model, request))
+    return trained * (_BEST_BYTES if request.how == "lora" else _BEST_BYTES + _OPTIMISED_BYTES)
 
 
 def _model(
