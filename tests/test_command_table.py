@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 import typer.main
+from rich.console import Console
 
 from methods import load_method, method_names
 from methods.steps import load_step, step_names
 from methods.structured import load_structured, structured_names
 from prune_cli.cli import app
 from prune_cli.commands.help import GROUPS
+from prune_cli.commands.terminal import table_of
 from prune_cli.request.method_info import choices
 from prune_cli.request.presets import PRESETS, SUMMARIES
 from tests.conftest import RunCommand
@@ -84,3 +87,17 @@ def test_a_slip_is_answered_with_what_was_meant(said: tuple[str, ...], meant: st
     refused = command("prune", "m", "o", *said)
     assert refused.code == 2
     assert refused.stderr.rstrip().endswith(f"(did you mean {meant}?).")
+
+
+def test_the_words_of_a_header_are_never_broken() -> None:
+    """At 80 columns, also where the cells below have to be folded."""
+    header = ("task", "metric", "examples", "score", "dense", "change", "recovery")
+    row = ("builtin", "accuracy", "107", "0.4019 ± 0.0476", "0.3738 ± 0.0470", "+0.0280", "107.50 % ± 5.82 %")
+    shown = table_of("the built-in task", *header)
+    shown.add_row(*row)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(shown)
+    lines = console.export_text().splitlines()
+    assert all(name in lines[2] for name in header)
+    assert {len(line.rstrip()) for line in lines[1:]} == {len(lines[1])}
+    assert set(" ".join(row).split()) <= set(" ".join(lines).split())

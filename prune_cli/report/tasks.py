@@ -9,7 +9,7 @@ RECOVERY = "Recovery is the score over the dense model's, with its standard erro
 
 
 def header_of(found: TaskScores) -> tuple[str, ...]:
-    compared = () if found.against is None else ("dense", "difference", "recovery")
+    compared = () if found.against is None else ("dense", "change", "recovery")
     return ("task", "metric", "examples", "score", *compared)
 
 
