@@ -56,19 +56,24 @@ def test_memory_that_comes_and_goes_is_seen() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    "arguments", [["--calibrate-by", "sublayer"], ["--preset", "best", "-o", "steps=1", "-o", "polish=1"]], ids=" ".join
+    "arguments",
+    [
+        ["--calibrate-by", "sublayer"],
+        ["-m", "sparsegpt", "--target", "dense", "--allocate", "sensitivity", "--self-calibration", "1"],
+    ],
+    ids=" ".join,
 )
 def test_more_blocks_take_the_same_memory(arguments: list[str], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.safetensors"
     save_file({"input_ids": token_ids(samples=4, length=32)}, tokens)
     # Small Gram matrices for the solver: large ones come and go, and would hide a block's few MiB.
-    intermediate = 384 if "best" in arguments else 1536
+    intermediate = 384 if "sparsegpt" in arguments else 1536
     block_bytes = 4 * (384 * 384 * 3 + 384 * intermediate * 3)
     shape = {**WIDE, "intermediate_size": intermediate}
     peaks = []
-    for blocks in (3, 12):
+    for blocks in (4, 16):
         model = save_tiny(tmp_path / f"model-{blocks}", "llama-untied", num_hidden_layers=blocks, **shape)
         out = tmp_path / f"out-{blocks}"
         peaks.append(peak_of("prune", model, out, "--calibration", tokens, *arguments, "-q"))
-    # Allocators differ by some percent from run to run; the other nine blocks would take twice what is allowed.
-    assert peaks[1] < peaks[0] + 4.5 * block_bytes
+    # Allocators differ by some percent from run to run; the other twelve blocks would take twice what is allowed.
+    assert peaks[1] < peaks[0] + 6 * block_bytes

@@ -6,6 +6,8 @@ import ctypes
 import resource
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,7 +19,9 @@ _PAGES = Path("/proc/self/statm")
 # Inputs of paused batches beyond this wait in files; it is also from where on holes in the heap are worth avoiding.
 LARGE_INPUTS = 1 << 27
 # mallopt's parameter, and the size from which glibc then maps each piece by itself.
-_M_MMAP_THRESHOLD, _OWN_MAP_BYTES = -3, 1 << 19
+_M_MMAP_THRESHOLD, _OWN_MAP_BYTES, _BETWEEN_SMALL_BYTES = -3, 1 << 19, 1 << 16
+# Up to where glibc raises the threshold by itself, as pieces come and go.
+_MOST_IN_HEAP_BYTES = 1 << 25
 
 
 class PeakMemory:
@@ -70,13 +74,27 @@ def gram_bytes(inputs: int, matrices: int) -> int:
 def mmap_large_allocations() -> None:
     """Have glibc map each large piece by itself, so that freeing it returns it: a heap keeps holes between live pieces.
 
-    For the rest of the process; mapping costs time, so it is for runs that keep pieces between large ones. Elsewhere
-    than with glibc nothing needs to be done.
+    For the rest of the process; mapping costs time, so it is for runs whose batches fill much memory. Elsewhere than
+    with glibc nothing needs to be done.
     """
+    _mmap_from(_OWN_MAP_BYTES)
+
+
+@contextmanager
+def no_holes() -> Iterator[None]:
+    """While small pieces are made to stay, larger ones that come and go are no neighbours of theirs in the heap."""
+    _mmap_from(_BETWEEN_SMALL_BYTES)
+    try:
+        yield
+    finally:
+        _mmap_from(_MOST_IN_HEAP_BYTES)
+
+
+def _mmap_from(nbytes: int) -> None:
     if sys.platform.startswith("linux"):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, _OWN_MAP_BYTES)
+            mallopt(_M_MMAP_THRESHOLD, nbytes)
 
 
 def _host_bytes() -> int:

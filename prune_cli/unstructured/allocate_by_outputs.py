@@ -9,7 +9,7 @@ import torch
 
 from calibration.batch import Batch
 from methods._allocation import ScoreHistogram, output_scores, to_budget
-from prune_cli.engine.memory import mmap_large_allocations
+from prune_cli.engine.memory import no_holes
 from prune_cli.engine.output_sensitivity import first_batches, output_sensitivity
 from prune_cli.engine.stream import Stream
 from prune_cli.model.orientation import as_matrix
@@ -46,9 +46,8 @@ def measure_scores(plan: PruningPlan, batches: Sequence[Batch], progress: Progre
     histogram = ScoreHistogram()
     outputs: dict[str, torch.Tensor] = {}
     failed: dict[int, str] = {}
-    mmap_large_allocations()  # the pieces that stay of every layer would keep holes in the heap
     few = first_batches(batches)
-    with Stream(plan.model, few) as stream:
+    with no_holes(), Stream(plan.model, few) as stream:
         for block in range(len(plan.model.blocks)):
             tensors = stream.load(block)
             names = [name for name in plan.model.linear_layers(block) if plan.decisions[name].prune]
