@@ -61,10 +61,11 @@ def losses(out: Path) -> list[float]:
     [
         ("llama-untied", (2, 3), ["-m", "wanda", "--refine", "dsnot", "--allocate", "owl", "--include", "lm_head*"]),
         ("mixtral", (2,), ["-m", "ria"]),
+        ("mixtral", (3,), ["-m", "experts", "-s", "0.5", "--samples", "2"]),
         ("gpt_oss", (3,), ["-m", "wanda", "--calibrate-by", "block", "--samples", "2"]),
         ("llama-untied", (2,), ["-m", "magnitude", "--include", "*norm*"]),
     ],
-    ids=["dsnot", "experts", "fewer batches than ranks", "no inputs"],
+    ids=["dsnot", "experts", "whole experts", "fewer batches than ranks", "no inputs"],
 )
 def test_the_bytes_are_those_of_one_process(
     architecture: str, counts: tuple[int, ...], arguments: list[str], tmp_path: Path, text: Path, command: RunCommand
@@ -86,8 +87,9 @@ def test_the_bytes_are_those_of_one_process(
         ("llama-untied", ["--preset", "best"]),
         ("gpt_oss", ["--preset", "best"]),
         ("llama-untied", ["-m", "width", "-s", "0.5", "-o", "uniform=false", "-o", "multiple=4"]),
+        ("llama-untied", ["-m", "depth", "-o", "remove=1"]),
     ],
-    ids=["best", "best of experts", "width"],
+    ids=["best", "best of experts", "width", "depth"],
 )
 def test_solvers_agree_but_for_rounding(
     architecture: str, arguments: list[str], tmp_path: Path, text: Path, command: RunCommand

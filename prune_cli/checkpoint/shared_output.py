@@ -66,5 +66,8 @@ class SharedOutput(OutputFolder):
         self._ranks.on_first(self._wait)
 
     def note(self, key: str, value: Any) -> None:
+        """Remembered by all, so that all ask for it alike."""
         if self._ranks.first:
             super().note(key, value)
+        else:
+            self.notes[key] = value

@@ -64,8 +64,9 @@ class Removals:
             yield ordered[begin : begin + self._concurrent()]
 
     def _pass(self, removed: frozenset[int], group: Sequence[int]) -> dict[int, float]:
-        pairs = [(number, candidate) for number in range(len(self._batches)) for candidate in group]
-        batches = [self._batches[number] for number, _ in pairs]
+        ranks, mine = self._job.ranks, self._job.ranks.share(self._batches)
+        pairs = [(number, candidate) for number in range(len(mine)) for candidate in group]
+        batches = [mine[number] for number, _ in pairs]
         with Stream(self._job.model, batches) as stream:
             for block in range(len(self._job.model.blocks)):
                 if block not in removed or not self._skipping.knows(block):
@@ -77,7 +78,9 @@ class Removals:
         by_candidate: dict[int, list[float]] = {candidate: [] for candidate in group}
         for (_, candidate), batch in zip(pairs, batches, strict=True):
             by_candidate[candidate] += [next(losses) for _ in range(len(batch))]
-        return {candidate: mean(by_tokens(values, self._batches)) for candidate, values in by_candidate.items()}
+        parts = ranks.gathered(by_candidate)
+        losses_of = {candidate: [loss for part in parts for loss in part[candidate]] for candidate in group}
+        return {candidate: mean(by_tokens(values, self._batches)) for candidate, values in losses_of.items()}
 
     def _passing(
         self, block: int, removed: frozenset[int], pairs: Sequence[tuple[int, int]], stream: Stream

@@ -68,8 +68,8 @@ def two_streams(
 ) -> Iterator[tuple[Stream, Stream]]:
     """The pruned model's and the dense one's, before the first block."""
     with (
-        Stream(prepared.model, batches, parking) as stream,
-        Stream(prepared.with_checkpoint(prepared.checkpoint), batches, parking) as dense,
+        Stream(prepared.model, batches, parking, prepared.ranks) as stream,
+        Stream(prepared.with_checkpoint(prepared.checkpoint), batches, parking, prepared.ranks) as dense,
     ):
         yield stream, dense
 

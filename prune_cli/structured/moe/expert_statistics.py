@@ -83,7 +83,7 @@ def gather_experts(
     by_block = {mixture.block: mixture for mixture in mixtures}
     sums: dict[int, ExpertSums] = {}
     progress.stage(MEASURING_EXPERTS, len(opened.model.blocks))
-    with Stream(opened.model, batches) as stream:
+    with Stream(opened.model, batches, ranks=opened.ranks) as stream:
         for block in range(len(opened.model.blocks)):
             stream.load(block)
             names = [by_block[block].tensor] if block in by_block else []
@@ -97,7 +97,7 @@ def gather_experts(
 
 
 def sums_at(here: AtExperts, experts: int) -> ExpertSums:
-    """Over all batches that wait at the experts."""
+    """Over all batches of all ranks that wait at the experts, in their order; a step of every rank."""
     found: list[tuple[int, torch.Tensor]] = []
     for expert in range(experts):
         for batch, tokens in zip(here.batches, here.tokens_of(expert), strict=True):
@@ -106,6 +106,7 @@ def sums_at(here: AtExperts, experts: int) -> ExpertSums:
                 found.append((expert, expert_sums(outputs, gates, sum_dtype(outputs.device))))
     sums = ExpertSums.of(experts)
     parts = torch.stack([part for _, part in found]).tolist() if found else []
-    for (expert, _), part in zip(found, parts, strict=True):
-        sums.add(expert, part)
+    for of_rank in here.ranks.gathered([(expert, part) for (expert, _), part in zip(found, parts, strict=True)]):
+        for expert, part in of_rank:
+            sums.add(expert, part)
     return sums

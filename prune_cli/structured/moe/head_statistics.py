@@ -91,12 +91,15 @@ def gather_head(
     batches: Sequence[Batch],
     progress: Progress,
 ) -> ExpertSums:
-    """The sums over what comes to the head's experts; `states` (samples, length, hidden) are the model's last ones."""
+    """The sums over what comes to the head's experts from all of `batches`.
+
+    `states` (samples, length, hidden) are the model's last ones, of this rank's share of them.
+    """
     model, block = opened.model, head.like.block
     progress.stage(f"Measuring the experts of {head.head}", 1)
     join = _join(opened, head, [each[:, :-1] for each in states])
     sums = ExpertSums.of(head.like.experts)
-    with Stream(model, [_next_tokens(batch) for batch in batches]) as stream:
+    with Stream(model, [_next_tokens(batch) for batch in batches], ranks=opened.ranks) as stream:
         for before in range(block):
             hand_on = _HandOn(stream, join if before == 0 else None)
             stream.run_block(before, hand_on)
