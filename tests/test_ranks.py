@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prune_cli.ranks.owners import owners, solving_cost
-from prune_cli.ranks.ranks import Ranks
+from prune_cli.ranks.ranks import Ranks, _here
 from prune_cli.ranks.start import _without_devices
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.forked import ForkedRun, forked_ranks
@@ -221,3 +221,17 @@ def test_the_option_says_how_long_a_rank_may_be_silent(tmp_path: Path, text: Pat
     assert code == 1
     assert told.startswith("Error: Rank 1 of 2 ")
     assert "no sign of life for 2 s (--rank-timeout)" in told
+
+
+def test_tensors_of_another_device_come_to_the_own_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def restored(storage: torch.UntypedStorage, device: str) -> torch.UntypedStorage:
+        asked.append(device)
+        return storage
+
+    monkeypatch.setattr(torch.serialization, "default_restore_location", restored)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    storage = torch.ones(2).untyped_storage()
+    assert [_here(storage, device) is storage for device in ("cuda:0", "cpu")] == [True, True]
+    assert asked == ["cuda:1", "cpu"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -50,7 +50,7 @@ class Ranks:
         """`value` of every rank, in their order."""
         if self.channel is None:
             return [value]
-        return [pickle.loads(data) for data in self.channel.gather(pickle.dumps(value))]
+        return [_received(data) for data in self.channel.gather(_sent(value))]
 
     def in_order(self, values: Sequence[T]) -> list[T]:
         """The values for each rank's `share`, put together again."""
@@ -62,9 +62,9 @@ class Ranks:
             return make()
         if self.rank == rank:
             value = make()
-            self.channel.broadcast(pickle.dumps(value), rank)
+            self.channel.broadcast(_sent(value), rank)
             return value
-        return pickle.loads(self.channel.broadcast(None, rank))
+        return _received(self.channel.broadcast(None, rank))
 
     def on_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on the first rank; it is called there alone."""
@@ -82,6 +82,23 @@ class Ranks:
         """Put the sum over all ranks into `tensor`: the same bits on each, and whenever there are as many ranks."""
         if self.channel is not None:
             self.channel.add_up(tensor)
+
+
+def _sent(value: object) -> bytes:
+    data = io.BytesIO()
+    torch.save(value, data)
+    return data.getvalue()
+
+
+def _received(data: bytes) -> Any:
+    """Tensors of another rank's device come to this one's: its own may be on another machine, or full."""
+    return torch.load(io.BytesIO(data), map_location=_here, weights_only=False)
+
+
+def _here(storage: torch.UntypedStorage, device: str) -> torch.UntypedStorage:
+    kind = device.partition(":")[0]
+    own = device if kind == "cpu" else f"{kind}:{torch.get_device_module(kind).current_device()}"
+    return torch.serialization.default_restore_location(storage, own)
 
 
 ALONE = Ranks()
