@@ -95,7 +95,7 @@ def _received(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location=_here, weights_only=False)
 
 
-def _here(storage: torch.UntypedStorage, device: str) -> torch.UntypedStorage:
+def _here(storage: Any, device: str) -> Any:
     kind = device.partition(":")[0]
     own = device if kind == "cpu" else f"{kind}:{torch.get_device_module(kind).current_device()}"
     return torch.serialization.default_restore_location(storage, own)
