@@ -82,3 +82,17 @@ def refusal(given: str | Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def drawn_rows(tokens: Path, samples: int) -> TokenSet:
+    """The rows of 24 ids that a run with seed 0 takes from a token file."""
+    return load_tokens(
+        parse_source(str(tokens)),
+        None,
+        role="calibration",
+        samples=None,
+        seq_len=None,
+        default_samples=samples,
+        default_seq_len=24,
+        seed=0,
+    )

@@ -15,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from calibration.sources import parse_source
-from calibration.tokens import load_tokens
 from methods._alignment import align
 from methods._block_matching import Examples, Schedule, match
 from prune_cli.checkpoint.file_names import JOURNAL, partial_folder
@@ -25,6 +23,7 @@ from prune_cli.recovery.read import read_recovery
 from prune_cli.recovery.report import recovery_schema
 from prune_cli.recovery.request import EPOCHS, RATE
 from tests.broken import change_config, copy_of, refused
+from tests.calibration_texts import drawn_rows
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.reference import adam_with_a_mask
 from tests.tiny import load_plain, save_tiny
@@ -148,16 +147,7 @@ def test_a_sparse_model_wins_back_and_keeps_every_zero(
         name for name in dense if ".layers." not in name
     }
     # The first block sees what the dense model's sees; its errors are those of whole models.
-    drawn = load_tokens(
-        parse_source(str(texts[0])),
-        None,
-        role="calibration",
-        samples=None,
-        seq_len=None,
-        default_samples=16,
-        default_seq_len=24,
-        seed=0,
-    )
+    drawn = drawn_rows(texts[0], 16)
     held_out = drawn.ids[-2:]
     target = states(llama, held_out)[1]
     errors = [float((states(f, held_out)[1] - target).square().sum() / target.square().sum()) for f in (model, out)]

@@ -16,18 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from calibration.sources import parse_source
-from calibration.tokens import load_tokens
 from methods._block_matching import rms_of_kept, width_of
 from methods._distillation import divergence, log_masses, most_probable, square_head
 from prune_cli import prune
+from prune_cli.checkpoint import whole_file
 from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.engine.seeds import seed_of
-from prune_cli.recovery import end_to_end
 from prune_cli.recovery.end_to_end import Course, EndToEnd
 from prune_cli.recovery.read import read_recovery
 from prune_cli.recovery.report import recovery_schema
 from prune_cli.recovery.trained_weights import LowRankUpdates, part_of
+from tests.calibration_texts import drawn_rows
 from tests.conftest import RunCommand, folder_bytes, token_ids
 from tests.reference import divergence_of_buckets
 from tests.test_engine import open_skeleton
@@ -94,16 +93,7 @@ def test_square_head_is_relative_to_each_layer() -> None:
 
 def trained_by_torch(student: Path, teacher: Path, texts: tuple[Path, Path], course: Course) -> Any:
     """Plain models side by side in memory, the whole vocabulary, torch's AdamW: the trained model and its KL."""
-    drawn = load_tokens(
-        parse_source(str(texts[0])),
-        None,
-        role="calibration",
-        samples=None,
-        seq_len=None,
-        default_samples=10,
-        default_seq_len=24,
-        seed=0,
-    )
+    drawn = drawn_rows(texts[0], 10)
     model, dense = load_plain(student), load_plain(teacher)
     moved = {name: value for name, value in model.named_parameters() if ".layers." in name}
     masks = {name: value.detach() != 0 for name, value in moved.items()}
@@ -198,14 +188,15 @@ def test_a_run_stopped_at_any_state_continues_to_the_same_bytes(
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """When the state after so many steps is saved."""
-    original = end_to_end.save_file
+    original = whole_file.save_file
 
     def save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-        if json.loads(next(iter(metadata.values())))["done"]["looks"][-1]["step"] == step:
+        head = json.loads(next(iter(metadata.values())))
+        if "done" in head and head["done"]["looks"][-1]["step"] == step:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(tensors, path, metadata)
 
-    monkeypatch.setattr(end_to_end, "save_file", save)
+    monkeypatch.setattr(whole_file, "save_file", save)
 
 
 def test_nan_ends_the_training_and_the_best_is_kept(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch.utils.checkpoint import checkpoint
 
 from calibration.batch import Batch
 from methods._distillation import divergence, square_head
+from prune_cli.checkpoint.whole_file import NOT_WRITTEN, save_whole
 from prune_cli.engine.block_outputs import hidden_states
 from prune_cli.engine.padding import real_rows
 from prune_cli.engine.seeds import seed_of
@@ -268,15 +267,9 @@ class EndToEnd:
         for name, value in self.weights.optimised.items():
             tensors |= {f"{key}:{name}": each for key, each in self._optimiser.state[value].items()}
         head = {"done": asdict(done), "scaler": self._scaler.state_dict()}
-        path = self.folder / _STATE_FILE
-        partial_file = path.with_suffix(".partial")
         try:
-            save_file({n: t.contiguous() for n, t in tensors.items()}, partial_file, {_KEY: json.dumps(head)})
-            with partial_file.open("rb") as written:
-                os.fsync(written.fileno())
-            partial_file.rename(path)
-        except (OSError, SafetensorError) as error:
-            partial_file.unlink(missing_ok=True)
+            save_whole(self.folder / _STATE_FILE, tensors, _KEY, head)
+        except NOT_WRITTEN as error:
             raise PruneError(
                 f"The state of the training at step {done.step} cannot be written to {self.folder} ({error}): make "
                 "space, then continue from the state before with --resume."

@@ -9,21 +9,17 @@ import yaml
 
 from prune_cli.checkpoint.file_names import CARD, RECOVER_JSON, RECOVER_MARKDOWN, RECOVER_PAGE, SOURCE_CARD
 from prune_cli.recovery.page import page_of
-from prune_cli.recovery.tables import (
-    BLOCK_HEADER,
-    LOSS_HEADER,
-    TRAINING_HEADER,
-    block_rows,
-    facts,
-    lead,
-    loss_rows,
-    training_rows,
-)
+from prune_cli.recovery.tables import BLOCKS, facts, lead, sections
 from prune_cli.report.card import inherited, read_card
 from prune_cli.report.format import table
 
 if TYPE_CHECKING:
     from prune_cli.recovery.report import RecoveryReport
+
+_ERRORS = (
+    "Errors are ‖B − y‖² / ‖y‖² on held-out samples: B is what a block returns, y the state of the teacher behind the "
+    "blocks beside it.\n\n"
+)
 
 
 def recovery_files(report: RecoveryReport, source: Path) -> dict[str, str]:
@@ -39,17 +35,13 @@ def recovery_files(report: RecoveryReport, source: Path) -> dict[str, str]:
 
 def to_markdown(report: RecoveryReport) -> str:
     warnings = "".join(f"\n\n**Warning:** {warning}" for warning in report.warnings)
-    told = (
-        "Errors are ‖B − y‖² / ‖y‖² on held-out samples: B is what a block returns, y the state of the teacher behind "
-        "the blocks beside it."
-    )
     kept = [(tensor.name, tensor.reason) for tensor in report.tensors if tensor.action == "kept"]
     parts = [
         f"# {report.model.name}, recovered\n\n{lead(report)}{warnings}",
-        "## Loss\n\n" + table(LOSS_HEADER, loss_rows(report)),
-        f"## Blocks\n\n{told}\n\n" + table(BLOCK_HEADER, block_rows(report))
-        if report.training is None
-        else "## Training\n\n" + table(TRAINING_HEADER, training_rows(report)),
+        *[
+            f"## {title}\n\n{_ERRORS if title == BLOCKS else ''}" + table(header, rows)
+            for title, header, rows in sections(report)
+        ],
         "## How\n\n" + table(("", ""), facts(report)),
         "## Kept tensors\n\n" + table(("tensor", "why"), ((f"`{name}`", why) for name, why in kept)),
     ]

@@ -5,16 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prune_cli.recovery.tables import (
-    BLOCK_HEADER,
-    LOSS_HEADER,
-    TRAINING_HEADER,
-    block_rows,
-    facts,
-    lead,
-    loss_rows,
-    training_rows,
-)
+from prune_cli.recovery.tables import facts, lead, sections
 from prune_cli.report.html.charts import COLOURS, draw
 from prune_cli.report.html.page import PAGE_FOLDER, policy_of
 from prune_cli.version import __version__
@@ -49,12 +40,7 @@ def page_of(report: RecoveryReport) -> str:
         title=f"{report.model.name}, recovered",
         lead=lead(report),
         warnings=report.warnings,
-        tables=[
-            ("Loss", LOSS_HEADER, loss_rows(report)),
-            ("Blocks", BLOCK_HEADER, block_rows(report))
-            if report.training is None
-            else ("Training", TRAINING_HEADER, training_rows(report)),
-        ],
+        tables=sections(report),
         facts=facts(report),
         curves=_BLOCKS if report.training is None else _TRAINING,
         chart=Markup(_curves(report) if report.training is None else _training_curves(report.training)),

@@ -8,28 +8,21 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from prune_cli.recovery.tables import (
-    BLOCK_HEADER,
-    LOSS_HEADER,
-    TRAINING_HEADER,
-    block_rows,
-    lead,
-    loss_rows,
-    training_rows,
-)
+from prune_cli.recovery.tables import BLOCKS, TRAINING, lead, sections
 from prune_cli.report.format import duration, size
 
 if TYPE_CHECKING:
     from prune_cli.recovery.report import RecoveryReport
 
+_TRAINED = {BLOCKS: "Held-out error of the blocks", TRAINING: "Held-out divergence from the teacher"}
+
 
 def show_recovery(console: Console, report: RecoveryReport, *, verbose: bool) -> None:
     """The three losses; with --verbose the blocks, or the looks at held-out samples."""
-    console.print(_table(f"{report.model.given}, recovered", LOSS_HEADER, loss_rows(report)))
-    if verbose and report.training is not None:
-        console.print(_table("Held-out divergence from the teacher", TRAINING_HEADER, training_rows(report)))
-    elif verbose:
-        console.print(_table("Held-out error of the blocks", BLOCK_HEADER, block_rows(report)))
+    (_, header, rows), (what, header_of_trained, trained) = sections(report)
+    console.print(_table(f"{report.model.given}, recovered", header, rows))
+    if verbose:
+        console.print(_table(_TRAINED[what], header_of_trained, trained))
     told = (
         lead(report),
         *(f"warning: {warning}" for warning in report.warnings),

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from prune_cli.report.format import duration, percent, size, text_name
 
 if TYPE_CHECKING:
-    from prune_cli.recovery.report import RecoveryReport
+    from prune_cli.recovery.report import RecoveryReport, TrainingRun
 
-LOSS_HEADER = ("", "perplexity", "loss (nats per token)")
-TRAINING_HEADER = ("step", "tokens", "loss trained", "held-out KL (nats per token)", "")
-BLOCK_HEADER = ("block", "teacher's blocks", "error before", "error after", "best epoch", "seconds")
+BLOCKS, TRAINING = "Blocks", "Training"
+_LOSS_HEADER = ("", "perplexity", "loss (nats per token)")
+_TRAINING_HEADER = ("step", "tokens", "loss trained", "held-out KL (nats per token)", "")
+_BLOCK_HEADER = ("block", "teacher's blocks", "error before", "error after", "best epoch", "seconds")
 
 
 def lead(report: RecoveryReport) -> str:
@@ -27,7 +28,17 @@ def lead(report: RecoveryReport) -> str:
     return f"{told}: {percent(losses.won_back)} of the increase is gone. Every zero is where it was."
 
 
-def loss_rows(report: RecoveryReport) -> list[tuple[str, str, str]]:
+def sections(report: RecoveryReport) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """Title, header and rows of each table of figures: the losses, and what was trained."""
+    trained = (
+        (BLOCKS, _BLOCK_HEADER, _block_rows(report))
+        if report.training is None
+        else (TRAINING, _TRAINING_HEADER, _training_rows(report.training))
+    )
+    return [("Loss", _LOSS_HEADER, loss_rows(report)), trained]
+
+
+def loss_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
     losses = report.losses
     return [
         (name, f"{each.perplexity:.3f}", f"{each.loss:.5f} ± {each.loss_standard_error:.5f}")
@@ -35,11 +46,8 @@ def loss_rows(report: RecoveryReport) -> list[tuple[str, str, str]]:
     ]
 
 
-def training_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
-    """One for each look at the held-out samples; none where blocks were trained alone."""
-    training = report.training
-    if training is None:
-        return []
+def _training_rows(training: TrainingRun) -> list[tuple[str, ...]]:
+    """One for each look at the held-out samples."""
     return [
         (
             str(look.step),
@@ -52,7 +60,7 @@ def training_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
     ]
 
 
-def block_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
+def _block_rows(report: RecoveryReport) -> list[tuple[str, ...]]:
     return [
         (
             str(block.block),

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from calibration.batch import Batch
 from methods._distillation import most_probable
+from prune_cli.checkpoint.whole_file import NOT_WRITTEN, save_whole
 from prune_cli.engine.evaluate import GROUP_BYTES, STATES_PER_TOKEN
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError, RequestError
@@ -171,13 +171,9 @@ class StoreMaker:
             made[name][rows, : batch.length] = state.reshape(len(batch), batch.length, -1).to(_STATE).cpu()
 
     def _write(self, number: int, tensors: dict[str, torch.Tensor]) -> None:
-        path = self.folder / _name(number)
-        partial = path.with_suffix(".partial" + _SUFFIX)
         try:
-            save_file(tensors, partial, metadata={_KEY: json.dumps(self._head(number))})
-            partial.rename(path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            save_whole(self.folder / _name(number), tensors, _KEY, self._head(number))
+        except NOT_WRITTEN as error:
             raise PruneError(
                 f"The teacher's answers cannot be written to {self.folder} ({error}): make space, or give "
                 "another folder to --store, then continue with --resume."

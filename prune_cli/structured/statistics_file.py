@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from prune_cli.checkpoint.inputs import CALIBRATION, check_inputs
+from prune_cli.checkpoint.whole_file import NOT_WRITTEN, save_whole
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.engine.run_context import Run
 from prune_cli.errors import PruneError, RequestError
@@ -117,13 +117,7 @@ def write_statistics(given: str, measured_with: Mapping[str, Any], statistics: S
     """Write `given` in one rename. Raises PruneError where it cannot be written."""
     path = Path(given).expanduser()
     head = {"version": _VERSION, "identity": dict(measured_with), "facts": dict(statistics.facts)}
-    temporary = path.with_name(path.name + ".partial")
     try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in statistics.tensors.items()},
-            temporary,
-            metadata={_KEY: json.dumps(head)},
-        )
-        temporary.rename(path)
-    except (OSError, SafetensorError) as error:
+        save_whole(path, statistics.tensors, _KEY, head)
+    except NOT_WRITTEN as error:
         raise PruneError(f"--save-statistics {given} cannot be written ({error}): choose another file.") from error
