@@ -2,10 +2,12 @@
 
 import importlib
 import pkgutil
+from functools import cache
 
 from methods._method import Method
 
 
+@cache
 def method_names() -> tuple[str, ...]:
     """The names of all methods, read from the folder without importing them."""
     modules = (module for module in pkgutil.iter_modules(__path__) if not module.ispkg)

@@ -5,10 +5,12 @@ The file name is the method's name; files starting with `_` are shared parts.
 
 import importlib
 import pkgutil
+from functools import cache
 
 from methods.structured._method import StructuredMethod
 
 
+@cache
 def structured_names() -> tuple[str, ...]:
     """The methods whose output is a smaller dense model, read from the folder without importing them."""
     names = (module.name for module in pkgutil.iter_modules(__path__))

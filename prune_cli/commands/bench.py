@@ -83,5 +83,5 @@ def bench(
         with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             result = measure(request, progress)
         options.print_result(
-            result.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_bench(console, result)
+            result.to_json, as_json=as_json, quiet=quiet, show=lambda console: show_bench(console, result)
         )

@@ -113,7 +113,7 @@ def _decide(
         for line in outputs.on_github(result):
             typer.echo(line, err=True)
     options.print_result(
-        result.to_json(), as_json=as_json, quiet=quiet, show=lambda console: outputs.show_gate(console, result)
+        result.to_json, as_json=as_json, quiet=quiet, show=lambda console: outputs.show_gate(console, result)
     )
     if quiet and not result.passed:
         typer.echo(outputs.verdict_of(result), err=True)

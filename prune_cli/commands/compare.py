@@ -78,4 +78,4 @@ def compare(
             for warning in result.warnings:
                 console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
 
-        options.print_result(result.to_json(), as_json=as_json, quiet=quiet, show=show)
+        options.print_result(result.to_json, as_json=as_json, quiet=quiet, show=show)

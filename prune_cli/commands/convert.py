@@ -66,5 +66,5 @@ def convert(
         with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             done = run(request, progress)
         options.print_result(
-            done.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_conversion(console, done)
+            done.to_json, as_json=as_json, quiet=quiet, show=lambda console: show_conversion(console, done)
         )

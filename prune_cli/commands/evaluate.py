@@ -148,7 +148,7 @@ def evaluate(
             if add_to_report:
                 console.print(f"Added to {model}; prune_report.html there shows it.", highlight=False, soft_wrap=True)
 
-        options.print_result(_document(result, scores), as_json=as_json, quiet=quiet, show=show)
+        options.print_result(lambda: _document(result, scores), as_json=as_json, quiet=quiet, show=show)
 
 
 def _calm_harness() -> None:

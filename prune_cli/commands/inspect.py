@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -35,7 +36,7 @@ def inspect(
 
         inspection = inspect_model(model, revision)
         print_result(
-            to_csv(inspection) if as_csv else inspection.to_json(),
+            partial(to_csv, inspection) if as_csv else inspection.to_json,
             as_json=as_json or as_csv,
             quiet=quiet,
             show=lambda console: show_inspection(console, inspection, full=full or verbose),

@@ -27,12 +27,16 @@ def methods(
         from prune_cli.request.pipeline import find_method
 
         if name is None and not as_json:
-            print_result("", as_json=False, quiet=quiet, show=lambda console: show_choices(console, choices()))
+            print_result(str, as_json=False, quiet=quiet, show=lambda console: show_choices(console, choices()))
             return
         if name is not None and name not in (*structured_names(), *step_names(), *STRATEGIES):
             find_method(name)
         every = (*method_names(), *structured_names(), *step_names(), *STRATEGIES)
         names = [name] if name is not None else list(dict.fromkeys(every))
         described = [facts for each in names for facts in describe(each)]
-        text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-        print_result(text, as_json=as_json, quiet=quiet, show=lambda console: show_methods(console, described))
+        print_result(
+            lambda: json.dumps(described, indent=1, ensure_ascii=False) + "\n",
+            as_json=as_json,
+            quiet=quiet,
+            show=lambda console: show_methods(console, described),
+        )

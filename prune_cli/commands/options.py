@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,12 +135,12 @@ def checked_later(text: str | None) -> Any:
     return text
 
 
-def print_result(document: str, *, as_json: bool, quiet: bool, show: Any) -> None:
-    """Of several processes by the first."""
+def print_result(document: Callable[[], str], *, as_json: bool, quiet: bool, show: Any) -> None:
+    """Of several processes by the first; the JSON `document` is made where it is asked for."""
     if not is_first():
         return
     if as_json:
-        sys.stdout.write(document)
+        sys.stdout.write(document())
     elif not quiet:
         show(Console(markup=False))  # names may hold brackets
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,11 +144,11 @@ def _tell(request: PruneRequest, *, as_json: bool, quiet: bool) -> str | None:
         from prune_cli.structured.dry_run import dry_run_structured
 
         smaller = dry_run_structured(request)
-        shown = smaller.to_json(), lambda console: show_structured_dry_run(console, smaller)
-        options.print_result(shown[0], as_json=as_json, quiet=quiet, show=shown[1])
+        show = partial(show_structured_dry_run, plan=smaller)
+        options.print_result(smaller.to_json, as_json=as_json, quiet=quiet, show=show)
         return smaller.revision
     plan = dry_run(request)
-    options.print_result(plan.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_dry_run(console, plan))
+    options.print_result(plan.to_json, as_json=as_json, quiet=quiet, show=lambda console: show_dry_run(console, plan))
     return plan.revision
 
 
@@ -160,7 +161,7 @@ def _list(request: PruneRequest, log_file: Path | None, *, as_json: bool, quiet:
     with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         written = list_experts(request, progress)
     options.print_result(
-        written.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_expert_list(console, written)
+        written.to_json, as_json=as_json, quiet=quiet, show=lambda console: show_expert_list(console, written)
     )
 
 
@@ -175,7 +176,7 @@ def _run(
     with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         report = prune(request, progress, rank_timeout=rank_timeout)
     options.print_result(
-        report.to_json(),
+        report.to_json,
         as_json=as_json,
         quiet=quiet,
         show=lambda console: show_report(console, report, verbose=verbose),

@@ -50,7 +50,7 @@ def push(
         result = run(request, Silent() if quiet else Lines(console))
         for warning in () if quiet else result.warnings:
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-        print_result(result.to_json(), as_json=as_json, quiet=quiet, show=lambda page: show_push(page, result))
+        print_result(result.to_json, as_json=as_json, quiet=quiet, show=lambda page: show_push(page, result))
 
 
 def _calm_client(*, verbose: bool, quiet: bool) -> None:

@@ -231,7 +231,7 @@ def recover(
         with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             report = run(request, progress)
         options.print_result(
-            report.to_json(),
+            report.to_json,
             as_json=as_json,
             quiet=quiet,
             show=lambda console: show_recovery(console, report, verbose=verbose),

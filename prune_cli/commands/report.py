@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prune_cli.commands.error_handling import report_failures
 from prune_cli.commands.options import Json, Quiet, Verbose, print_result
+
+if TYPE_CHECKING:
+    from prune_cli.report.types import Report
 
 
 def report(
@@ -38,10 +42,14 @@ def report(
         read = [read_report(each).report for each in reports]
         text = page_of(read)
         page.write_text(text, encoding="utf-8")
-        document = {"page": str(page), "reports": [json.loads(each.to_json()) for each in read]}
         print_result(
-            json.dumps(document, indent=1, ensure_ascii=False) + "\n",
+            lambda: _document(page, read),
             as_json=as_json,
             quiet=quiet,
             show=lambda _: typer.echo(f"Written to {page}"),
         )
+
+
+def _document(page: Path, reports: Sequence[Report]) -> str:
+    document = {"page": str(page), "reports": [json.loads(each.to_json()) for each in reports]}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -76,7 +76,7 @@ def soup(
         with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
             report = average(request, progress)
         options.print_result(
-            report.to_json(), as_json=as_json, quiet=quiet, show=lambda console: show_soup(console, report)
+            report.to_json, as_json=as_json, quiet=quiet, show=lambda console: show_soup(console, report)
         )
 
 

@@ -140,7 +140,7 @@ def _search(request: SearchRequest, log_file: Path | None, *, as_json: bool, qui
     with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         report = search(request, progress)
     show = partial(show_search, report=report)
-    options.print_result(report.to_json(), as_json=as_json, quiet=quiet, show=show)
+    options.print_result(report.to_json, as_json=as_json, quiet=quiet, show=show)
 
 
 def _run(request: SweepRequest, log_file: Path | None, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
@@ -152,8 +152,8 @@ def _run(request: SweepRequest, log_file: Path | None, *, dry_run: bool, as_json
     with progress_on(Console(stderr=True), quiet=quiet, log_file=log_file) as progress:
         if dry_run:
             plan = estimate(request, progress)
-            text, show = plan.to_json(), partial(show_estimate, plan=plan)
+            to_json, show = plan.to_json, partial(show_estimate, plan=plan)
         else:
             report = sweep(request, progress)
-            text, show = report.to_json(), partial(show_sweep, report=report)
-    options.print_result(text, as_json=as_json, quiet=quiet, show=show)
+            to_json, show = report.to_json, partial(show_sweep, report=report)
+    options.print_result(to_json, as_json=as_json, quiet=quiet, show=show)

@@ -34,7 +34,7 @@ def verify(
         with progress_on(Console(stderr=True), quiet=quiet) as progress:
             found = run(model, against, revision, progress, allow_changed=allow_changed_inputs)
         options.print_result(
-            found.to_json(),
+            found.to_json,
             as_json=as_json,
             quiet=quiet and not found.problems,
             show=lambda console: show_verification(console, found),
