@@ -77,6 +77,7 @@ def prune(
     device: str = "auto",
     dtype: Dtype = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    limit_memory: str | None = None,
     format: Format = "dense",
     self_contained: bool = False,
     packed: Packed | None = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from prune_cli.engine.activation_budget import Batching
 from tests import reference
 from tests.conftest import RunCommand, token_ids
 from tests.tiny import load_plain, save_tiny
@@ -70,7 +71,8 @@ def test_many_windows_in_several_passes(
     llama: Path, tokens_file: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
-    monkeypatch.setattr("prune_cli.engine.evaluate.GROUP_BYTES", 1)
+    few = Batching(2, together=1)
+    monkeypatch.setattr("prune_cli.evaluation.perplexity.Batching", lambda size: few)
     passes = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
     assert whole["evaluation"] == passes["evaluation"]
 

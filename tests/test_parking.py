@@ -11,15 +11,12 @@ import pytest
 import torch
 
 from prune_cli.engine import activation_offload as parking
-from tests.conftest import RunCommand, folder_bytes
+from prune_cli.engine.activation_budget import ActivationBudget
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_tensor_keeps_its_bits_in_a_file_and_leaves_none_behind(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parking, "LARGE_INPUTS", 3000)
-    there = parking.ActivationOffload(tmp_path)
+def test_a_tensor_keeps_its_bits_in_a_file_and_leaves_none_behind(dtype: torch.dtype, tmp_path: Path) -> None:
+    there = parking.ActivationOffload(tmp_path, ActivationBudget(inputs=3000))
     tensors = [torch.randn(5, 7, 20, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(4)]
     copies, addresses = [tensor.clone() for tensor in tensors], [tensor.data_ptr() for tensor in tensors]
     for _ in range(2):  # a second map brings the same tensors
@@ -40,32 +37,14 @@ def test_a_tensor_keeps_its_bits_in_a_file_and_leaves_none_behind(
 
 
 def test_without_space_it_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parking, "LARGE_INPUTS", 0)
-
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(parking, "_in_a_file", full)
     tensor = torch.ones(10)
     address = tensor.data_ptr()
-    parking.ActivationOffload(tmp_path).hold(tensor)
+    parking.ActivationOffload(tmp_path, ActivationBudget.of(0)).hold(tensor)
     assert tensor.data_ptr() == address
-
-
-@pytest.mark.parametrize("options", [[], ["--preset", "best"], ["--calibrate-by", "block"]], ids=" ".join)
-def test_the_output_is_the_same(
-    options: list[str],
-    llama: Path,
-    tmp_path: Path,
-    tokens_file: Path,
-    command: RunCommand,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    arguments = ["--calibration", tokens_file, "--batch-size", 2, "-q", *options]
-    assert command("prune", llama, tmp_path / "memory", *arguments).code == 0
-    monkeypatch.setattr(parking, "LARGE_INPUTS", 0)
-    assert command("prune", llama, tmp_path / "files", *arguments).code == 0
-    assert folder_bytes(tmp_path / "memory") == folder_bytes(tmp_path / "files")
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from Linux's /proc")

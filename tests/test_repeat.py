@@ -62,6 +62,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(["auto", "cpu", "cuda:1"]),
     "dtype": st.sampled_from(["auto", "bfloat16"]),
     "batch_size": st.just("auto") | st.integers(1, 99),
+    "limit_memory": st.sampled_from([None, "20GB", "900 MiB"]),
     "include": st.lists(_WORDS, max_size=3).map(tuple),
     "exclude": st.lists(_WORDS, max_size=3).map(tuple),
     "calibrate_by": st.just("sublayer"),

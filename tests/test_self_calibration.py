@@ -14,6 +14,7 @@ import methods.admm as admm
 from calibration.batch import Batch
 from methods._pattern import Unstructured
 from prune_cli.checkpoint.reader import Checkpoint
+from prune_cli.engine.activation_budget import Batching
 from prune_cli.engine.self_calibration import copies_for, sample_windows
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
@@ -44,7 +45,7 @@ def _reference(model: Any, ids: torch.Tensor, copies: int, seed: int) -> torch.T
 def test_every_token_is_sampled_by_the_dense_model_after_the_text_before_it(llama: Path, batch_size: int) -> None:
     ids = token_ids()
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
-    sampled = sample_windows(_streamed(llama), Batch(ids), 2, batch_size, 7, Silent())
+    sampled = sample_windows(_streamed(llama), Batch(ids), 2, Batching(batch_size), 7, Silent())
     assert torch.equal(sampled, _reference(model, ids, 2, 7))
     assert torch.equal(sampled[:, 0], ids[:, 0].repeat(2))
     assert not torch.equal(sampled[:SAMPLES], sampled[SAMPLES:])
@@ -54,14 +55,14 @@ def test_predictions_that_are_not_finite_are_refused(llama: Path, monkeypatch: p
     model = _streamed(llama)
     monkeypatch.setattr(torch.Tensor, "softmax", lambda logits, _: logits * float("nan"))
     with pytest.raises(PruneError, match="predictions are not finite"):
-        sample_windows(model, Batch(token_ids()), 1, 2, 0, Silent())
+        sample_windows(model, Batch(token_ids()), 1, Batching(2), 0, Silent())
 
 
 @pytest.mark.parametrize("options", [["-m", "wanda"], ["-m", "admm", "--target", "dense"]])
 def test_a_run_is_that_on_the_given_and_the_sampled_windows(
     llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand, options: list[str]
 ) -> None:
-    more = sample_windows(_streamed(llama), Batch(token_ids()), 2, 1, 0, Silent())
+    more = sample_windows(_streamed(llama), Batch(token_ids()), 2, Batching(1), 0, Silent())
     save_file({"input_ids": torch.cat([token_ids(), more])}, tmp_path / "all.safetensors")
     shared = [*options, "-s", 0.5, "--json", "-q", "--batch-size", 1]
     extended = command("prune", llama, tmp_path / "a", *shared, "--calibration", tokens_file, "--self-calibration", 2)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prune_cli.errors import RequestError
+from prune_cli.request.sizes import NUMBER, UNIT, bytes_of
 
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%|x|[kMGT]?i?B)?", re.IGNORECASE)
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_NUMBER = re.compile(rf"{NUMBER}\s*(%|x|{UNIT})?", re.IGNORECASE)
 Kind = Literal["number", "share", "increase", "size", "bound"]
 
 
@@ -30,7 +29,7 @@ def parse_bound(name: str, text: str) -> Limit:
     unit = (found[2] or "").lower() if found else "x"
     if found is None or unit == "x":
         raise RequestError(f"{name} is {text!r}, but must be a number, a share as 49%, or bytes as 4GB or 900MiB.")
-    return Limit(text, float(found[1]) * (0.01 if unit == "%" else _UNITS.get(unit, 1)))
+    return Limit(text, float(found[1]) * (0.01 if unit == "%" else bytes_of(unit or "b")))
 
 
 def parse_limit(option: str, text: str, kind: Kind) -> Limit:
@@ -49,7 +48,7 @@ def parse_limit(option: str, text: str, kind: Kind) -> Limit:
     if kind == "increase" and found and unit in ("", "%"):
         return Limit(text, value / 100 if unit else value, relative=bool(unit))
     if kind == "size" and found and unit and unit != "%":
-        return Limit(text, value if unit == "x" else value * _UNITS[unit], relative=unit == "x")
+        return Limit(text, value if unit == "x" else value * bytes_of(unit), relative=unit == "x")
     wanted = {
         "number": "a number, as 12.5",
         "share": "a share, as 0.49 or 49%",

@@ -56,6 +56,17 @@ Dtype = Annotated[
     ),
 ]
 BatchSize = Annotated[str, typer.Option(help="Samples per forward pass, or auto.", rich_help_panel=MACHINE)]
+LimitMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="As 20GB or 900MiB, of host and of device, for each process: hidden states beyond what fits wait in files "
+        "(on a CPU) or for another pass, at the same results; refused before the start where that is not enough "
+        "[default: what is free, and then a warning].",
+        show_default=False,
+        rich_help_panel=MACHINE,
+    ),
+]
 Devices = Annotated[
     str | None,
     typer.Option(

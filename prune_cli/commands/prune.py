@@ -56,6 +56,7 @@ def prune(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    limit_memory: options.LimitMemory = None,
     devices: options.Devices = None,
     rank_timeout: options.RankTimeout = SILENCE_SECONDS,
     into: its.Into = "dense",

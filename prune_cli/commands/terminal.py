@@ -10,7 +10,7 @@ from rich.table import Table
 
 from prune_cli.checkpoint.file_names import why_not_copied
 from prune_cli.report.continuations import Continuation, agreement, one_line
-from prune_cli.report.figures import FIGURES, figures_of
+from prune_cli.report.figures import FIGURES, figures_of, fitted_into
 from prune_cli.report.format import duration_range, method_name, percent, size
 from prune_cli.report.structure_tables import (
     BLOCKS,
@@ -155,6 +155,8 @@ def show_dry_run(console: Console, plan: DryRun) -> None:
     if plan.packed is not None:
         console.print(plan.packed, highlight=False)
     console.print(plan.gain, highlight=False)
+    for warning in plan.warnings:
+        console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
 
 
 def _add_costs(table: Table, plan: DryRun | StructuredDryRun) -> None:
@@ -162,6 +164,8 @@ def _add_costs(table: Table, plan: DryRun | StructuredDryRun) -> None:
     table.add_row("peak memory, estimated", size(plan.peak_host_bytes))
     if plan.peak_device_bytes is not None:
         table.add_row(f"peak memory of {plan.device}, estimated", size(plan.peak_device_bytes))
+    if plan.memory is not None:
+        table.add_row("fitted into", fitted_into(plan.memory))
     seconds = plan.seconds
     table.add_row("time, estimated", duration_range(seconds.low, seconds.high))
     whole = sum(seconds.stages.values())

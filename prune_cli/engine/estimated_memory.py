@@ -1,18 +1,24 @@
-"""How much memory a run takes, estimated before it, in bytes."""
+"""How much memory a run takes, estimated before it, in bytes: phase by phase, and what takes it."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prune_cli.engine.eval_windows import evaluation_memory
-from prune_cli.engine.memory import LARGE_INPUTS, gram_bytes
-from prune_cli.engine.open_model import OpenModel
+from prune_cli.engine.activation_budget import USUAL, ActivationBudget
+from prune_cli.engine.evaluate import STATES_PER_TOKEN
+from prune_cli.engine.expected import Sizes
+from prune_cli.engine.memory import gram_bytes
+from prune_cli.engine.open_model import OpenModel, pick_batch_size, usual_length
 
 # torch, transformers and their tables; measured as anonymous memory after importing them.
 _LIBRARIES = 400 << 20
-# Paused forward passes keep the embeddings, the block's input and the residual between; in attention, instead of the
-# last, queries, keys and values.
-_STATES_BESIDE_WIDEST, _STATES_IN_ATTENTION = 3, 5
+# Paused forward passes keep the embeddings and the block's input, and the residual between; in attention, instead of
+# the last, queries, keys and values.
+_BEFORE_BLOCK, _BESIDE_WIDEST, _IN_ATTENTION = 2, 1, 3
+# Logits in float32, their logarithm of the softmax and its gradient-free copy.
+_FLOATS_OF_A_LOGIT = 3
 
 
 @dataclass(frozen=True)
@@ -25,49 +31,141 @@ class LayersSolved:
 
 
 @dataclass(frozen=True)
-class PeakBytes:
-    """`device` is None on a CPU."""
+class Part:
+    """Some of a phase's memory: what it is, and what the user may change to need less of it."""
 
-    host: int
-    device: int | None
-
-
-def peak_bytes(opened: OpenModel, given: int | None, work: int) -> PeakBytes:
-    """Of a run that takes `work` beside the libraries and, from `given` calibration tokens on, perhaps evaluates."""
-    work = max(work, evaluation_memory(opened, given))
-    largest = max(_block_bytes(opened, index, stored=True) for index in range(len(opened.model.blocks)))
-    if opened.device.type == "cpu":
-        return PeakBytes(_LIBRARIES + largest + work, None)
-    return PeakBytes(_LIBRARIES + largest, work)
+    what: str
+    nbytes: int
+    remedy: str = ""
 
 
-def working_memory(opened: OpenModel, tokens: int | None, streams: int, layers: LayersSolved) -> int:
-    """Weights of a block as computed with, its largest layer a few times over, Gram matrices, paused hidden states."""
-    itemsize, hidden = opened.dtype.itemsize, opened.model.hidden_size
-    if tokens is None:
-        return 4 * 4 * layers.largest
-    block = max(_block_bytes(opened, index, stored=False) for index in range(len(opened.model.blocks)))
-    outside = sum(_outside(opened)) * itemsize
-    one, inputs = (tokens * width * itemsize for width in (hidden, layers.widest))
-    limit = LARGE_INPUTS if opened.device.type == "cpu" else inputs + one  # the others wait in files
-    states = max(
-        _STATES_BESIDE_WIDEST * one + min(inputs, limit),
-        _STATES_IN_ATTENTION * one + 2 * min(one, limit),
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a run: what it takes in any case, and with a budget for its hidden states (with what is to be done
+    where they are too many).
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    states: Callable[[ActivationBudget], int]
+    remedy: str
+
+    def parts_within(self, budget: ActivationBudget) -> tuple[Part, ...]:
+        return (*self.parts, Part("hidden states", self.states(budget), self.remedy))
+
+    def nbytes(self, budget: ActivationBudget) -> int:
+        return sum(part.nbytes for part in self.parts_within(budget))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a run: its phases, one after the other, and what the host holds all the time, whatever the device.
+
+    On a CPU all of it is the host's; elsewhere the phases are the device's.
+    """
+
+    phases: tuple[Phase, ...]
+    always: tuple[Part, ...]
+    on_host: bool
+
+    def host(self, budget: ActivationBudget = USUAL) -> int:
+        work = self.largest(budget).nbytes(budget) if self.on_host else 0
+        return sum(part.nbytes for part in self.always) + work
+
+    def device(self, budget: ActivationBudget = USUAL) -> int | None:
+        """None on a CPU."""
+        return None if self.on_host else self.largest(budget).nbytes(budget)
+
+    def largest(self, budget: ActivationBudget) -> Phase:
+        return max(self.phases, key=lambda phase: phase.nbytes(budget))
+
+
+@dataclass(frozen=True)
+class _ModelBytes:
+    """Of the largest block, as stored and as computed with; of what lies outside the blocks, and the head among it."""
+
+    stored: int
+    block: int
+    outside: int
+    head: int
+
+    @classmethod
+    def of(cls, opened: OpenModel) -> _ModelBytes:
+        stored, counts = Counter[int](), Counter[int]()
+        outside = head = 0
+        for info in opened.model.tensor_map.values():
+            if info.block is not None:
+                stored[info.block] += info.entry.nbytes
+                counts[info.block] += info.entry.count
+            elif info.parameter:
+                outside += info.entry.count
+                head += info.entry.count * (info.role == "output head")
+        size = opened.dtype.itemsize
+        return cls(max(stored.values(), default=0), max(counts.values(), default=0) * size, outside * size, head * size)
+
+
+def estimate_of(opened: OpenModel, sizes: Sizes, *phases: Phase) -> Estimate:
+    """Of a run of `phases` which perhaps evaluates."""
+    stored = _ModelBytes.of(opened).stored
+    always = (
+        Part("torch and transformers", _LIBRARIES),
+        Part("a block to be written", stored),
     )
+    return Estimate((*phases, *evaluation_phases(opened, sizes.evaluation)), always, opened.device.type == "cpu")
+
+
+def pruning_phase(name: str, opened: OpenModel, tokens: int | None, streams: int, layers: LayersSolved) -> Phase:
+    """Weights of a block as computed with, its largest layer a few times over, Gram matrices, paused hidden states.
+
+    Of one of the processes, which share the `tokens`.
+    """
+    if tokens is None:
+        return Phase(name, (Part("copies of the largest tensor", 4 * 4 * layers.largest),), lambda _: 0, "")
+    sizes = _ModelBytes.of(opened)
+    of_dense = "leave out --target dense (or a preset that has it), which takes a second model" if streams > 1 else ""
     gram = gram_bytes(layers.widest, streams) if layers.gram else 0
     copies = (4 if gram == 0 else 8) * 4 * layers.largest
-    drift = (streams - 1) * tokens * hidden * itemsize
-    return max(streams * outside, streams * block + copies + gram) + streams * states + drift
+    weights = max(streams * (sizes.outside - sizes.head) - copies - gram, streams * sizes.block)
+    mine = -(-tokens // opened.ranks.count)
+    hidden, inputs = (mine * width * opened.dtype.itemsize for width in (opened.model.hidden_size, layers.widest))
+    on_host = opened.device.type == "cpu"
+
+    def states(budget: ActivationBudget) -> int:
+        return streams * _paused(hidden, inputs, budget if on_host else None) + (streams - 1) * hidden
+
+    parts = (
+        Part("weights of a block" if streams == 1 else "weights of a block of both models", weights, of_dense),
+        Part("copies of the largest linear layer", copies),
+        Part("Gram matrices", gram, "use a method without them (-m wanda)"),
+    )
+    return Phase(name, parts, states, "give fewer --samples or a shorter --seq-len")
 
 
-def _outside(opened: OpenModel) -> list[int]:
-    return [
-        info.entry.count
-        for info in opened.model.tensor_map.values()
-        if info.block is None and info.parameter and info.role != "output head"
-    ]
+def _paused(hidden: int, inputs: int, budget: ActivationBudget | None) -> int:
+    """What all batches of a model hold at the linear layer where that is most; all in memory without a budget."""
+    limit, before = inputs + hidden, hidden
+    if budget is not None:
+        limit = budget.inputs  # the others wait in files
+        before = hidden if budget.states is None else min(hidden, budget.states)
+    at_widest = _BESIDE_WIDEST * hidden + min(inputs, limit)
+    return _BEFORE_BLOCK * before + max(at_widest, _IN_ATTENTION * hidden + 2 * min(hidden, limit))
 
 
-def _block_bytes(opened: OpenModel, index: int, *, stored: bool) -> int:
-    entries = [opened.checkpoint.entries[name] for name in opened.model.block_names(index)]
-    return sum(entry.nbytes if stored else entry.count * opened.dtype.itemsize for entry in entries)
+def evaluation_phases(opened: OpenModel, tokens: int) -> Sequence[Phase]:
+    """Of --eval: hidden states that travel together, a block, the head with one batch of logits; none without it."""
+    request, model = opened.request, opened.model
+    if not tokens:
+        return ()
+    length, itemsize = usual_length(opened), opened.dtype.itemsize
+    windows, sizes = -(-tokens // length), _ModelBytes.of(opened)
+    states = -(-tokens // opened.ranks.count) * model.hidden_size * itemsize * STATES_PER_TOKEN
+    batch = min(windows, pick_batch_size(request.batch_size, opened.device, length))
+    least = states * batch // windows
+    logits = length * model.vocab_size * (batch * itemsize + _FLOATS_OF_A_LOGIT * 4)
+    parts = (
+        Part("weights of blocks and of what lies outside them", 2 * sizes.block + sizes.outside),
+        Part("logits of a batch", logits, "give a smaller --batch-size or a shorter --seq-len"),
+    )
+    return (
+        Phase("evaluation", parts, lambda budget: min(states, max(least, budget.together)), "give a shorter --seq-len"),
+    )

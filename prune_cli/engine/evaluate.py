@@ -11,6 +11,7 @@ import torch
 
 from calibration.batch import Batch
 from calibration.statistics import sum_dtype
+from prune_cli.engine.activation_budget import Batching
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.streamed_model import StreamedModel
@@ -23,24 +24,22 @@ PROTOCOL = (
     "perplexity = exp(mean over windows of a window's mean next-token loss in nats); each window is predicted on its "
     "own and its first token is not predicted"
 )
-# Hidden states of the windows on their way together; more windows mean another pass over the weights.
-GROUP_BYTES = 4 << 30
 STATES_PER_TOKEN = 3
 
 
 def evaluate(
-    model: StreamedModel, windows: Batch, batch_size: int, progress: Progress, ranks: Ranks = ALONE
+    model: StreamedModel, windows: Batch, batching: Batching, progress: Progress, ranks: Ranks = ALONE
 ) -> Evaluation:
     """Perplexity on `windows`, shared out among `ranks`. Raises PruneError where the loss is not finite."""
-    return summary(losses_of_windows(model, windows, batch_size, progress, ranks), windows)
+    return summary(losses_of_windows(model, windows, batching, progress, ranks), windows)
 
 
 def losses_of_windows(
-    model: StreamedModel, windows: Batch, batch_size: int, progress: Progress, ranks: Ranks = ALONE
+    model: StreamedModel, windows: Batch, batching: Batching, progress: Progress, ranks: Ranks = ALONE
 ) -> list[float]:
     """The mean loss of each of `windows`, in nats."""
     losses: list[float] = []
-    for batches in grouped_batches(model, windows, batch_size):
+    for batches in grouped_batches(model, windows, batching):
         with before_the_head(model, batches, progress, ranks) as stream:
             losses += window_losses(stream)
     return losses
@@ -67,13 +66,13 @@ def compare(
     model: StreamedModel,
     dense: StreamedModel,
     windows: Batch,
-    batch_size: int,
+    batching: Batching,
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> Comparison:
     """Both models on `windows`, in step. Raises PruneError where a loss is not finite."""
     figures: list[list[float]] = []
-    for batches in grouped_batches(model, windows, batch_size):
+    for batches in grouped_batches(model, windows, batching):
         with (
             before_the_head(model, batches, progress, ranks) as a,
             before_the_head(dense, batches, progress, ranks) as b,
@@ -105,12 +104,17 @@ def _compared(mine: tuple[torch.Tensor, torch.Tensor], reference: torch.Tensor) 
     return torch.stack([values.mean() for values in each])
 
 
-def grouped_batches(model: StreamedModel, windows: Batch, batch_size: int) -> Iterator[Sequence[Batch]]:
+def grouped_batches(model: StreamedModel, windows: Batch, batching: Batching) -> Iterator[Sequence[Batch]]:
     """Batches that travel together: as many as their hidden states allow."""
     window_bytes = windows.length * model.hidden_size * model.dtype.itemsize * STATES_PER_TOKEN
-    together = max(1, GROUP_BYTES // (window_bytes * batch_size)) * batch_size
+    together = max(1, batching.together // (window_bytes * batching.size)) * batching.size
     for group in windows.split(together):
-        yield group.split(batch_size)
+        yield group.split(batching.size)
+
+
+def passes_of(model: StreamedModel, windows: Batch, batching: Batching) -> int:
+    """How often the blocks are read for `windows`: once for each of `grouped_batches`."""
+    return sum(1 for _ in grouped_batches(model, windows, batching))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prune_cli.checkpoint.reader import Checkpoint
-from prune_cli.engine.eval_windows import usual_windows
+from prune_cli.engine.eval_windows import likely_windows
 from prune_cli.engine.generate import GENERATING, PROMPTS
 from prune_cli.engine.open_model import OpenModel, given_tokens, usual_length
 from prune_cli.engine.pace import Pace
@@ -69,9 +69,7 @@ def likely_sizes(opened: OpenModel) -> Sizes:
     if all(text is None or text.kind in _NEAR for text in texts):
         return sizes_of(opened, read_texts(opened, Silent()))
     given, length = given_tokens(opened) or 0, usual_length(opened)
-    asked = opened.request.eval_windows
-    windows = asked if isinstance(asked, int) else usual_windows(opened, given // length, length)
-    evaluation = 0 if opened.evaluation is None else windows * length
+    evaluation = 0 if opened.evaluation is None else likely_windows(opened, given // length, length) * length
     return Sizes(given, given * opened.copies(given) if given else 0, evaluation)
 
 

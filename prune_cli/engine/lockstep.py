@@ -77,6 +77,8 @@ class Lockstep:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if getcurrent() not in self._of_coroutine:
                 return original(*args, **kwargs)  # a batch of another Lockstep over the same blocks
+            if self._parking is not None:
+                self._parking.hold_states(tensors_in(args, kwargs)[:1])
             self._pause(index, tensors_in(args, kwargs)[:1], Call(original, args, kwargs))
             while index in (self._rehearsing, self._probing):
                 if self._rehearsing == index:
@@ -116,6 +118,10 @@ class Lockstep:
             self._parking.next_layer()
         self._go_on(waiting_batches)
 
+    def _next_block(self) -> None:
+        if self._parking is not None:
+            self._parking.next_block()
+
     @staticmethod
     def _go_on(waiting_batches: Iterable[WaitingBatch]) -> None:
         for batch in waiting_batches:
@@ -131,6 +137,7 @@ class Lockstep:
 
     def start(self) -> None:
         """Run every batch up to the first block."""
+        self._next_block()
         self._advance(self._batches)
         self._all_wait_at(0)
 
@@ -157,6 +164,7 @@ class Lockstep:
         waiting = set(layers)
         hooks = {module: module.register_forward_pre_hook(self._stop_at(module), with_kwargs=True) for module in layers}
         self._rehearsing = index if again else None
+        self._next_block()
         try:
             self._advance(self._batches)
             modules, group = list(layers), Group([])

@@ -15,7 +15,8 @@ import torch
 # A scaled copy, its factor and its inverse.
 _SOLVER_MATRICES = 3
 _SECONDS_BETWEEN_LOOKS = 0.02
-_PAGES = Path("/proc/self/statm")
+_PAGES, _MEMINFO = Path("/proc/self/statm"), Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 # Inputs of paused batches beyond this wait in files; it is also from where on holes in the heap are worth avoiding.
 LARGE_INPUTS = 1 << 27
 # mallopt's parameter, and the size from which glibc then maps each piece by itself.
@@ -64,6 +65,38 @@ def device_of_gram(inputs: int, device: torch.device, matrices: int) -> torch.de
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return device if gram_bytes(inputs, matrices) <= free else torch.device("cpu")
+
+
+def free_on_host(processes: int = 1) -> int | None:
+    """Bytes that this process may come to if it is one of so many that share what is free; None where unknown.
+
+    The least of what the system has and what the cgroup of a container leaves.
+    """
+    found = [free for free in (_free_in_system(), _free_in_cgroup()) if free is not None]
+    return min(found) // processes + _host_bytes() if found else None
+
+
+def free_on_device(device: torch.device) -> int | None:
+    """Bytes that this process may come to on `device`; None where unknown."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
+def _free_in_system() -> int | None:
+    if not _MEMINFO.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+
+
+def _free_in_cgroup() -> int | None:
+    """Of version 2, as a container sees its own."""
+    limit, used, stat = (_CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return None
+    cached = next(int(line.split()[1]) for line in stat.read_text().splitlines() if line.startswith("inactive_file "))
+    return max(0, int(limit.read_text()) - int(used.read_text()) + cached)
 
 
 def gram_bytes(inputs: int, matrices: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from prune_cli.checkpoint.dtypes import FLOATS, SHORT_FLOATS, torch_dtype
 from prune_cli.checkpoint.preflight import check_output
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
+from prune_cli.engine.activation_budget import USUAL, ActivationBudget, Batching
 from prune_cli.engine.texts import TextReader, check_seq_len
 from prune_cli.errors import RequestError
 from prune_cli.model.open_checkpoint import dequantised
@@ -23,6 +24,7 @@ from prune_cli.packed.dequantised import Dequantised
 from prune_cli.packed.output import as_asked, keeps_packed
 from prune_cli.preflight.models_and_texts import open_text
 from prune_cli.ranks.ranks import ALONE, Ranks
+from prune_cli.report.memory import MemoryPlan
 from prune_cli.request.request import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, DEFAULT_SOURCE, PruneRequest
 from prune_cli.sparse.dense_view import refuse_sparse
 
@@ -34,7 +36,8 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 class OpenModel:
     """The model and the texts that a checked request names, on this machine.
 
-    `calibration` is None where nothing needs a text. `ranks` are the processes that run it.
+    `calibration` is None where nothing needs a text. `ranks` are the processes that run it. `memory` is what it was
+    fitted into, None where it is as usual; `warnings` are of what was settled so far.
     """
 
     request: PruneRequest
@@ -47,6 +50,8 @@ class OpenModel:
     evaluation: TextSource | None
     trust_remote_code: bool
     ranks: Ranks
+    memory: MemoryPlan | None = field(default=None, kw_only=True)
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
     def with_checkpoint(
         self, checkpoint: Checkpoint, config: Any | None = None, *, dtype: torch.dtype | None = None
@@ -64,6 +69,16 @@ class OpenModel:
     def batch_size(self, windows: Batch) -> int:
         """How many of `windows` go through the model at once."""
         return pick_batch_size(self.request.batch_size, self.device, windows.length)
+
+    @property
+    def budget(self) -> ActivationBudget:
+        """How many hidden states wait in memory."""
+        few = None if self.memory is None else self.memory.hidden_states
+        return USUAL if few is None else ActivationBudget.of(few)
+
+    def batching(self, windows: Batch) -> Batching:
+        """How `windows` pass the model where nothing is pruned."""
+        return Batching(self.batch_size(windows), self.budget.together)
 
     def copies(self, tokens: int) -> int:
         """How many windows the dense model samples for each of those that hold `tokens`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.engine.eval_windows import usual_windows
-from prune_cli.engine.evaluate import evaluate
+from prune_cli.engine.evaluate import evaluate, passes_of
 from prune_cli.engine.open_model import OpenModel, usual_length
 from prune_cli.engine.run_context import Run
 from prune_cli.engine.texts import TextReader, Texts, read_evaluation
@@ -70,5 +70,6 @@ def _perplexity(
         return None
     plan = run.plan
     model = plan.model if checkpoint is plan.checkpoint else plan.with_checkpoint(checkpoint, config)
-    run.progress.stage(title, len(model.blocks))
-    return evaluate(model, text.windows, plan.batch_size(text.windows), run.progress, run.ranks)
+    batching = plan.batching(text.windows)
+    run.progress.stage(title, len(model.blocks) * passes_of(model, text.windows, batching))
+    return evaluate(model, text.windows, batching, run.progress, run.ranks)

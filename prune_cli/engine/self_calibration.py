@@ -15,7 +15,8 @@ import torch
 
 from calibration.batch import Batch
 from calibration.token_set import TokenSet, sha256_of
-from prune_cli.engine.evaluate import before_the_head, grouped_batches
+from prune_cli.engine.activation_budget import Batching
+from prune_cli.engine.evaluate import before_the_head, grouped_batches, passes_of
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
@@ -35,7 +36,7 @@ def copies_for(tokens: int, inputs: int) -> int:
 
 
 def self_calibrated(
-    tokens: TokenSet, copies: int, model: StreamedModel, batch_size: int, seed: int, progress: Progress
+    tokens: TokenSet, copies: int, model: StreamedModel, batching: Batching, seed: int, progress: Progress
 ) -> TokenSet:
     """`tokens`, and after them `copies` more windows for each, sampled by the dense `model`.
 
@@ -48,9 +49,9 @@ def self_calibrated(
             f"{tokens.source} holds more than tokens ({', '.join(tokens.beside[0])}), of which the model cannot sample "
             "more by itself: add --self-calibration 0."
         )
-    progress.stage(SAMPLING, len(model.blocks))
     given = tokens.windows
-    ids = torch.cat([given.ids, sample_windows(model, given, copies, batch_size, seed, progress)])
+    progress.stage(SAMPLING, len(model.blocks) * passes_of(model, given, batching))
+    ids = torch.cat([given.ids, sample_windows(model, given, copies, batching, seed, progress)])
     mask = None if given.mask is None else given.mask.repeat(1 + copies, 1)
     protocol = f"{tokens.protocol}; then {copies} of each, every token sampled by the dense model from the given text"
     sha256 = sha256_of(Batch(ids, mask))
@@ -59,7 +60,7 @@ def self_calibrated(
 
 @torch.no_grad()
 def sample_windows(
-    model: StreamedModel, windows: Batch, copies: int, batch_size: int, seed: int, progress: Progress
+    model: StreamedModel, windows: Batch, copies: int, batching: Batching, seed: int, progress: Progress
 ) -> torch.Tensor:
     """(copies x samples, length) ids for `windows` (samples, length); the first token of each and padding stay.
 
@@ -68,7 +69,7 @@ def sample_windows(
     generator = torch.Generator().manual_seed(seed)
     sampled = windows.ids.repeat(copies, 1, 1)
     window = 0
-    for batches in grouped_batches(model, windows, batch_size):
+    for batches in grouped_batches(model, windows, batching):
         with before_the_head(model, batches, progress) as stream:
             for batch, output in zip(batches, stream.finish(), strict=True):
                 for row in range(len(batch)):

@@ -7,6 +7,7 @@ from typing import Any
 
 from calibration.opening import find_opening
 from calibration.token_set import tokenise
+from prune_cli.engine.activation_budget import Batching
 from prune_cli.engine.evaluate import before_the_head, grouped_batches
 from prune_cli.engine.generate import padded
 from prune_cli.evaluation.builtin_task import Item
@@ -15,11 +16,11 @@ from prune_cli.progress import Progress
 
 
 def answered_right(
-    model: StreamedModel, tokenizer: Any, items: Sequence[Item], batch_size: int, progress: Progress
+    model: StreamedModel, tokenizer: Any, items: Sequence[Item], batching: Batching, progress: Progress
 ) -> list[bool]:
     """For each item whether its answer has the highest log-likelihood per byte of all choices."""
     rows = [_row(model, tokenizer, item.context, choice) for item in items for choice in item.choices]
-    scores = _log_likelihoods(model, rows, batch_size, progress)
+    scores = _log_likelihoods(model, rows, batching, progress)
     right, first = [], 0
     for item in items:
         own = [score / len(c.encode()) for score, c in zip(scores[first:], item.choices, strict=False)]
@@ -40,12 +41,12 @@ def _row(model: StreamedModel, tokenizer: Any, context: str, choice: str) -> tup
 
 
 def _log_likelihoods(
-    model: StreamedModel, rows: Sequence[tuple[list[int], int]], batch_size: int, progress: Progress
+    model: StreamedModel, rows: Sequence[tuple[list[int], int]], batching: Batching, progress: Progress
 ) -> list[float]:
     """The sum over the last ids of each row, as many as it says, in nats."""
     windows = padded([ids for ids, _ in rows])
     found: list[float] = []
-    for batches in grouped_batches(model, windows, batch_size):
+    for batches in grouped_batches(model, windows, batching):
         with before_the_head(model, batches, progress) as stream:
             for batch, output in zip(batches, stream.finish(), strict=True):
                 for row, length in enumerate(batch.lengths):

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.engine.evaluate import PROTOCOL, compare, evaluate
+from prune_cli.engine.activation_budget import Batching
+from prune_cli.engine.evaluate import PROTOCOL, compare, evaluate, passes_of
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.provenance import text_report
 from prune_cli.engine.texts import TextReader, check_seq_len, read_evaluation
@@ -78,12 +79,13 @@ def _measure(request: EvaluationRequest, progress: Progress, ranks: Ranks) -> Ev
     tokenizer = load_tokenizer(source.folder, request.trust_remote_code)
     reader = TextReader(model, tokenizer, request.seq_len, request.seed)
     tokens = ranks.on_first(lambda: read_evaluation(reader, text, request.eval_windows))
-    batch_size = pick_batch_size(request.batch_size, device, tokens.ids.shape[1])
-    progress.stage("Evaluating", len(model.blocks) * (1 if against is None else 2))
     windows, comparison = tokens.windows, None
+    batching = Batching(pick_batch_size(request.batch_size, device, windows.length))
+    passes = passes_of(model, windows, batching) * (1 if against is None else 2)
+    progress.stage("Evaluating", len(model.blocks) * passes)
     if against is not None:
-        comparison = compare(model, against, windows, batch_size, progress, ranks)
-    evaluation = comparison.model if comparison else evaluate(model, windows, batch_size, progress, ranks)
+        comparison = compare(model, against, windows, batching, progress, ranks)
+    evaluation = comparison.model if comparison else evaluate(model, windows, batching, progress, ranks)
     return EvaluationResult(
         model=request.model,
         against=request.against,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from prune_cli.engine.activation_budget import Batching
 from prune_cli.engine.evaluate import mean, standard_error
 from prune_cli.engine.open_model import pick_batch_size, pick_device
 from prune_cli.errors import RequestError
@@ -68,8 +69,8 @@ def _answers(given: str, request: TasksRequest, items: Sequence[Item], progress:
     if tokenizer is None:
         raise RequestError(f"{given} has no tokenizer, and tasks are texts: add the tokenizer's files to its folder.")
     progress.stage(f"Task builtin, {given}", len(model.blocks))
-    size = pick_batch_size(request.batch_size, device, _TOKENS)
-    right = answered_right(model, tokenizer, items, size, progress)
+    batching = Batching(pick_batch_size(request.batch_size, device, _TOKENS))
+    right = answered_right(model, tokenizer, items, batching, progress)
     return [float(each) for each in right], str(model.dtype).removeprefix("torch.")
 
 

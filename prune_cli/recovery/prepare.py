@@ -13,6 +13,7 @@ from calibration.token_set import TokenSet
 from prune_cli.checkpoint.preflight import check_output, check_space
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
+from prune_cli.engine.activation_budget import Batching
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.texts import TextReader, check_seq_len, read_evaluation
@@ -197,6 +198,6 @@ def with_sampled(plan: RecoveryPlan, texts: RecoveryTexts, progress: Progress) -
     """More windows, that the teacher samples from those that are fitted; the same ones when the run is resumed."""
     fit, teacher = texts.calibration.windows[: -texts.held_out], plan.pair.teacher
     given = replace(texts.calibration, ids=fit.ids, mask=fit.mask, beside=fit.beside)
-    size, request = plan.batch_size(fit), plan.request
-    found = self_calibrated(given, request.self_calibration, teacher, size, request.seed, progress)
+    batching, request = Batching(plan.batch_size(fit)), plan.request
+    found = self_calibrated(given, request.self_calibration, teacher, batching, request.seed, progress)
     return replace(texts, sampled=found.windows[len(fit) :] if request.self_calibration else None)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prune_cli.checkpoint.output_folder import OutputFolder, hash_files
+from prune_cli.engine.activation_budget import Batching
 from prune_cli.engine.evaluate import PROTOCOL, evaluate
 from prune_cli.engine.expected import copying_title
 from prune_cli.engine.memory import PeakMemory
@@ -127,6 +128,6 @@ def _evaluation(
         return Evaluation(**output.notes[title])
     windows = texts.evaluation.windows
     progress.stage(title, len(model.blocks))
-    found = evaluate(model, windows, plan.batch_size(windows), progress)
+    found = evaluate(model, windows, Batching(plan.batch_size(windows)), progress)
     output.note(title, asdict(found))
     return found

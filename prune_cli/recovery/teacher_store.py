@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from calibration.batch import Batch
 from methods._distillation import most_probable
 from prune_cli.checkpoint.whole_file import NOT_WRITTEN, save_whole
-from prune_cli.engine.evaluate import GROUP_BYTES, STATES_PER_TOKEN
+from prune_cli.engine.activation_budget import GROUP_BYTES
+from prune_cli.engine.evaluate import STATES_PER_TOKEN
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.model.streamed_model import StreamedModel

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prune_cli.report.format import change_of, count_of, duration, percent, size, text_name
 
 if TYPE_CHECKING:
+    from prune_cli.report.memory import MemoryPlan
     from prune_cli.report.types import Evaluation, EvaluationReport, Report, StructureReport, Totals
 
 FIGURES = ("", "before", "after", "change")
@@ -116,4 +117,18 @@ def alarm_of(more: float) -> str | None:
 
 def _memory(report: Report) -> str:
     host, device = size(report.peak_host_bytes), report.peak_device_bytes
-    return host if device is None else f"{host}, device {size(device)}"
+    peak = host if device is None else f"{host}, device {size(device)}"
+    return peak if report.memory is None else f"{peak} ({fitted_into(report.memory)})"
+
+
+def fitted_into(memory: MemoryPlan) -> str:
+    """'limit 2.00 GB; hidden states of a model beyond 64.0 MB wait in files'."""
+    limit, device = memory.host_limit, memory.device_limit
+    parts = [] if limit is None else [f"{'limit' if memory.asked else 'free'} {size(limit)}"]
+    if device is not None and device != limit:
+        parts.append(f"{size(device)} of the device")
+    if memory.hidden_states is not None:
+        where = "for another pass over the weights" if memory.device_estimate is not None else "in files"
+        beyond = f" beyond {size(memory.hidden_states)}" if memory.hidden_states else ""
+        parts.append(f"hidden states of a model{beyond} wait {where}")
+    return "; ".join(parts)

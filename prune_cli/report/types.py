@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from prune_cli.report.continuations import Continuation
 from prune_cli.report.from_json import from_json
+from prune_cli.report.memory import MemoryPlan
 from prune_cli.report.numbers import Count, NotNegative, Positive, Share
 from prune_cli.report.processes import Processes
 from prune_cli.report.task_scores import TaskScores
@@ -303,6 +304,7 @@ class Report:
     seconds: NotNegative
     peak_host_bytes: Count
     peak_device_bytes: Count | None
+    memory: MemoryPlan | None = None
     warnings: Sequence[str]
     not_loaded: tuple[NotLoaded, ...] = ()
 
@@ -319,6 +321,8 @@ class Report:
             del document["tasks"]  # until eval --add-to-report adds some
         if self.processes is None:
             del document["processes"]  # as in every report of one process
+        if self.memory is None:
+            del document["memory"]  # as in every report of a run that had enough
         if not self.output.dense_files:
             del document["output"]["dense_files"]  # as in every report of dense files
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -14,6 +14,7 @@ from prune_cli.errors import RequestError
 from prune_cli.request.allocation import FILE, STRATEGIES, check_allocation
 from prune_cli.request.options import parse_options
 from prune_cli.request.pipeline import Pipeline, make_pipeline
+from prune_cli.request.sizes import parse_size
 
 DEFAULT_SPARSITY = 0.5
 DEFAULT_SAMPLES = 128
@@ -58,6 +59,7 @@ class PruneRequest:
     device: str = "auto"
     dtype: Dtype = "auto"
     batch_size: int | Literal["auto"] = field(default="auto", metadata={"schema": {"minimum": 1}})
+    limit_memory: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibrate_by: CalibrateBy = "sublayer"
@@ -99,6 +101,8 @@ class PruneRequest:
             split_pattern(self.pattern)
         check_counts(self.samples, self.seq_len, self.batch_size)
         check_eval_windows(self.eval_windows)
+        if self.limit_memory is not None:
+            parse_size("--limit-memory", self.limit_memory)
         if self.generate is not None and not 1 <= self.generate <= _MOST_NEW:
             raise RequestError(f"--generate is {self.generate}, but must be 1 to {_MOST_NEW} tokens.")
         if self.eval_windows is not None and self.eval is None:

@@ -83,6 +83,7 @@ def assemble_structured(
         seconds=seconds,
         peak_host_bytes=run.memory.host_bytes,
         peak_device_bytes=run.memory.device_bytes,
+        memory=prepared.memory,
         warnings=warnings_of(run),
         not_loaded=what_is_not_loaded(prepared, change),
     )

@@ -6,19 +6,18 @@ import json
 from dataclasses import asdict, dataclass
 
 from prune_cli.checkpoint.layout import changed_layout
-from prune_cli.engine.estimated_memory import LayersSolved, peak_bytes, working_memory
-from prune_cli.engine.evaluate import GROUP_BYTES, STATES_PER_TOKEN
 from prune_cli.engine.expected import Seconds, likely_sizes
+from prune_cli.engine.memory_limit import within_memory
 from prune_cli.engine.open_model import given_tokens
 from prune_cli.engine.pace import measured_pace
-from prune_cli.model.orientation import matrix_shape
 from prune_cli.packed.output import describe
+from prune_cli.report.memory import MemoryPlan
 from prune_cli.report.types import NotLoaded, Size
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import gain_of_sizes, sizes, what_is_not_loaded
-from prune_cli.structured.cost import Cost
+from prune_cli.structured.memory import estimated_memory
 from prune_cli.structured.method import removal_of
-from prune_cli.structured.prepare import PreparedStructure, prepare_structured
+from prune_cli.structured.prepare import prepare_structured
 from prune_cli.structured.stages import stages_of
 from prune_cli.structured.stored_output import stored_output
 
@@ -27,7 +26,8 @@ from prune_cli.structured.stored_output import stored_output
 class StructuredDryRun:
     """Sizes before and after, and what choice and refit cost: `forward_passes` of the calibration text.
 
-    Memory and `seconds` are estimates, evaluation included; `peak_device_bytes` is None on a CPU.
+    Memory, as `memory` has it where the run is fitted into less than usual, and `seconds` are estimates, evaluation
+    included; `peak_device_bytes` is None on a CPU.
     """
 
     model: str
@@ -43,6 +43,7 @@ class StructuredDryRun:
     forward_passes: float
     peak_host_bytes: int
     peak_device_bytes: int | None
+    memory: MemoryPlan | None
     seconds: Seconds
     how: str
     gain: str
@@ -57,13 +58,15 @@ class StructuredDryRun:
 def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
     prepared = prepare_structured(request)
+    sizes_of_texts = likely_sizes(prepared)
+    estimate = estimated_memory(prepared, removal_of(prepared).cost(""), sizes_of_texts)
+    prepared = within_memory(prepared, estimate)
     removal = removal_of(prepared)
     change = removal.example()
     entries = changed_layout(prepared.checkpoint, change.tensors).entries
     before, after = sizes(prepared, change, entries, stored_output(prepared, change).layout.nbytes)
     tokens = given_tokens(prepared)
     cost = removal.cost("" if tokens is None else f" of {tokens:,} tokens")
-    peak = peak_bytes(prepared, tokens, _working_memory(prepared, cost, tokens))
     left = removal.bytes_at_most() / prepared.checkpoint.nbytes
     return StructuredDryRun(
         model=request.model,
@@ -77,30 +80,13 @@ def dry_run_structured(request: PruneRequest) -> StructuredDryRun:
         after=after,
         calibration_tokens=tokens,
         forward_passes=cost.forwards,
-        peak_host_bytes=peak.host,
-        peak_device_bytes=peak.device,
-        seconds=Seconds.of(stages_of(prepared, cost, likely_sizes(prepared), measured_pace(prepared), left)),
+        peak_host_bytes=estimate.host(prepared.budget),
+        peak_device_bytes=estimate.device(prepared.budget),
+        memory=prepared.memory,
+        seconds=Seconds.of(stages_of(prepared, cost, sizes_of_texts, measured_pace(prepared), left)),
         how=" ".join(cost.how),
         gain=gain_of_sizes(before, after, change),
         packed=describe(prepared.checkpoint),
-        notes=change.notes,
+        notes=(*change.notes, *prepared.warnings),
         not_loaded=what_is_not_loaded(prepared, change),
     )
-
-
-def _working_memory(prepared: PreparedStructure, cost: Cost, tokens: int | None) -> int:
-    """Of fits with the dense model beside, and of hidden states that wait side by side while blocks are chosen."""
-    stages = (*cost.choice, *cost.fit)
-    fits = any(stage.fits for stage in stages)
-    infos = [
-        info for info in prepared.model.tensor_map.values() if info.block is not None and info.role == "linear map"
-    ]
-    layers = LayersSolved(
-        largest=max((info.entry.count // info.slices for info in infos), default=0),
-        widest=max((matrix_shape(info)[1] for info in infos), default=0),
-        gram=fits,
-    )
-    work = working_memory(prepared, tokens, 2 if fits else 1, layers)
-    most = max((stage.states for stage in stages), default=0.0) * (tokens or 0)
-    states = most * prepared.model.hidden_size * prepared.dtype.itemsize * STATES_PER_TOKEN
-    return max(work, working_memory(prepared, 0, 1, LayersSolved()) + min(int(states), GROUP_BYTES))

@@ -19,6 +19,7 @@ from prune_cli.engine.expected import sizes_of
 from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.memory_limit import within_memory
 from prune_cli.engine.pace import usual_pace
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
 from prune_cli.engine.provenance import batch_size_of, measured, processes_of, versions
@@ -33,6 +34,7 @@ from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
+from prune_cli.structured.memory import estimated_memory
 from prune_cli.structured.method import removal_of
 from prune_cli.structured.plan import NewNumbers
 from prune_cli.structured.prepare import PreparedStructure, prepare_structured
@@ -50,15 +52,19 @@ def prune_structured(request: PruneRequest, progress: Progress, ranks: Ranks = A
         check_space(request.out, removal.bytes_at_most())
     with PeakMemory(prepared.device) as memory:
         texts = read_texts(prepared, progress)
+        of_texts = sizes_of(prepared, texts)
+        prepared = within_memory(prepared, estimated_memory(prepared, removal.cost(""), of_texts))
+        removal = removal_of(prepared)
         left = removal.bytes_at_most() / prepared.checkpoint.nbytes
         pace = usual_pace(prepared.model)
-        progress.expect(stages_of(prepared, removal.cost(""), sizes_of(prepared, texts), pace, left))
+        progress.expect(stages_of(prepared, removal.cost(""), of_texts, pace, left))
         inputs = inputs_before(prepared, texts)
         with open_output(request.out, prepared.checkpoint, prepared.source.folder, ranks) as output:
             run = Run(prepared, texts, output, progress, memory, inputs)
             progress.stage(f"Looking at {len(prepared.checkpoint.files)} file(s)", 1)
             output.begin(fingerprint(prepared, texts, inputs), resume=request.resume)
             check_weights(run)
+            run.warn(*prepared.warnings)
             if texts.calibration is not None:
                 maps = [info for info in prepared.model.tensor_map.values() if info.role == "linear map"]
                 gram = getattr(prepared.options, "fits", False)

@@ -74,7 +74,7 @@ def _dense_stream(
     if first is None:
         return None
     batches = worker.plan.batches(texts.of(first.point).windows)
-    return stack.enter_context(Stream(worker.models[-1], batches, ActivationOffload(folder)))
+    return stack.enter_context(Stream(worker.models[-1], batches, ActivationOffload(folder, worker.plan.budget)))
 
 
 def _follow(point_runs: Sequence[PointRun], dense: Stream, block: int) -> None:

@@ -89,7 +89,7 @@ class PointRun:
         self._folder = folder
         self._progress: Progress = Silent()
         self._batches = self.plan.batches(texts.evaluation.windows)
-        self._rest = ActivationOffload(folder)
+        self._rest = ActivationOffload(folder, base.budget)
         self._stack, self._early = ExitStack(), ExitStack()
         self._tensors: Mapping[str, torch.Tensor] = {}
         self._zeros = self._weights = 0
@@ -107,7 +107,9 @@ class PointRun:
             batches = self.plan.batches(self._texts.of(self.point).windows)
             # Left first, and before the end where no block is left to prune.
             self._stack.push(self._early)
-            self.calibration = self._early.enter_context(Stream(model, batches, ActivationOffload(self._folder)))
+            self.calibration = self._early.enter_context(
+                Stream(model, batches, ActivationOffload(self._folder, self.plan.budget))
+            )
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.inputs import hash_files
-from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, summary
+from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, passes_of, summary
 from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report, versions
 from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.texts import TextReader, read_evaluation
@@ -165,9 +165,9 @@ def with_sampled(sweep_plan: SweepPlan, progress: Progress) -> SweepPlan:
     if calibration is None or not numbers:
         return sweep_plan
     request = sweep_plan.points[0].request
-    batch_size = plan.batch_size(calibration.windows)
+    batching = plan.batching(calibration.windows)
     sampled = {
-        copies: self_calibrated(calibration, copies, plan.model, batch_size, request.seed, progress)
+        copies: self_calibrated(calibration, copies, plan.model, batching, request.seed, progress)
         for copies in sorted(numbers)
     }
     return replace(sweep_plan, texts=replace(sweep_plan.texts, sampled=sampled))
@@ -220,10 +220,11 @@ def evaluate_dense(sweep_plan: SweepPlan, journal: Journal, progress: Progress) 
     """
     if "dense" not in journal.notes:
         plan, windows = sweep_plan.plan, sweep_plan.texts.evaluation.windows
-        progress.stage(EVALUATING, len(plan.model.blocks))
+        batching = plan.batching(windows)
+        progress.stage(EVALUATING, len(plan.model.blocks) * passes_of(plan.model, windows, batching))
         checkpoint = exact_values(plan.checkpoint)
         model = plan.model if checkpoint is plan.checkpoint else plan.with_checkpoint(checkpoint)
-        journal.notes["dense"] = losses_of_windows(model, windows, plan.batch_size(windows), progress)
+        journal.notes["dense"] = losses_of_windows(model, windows, batching, progress)
         summary(journal.notes["dense"], windows)
         journal.note("dense", journal.notes["dense"])
     return journal.notes["dense"]

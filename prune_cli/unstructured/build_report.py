@@ -137,6 +137,7 @@ def assemble_report(
         seconds=seconds,
         peak_host_bytes=run.memory.host_bytes,
         peak_device_bytes=run.memory.device_bytes,
+        memory=plan.memory,
         warnings=warnings_of(run, *kept),
         not_loaded=what_is_not_loaded(plan),
     )

@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from prune_cli.engine.estimated_memory import LayersSolved, peak_bytes, working_memory
 from prune_cli.engine.expected import Seconds, likely_sizes
+from prune_cli.engine.memory_limit import within_memory
 from prune_cli.engine.open_model import given_tokens
-from prune_cli.model.orientation import matrix_shape
 from prune_cli.packed.output import describe, output_bytes
 from prune_cli.report.gains import gain_of_sparse_files, gain_of_zeros
+from prune_cli.report.memory import MemoryPlan
 from prune_cli.report.types import NotLoaded
 from prune_cli.request.request import PruneRequest
 from prune_cli.sparse.saved_bytes import saved_bytes
 from prune_cli.unstructured.build_report import what_is_not_loaded
+from prune_cli.unstructured.memory import estimated_memory
 from prune_cli.unstructured.plan import n_of_m, pruned_parameters
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.unstructured.probe import measured_pruning_pace
@@ -40,7 +41,8 @@ class DryRun:
 
     Of the `calibration_tokens`, the dense model would sample `sampled_tokens`.
 
-    Memory is an estimate in bytes, evaluation included; `peak_device_bytes` is None on a CPU. `seconds` are estimated
+    Peaks are estimates in bytes, evaluation included, and within `memory` where the run is fitted into less than usual;
+    `peak_device_bytes` is None on a CPU. `seconds` are estimated
     from a probe: a batch of random tokens through a block, which is pruned.
     """
 
@@ -61,10 +63,12 @@ class DryRun:
     sampled_tokens: int
     peak_host_bytes: int
     peak_device_bytes: int | None
+    memory: MemoryPlan | None
     seconds: Seconds
     gain: str
     packed: str | None
     not_loaded: tuple[NotLoaded, ...]
+    warnings: tuple[str, ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -73,10 +77,12 @@ class DryRun:
 def dry_run(request: PruneRequest) -> DryRun:
     """Everything `prune` would check before it starts, and what it would then do. Raises what `prune` would raise."""
     plan = prepare(request)
+    sizes = likely_sizes(plan)
+    estimate = estimated_memory(plan, sizes)
+    plan = within_memory(plan, estimate)
     given = given_tokens(plan)
     sampled = 0 if given is None else given * plan.copies(given)
     tokens = None if given is None else given + sampled
-    peak = peak_bytes(plan, given, _working_memory(plan, tokens))
     zeros = {name: pruned_parameters(plan.decisions[name].info, plan.pattern) for name in plan.pruned_names()}
     sparse = _sparse_bytes(plan, zeros)
     return DryRun(
@@ -95,14 +101,16 @@ def dry_run(request: PruneRequest) -> DryRun:
         bytes_written=output_bytes(plan.checkpoint) if sparse is None else sparse,
         calibration_tokens=tokens,
         sampled_tokens=sampled,
-        peak_host_bytes=peak.host,
-        peak_device_bytes=peak.device,
-        seconds=Seconds.of(stages_of(plan, likely_sizes(plan), measured_pruning_pace(plan))),
+        peak_host_bytes=estimate.host(plan.budget),
+        peak_device_bytes=estimate.device(plan.budget),
+        memory=plan.memory,
+        seconds=Seconds.of(stages_of(plan, sizes, measured_pruning_pace(plan))),
         gain=gain_of_zeros(n_of_m(plan.pattern))
         if sparse is None
         else "Estimated: " + gain_of_sparse_files(n_of_m(plan.pattern), output_bytes(plan.checkpoint), sparse),
         packed=describe(plan.checkpoint),
         not_loaded=what_is_not_loaded(plan),
+        warnings=plan.warnings,
     )
 
 
@@ -128,13 +136,3 @@ def _classes(plan: PruningPlan) -> list[ClassOfTensors]:
         for key in tensors
         for role, action, why in [key]
     ]
-
-
-def _working_memory(plan: PruningPlan, tokens: int | None) -> int:
-    infos = [plan.decisions[name].info for name in plan.pruned_names()]
-    layers = LayersSolved(
-        largest=max((info.entry.count // info.slices for info in infos), default=0),
-        widest=max((matrix_shape(info)[1] for info in infos), default=0),
-        gram="gram" in plan.pipeline.needs,
-    )
-    return working_memory(plan, tokens, 2 if plan.request.target == "dense" else 1, layers)

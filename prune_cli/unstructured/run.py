@@ -17,6 +17,7 @@ from prune_cli.engine.expected import copying_title, sizes_of
 from prune_cli.engine.generate import continued
 from prune_cli.engine.inputs import check_weights, inputs_before
 from prune_cli.engine.memory import PeakMemory
+from prune_cli.engine.memory_limit import within_memory
 from prune_cli.engine.perplexity import perplexity_after, perplexity_before, read_texts
 from prune_cli.engine.provenance import measured, processes_of
 from prune_cli.engine.run_context import Run
@@ -42,6 +43,7 @@ from prune_cli.unstructured.allocate import allocate
 from prune_cli.unstructured.allocate_by_outputs import OutputScores, measure_scores
 from prune_cli.unstructured.build_report import assemble_report, fingerprint, of_sparse_files
 from prune_cli.unstructured.match_block import MatchedBlock, match_block, matching_samples
+from prune_cli.unstructured.memory import estimated_memory
 from prune_cli.unstructured.prepare import PruningPlan, prepare
 from prune_cli.unstructured.prune_block import BlockPruner, prune_block, prune_outside_blocks
 from prune_cli.unstructured.prune_linear import PrunedLinear, Settings, prune_data_free
@@ -55,7 +57,9 @@ def prune_unstructured(request: PruneRequest, progress: Progress, ranks: Ranks =
     _refuse_ranks(plan)
     with PeakMemory(plan.device) as memory:
         texts = read_texts(plan, progress)
-        progress.expect(stages_of(plan, sizes_of(plan, texts), usual_pruning_pace(plan)))
+        sizes = sizes_of(plan, texts)
+        plan = within_memory(plan, estimated_memory(plan, sizes))
+        progress.expect(stages_of(plan, sizes, usual_pruning_pace(plan)))
         inputs = inputs_before(plan, texts, allocation=plan.allocation_file)
         texts = _with_sampled(plan, texts, progress)
         with open_output(request.out, plan.checkpoint, plan.source.folder, ranks) as output:
@@ -63,6 +67,7 @@ def prune_unstructured(request: PruneRequest, progress: Progress, ranks: Ranks =
             progress.stage(copying_title(plan.checkpoint), 1)
             output.begin(fingerprint(plan, texts), output_layout(plan.checkpoint), resume=request.resume)
             check_weights(run)
+            run.warn(*plan.warnings)
             if texts.calibration is not None:
                 infos = plan.pruned_infos().values()
                 tokens = texts.calibration.windows.tokens
@@ -116,9 +121,9 @@ def _with_sampled(plan: PruningPlan, texts: Texts, progress: Progress) -> Texts:
     given = texts.calibration
     if given is None:
         return texts
-    size, request = plan.batch_size(given.windows), plan.request
+    batching, request = plan.batching(given.windows), plan.request
     copies = plan.copies_of(given)
-    sampled = plan.ranks.on_first(lambda: self_calibrated(given, copies, plan.model, size, request.seed, progress))
+    sampled = plan.ranks.on_first(lambda: self_calibrated(given, copies, plan.model, batching, request.seed, progress))
     return replace(texts, calibration=sampled)
 
 
@@ -218,7 +223,7 @@ def _streams(run: Run[PruningPlan], stack: ExitStack, samples: Samples | None) -
     if run.request.target == "dense" or samples is not None:
         models.append(plan.with_checkpoint(plan.checkpoint))
     return [
-        stack.enter_context(Stream(model, batches, ActivationOffload(run.output.partial), plan.ranks))
+        stack.enter_context(Stream(model, batches, ActivationOffload(run.output.partial, plan.budget), plan.ranks))
         for model in models
     ]
 

@@ -18,8 +18,6 @@ from prune_cli.structured.depth.skip_block import Skipping
 from prune_cli.structured.hidden_states import refuse_changed_input
 from prune_cli.structured.prepare import PreparedStructure
 
-# Hidden states of all candidates on their way together; more candidates mean another pass over the weights.
-_GROUP_BYTES = 4 << 30
 _STATES_PER_TOKEN = 3
 
 
@@ -49,13 +47,15 @@ class Removals:
         return {candidate: math.inf if math.isnan(loss) else loss for candidate, loss in found.items()}
 
     def passes(self, candidates: int) -> int:
-        """How often the weights are read for so many candidates."""
+        """How often the weights are read for so many candidates, as hidden states of few go side by side."""
         return -(-candidates // self._concurrent())
 
     def _concurrent(self) -> int:
         tokens = sum(batch.ids.numel() for batch in self._batches)
         model = self._job.model
-        return max(1, _GROUP_BYTES // (tokens * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN))
+        return max(
+            1, self._job.budget.together // (tokens * model.hidden_size * model.dtype.itemsize * _STATES_PER_TOKEN)
+        )
 
     def _groups(self, candidates: Sequence[int]) -> Iterator[list[int]]:
         """Latest first: the first candidate of a group computes what the others share with it."""

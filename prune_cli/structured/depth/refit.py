@@ -118,7 +118,7 @@ class _Refitter:
     def pass_blocks(self, batches: Sequence[Batch]) -> Iterator[None]:
         """Up to the last block to fit; a pair of blocks is in memory at a time."""
         removed = set(range(len(self.prepared.model.blocks))) - set(self.change.blocks)
-        parking = ActivationOffload(self.output.partial)
+        parking = ActivationOffload(self.output.partial, self.prepared.budget)
         with two_streams(self.prepared, batches, parking) as (stream, dense):
             yield from pass_both(stream, dense, max(self.names) + 1, removed, self._keep)
 

@@ -271,11 +271,15 @@ def _narrow_with_text(run: Run[PreparedStructure], groups: Sequence[CoupledGroup
     prepared, output, batches = run.plan, run.output, run.batches()
     options: Options = prepared.options
     with ExitStack() as stack:
-        stream = stack.enter_context(Stream(prepared.model, batches, ActivationOffload(output.partial), run.ranks))
+        stream = stack.enter_context(
+            Stream(prepared.model, batches, ActivationOffload(output.partial, prepared.budget), run.ranks)
+        )
         dense = None
         if options.follows_dense:
             beside = prepared.with_checkpoint(prepared.checkpoint)
-            dense = stack.enter_context(Stream(beside, batches, ActivationOffload(output.partial), run.ranks))
+            dense = stack.enter_context(
+                Stream(beside, batches, ActivationOffload(output.partial, prepared.budget), run.ranks)
+            )
         for block in range(len(prepared.model.blocks)):
             begun = time.monotonic()
             done = block in output.done
