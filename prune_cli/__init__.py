@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from prune_cli.checks.own_packages import check_own_packages
 from prune_cli.errors import PruneError, RequestError
@@ -38,6 +38,8 @@ __all__ = [
     "to_semi_structured",
     "verify",
 ]
+
+T = TypeVar("T")
 
 check_own_packages()
 # With this, from_pretrained of transformers loads sparse checkpoints.
@@ -88,20 +90,21 @@ def prune(
     allow_changed_inputs: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> Report:
     """Prune `model` (a folder or a hub id) into the new folder `out`; returns the report that is written there too.
 
     Parameters are the options of `prune-cli prune`, which `prune-cli prune --help` explains; None stands for what was
     not said. `options` are those of `-o`, as {"swaps.rounds": 8}; `inputs` are hashes that must hold, as those of
-    another report. Raises RequestError before any work where the request
-    cannot be met and PruneError where the run fails.
+    another report. `progress`, here and below, shows a bar or keeps it away; None shows one in a notebook alone. Raises
+    RequestError before any work where the request cannot be met and PruneError where the run fails.
     """
     given = _fields(locals())
     from prune_cli.request.presets import with_preset
     from prune_cli.request.request import PruneRequest
     from prune_cli.run import prune as run
 
-    return run(PruneRequest(**with_preset(given)))
+    return _shown(run, PruneRequest(**with_preset(given)), progress)
 
 
 def recover(
@@ -136,6 +139,7 @@ def recover(
     overwrite: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    progress: bool | None = None,
 ) -> RecoveryReport:
     """Train what pruning left of `model` against the dense `teacher`, zeros held, into the new folder `out`.
 
@@ -146,7 +150,7 @@ def recover(
     from prune_cli.recovery.request import RecoverRequest
     from prune_cli.recovery.run import recover as run
 
-    return run(RecoverRequest(**given))
+    return _shown(run, RecoverRequest(**given), progress)
 
 
 def evaluate(
@@ -163,6 +167,7 @@ def evaluate(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_changed_inputs: bool = False,
+    progress: bool | None = None,
 ) -> EvaluationResult:
     """Perplexity of `model` on the text `data`; with a dense model `against`, also the distances to it.
 
@@ -173,7 +178,7 @@ def evaluate(
     from prune_cli.evaluation.perplexity import measure
     from prune_cli.evaluation.requests import EvaluationRequest
 
-    return measure(EvaluationRequest(**given))
+    return _shown(measure, EvaluationRequest(**given), progress)
 
 
 def inspect(model: str | Path, *, revision: str | None = None) -> Inspection:
@@ -229,6 +234,7 @@ def sweep(
     trust_remote_code: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> SweepReport:
     """The loss on the text `data` over a grid of methods and sparsities; writes curves and tables to the folder `out`.
 
@@ -240,7 +246,7 @@ def sweep(
     from prune_cli.sweeps.request import SweepRequest
     from prune_cli.sweeps.run import sweep as run
 
-    return run(SweepRequest(**given))
+    return _shown(run, SweepRequest(**given), progress)
 
 
 def convert(
@@ -254,6 +260,7 @@ def convert(
     revision: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> Conversion:
     """Store `model` as sparse safetensors in the new folder `out`, or a sparse one as dense again; no bit is lost.
 
@@ -263,7 +270,7 @@ def convert(
     from prune_cli.sparse.convert import ConvertRequest
     from prune_cli.sparse.convert import convert as run
 
-    return run(ConvertRequest(**given))
+    return _shown(run, ConvertRequest(**given), progress)
 
 
 def to_semi_structured(model: nn.Module) -> SemiStructured:
@@ -280,11 +287,20 @@ def to_semi_structured(model: nn.Module) -> SemiStructured:
 def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as fields of a request: None is left out, for the request's default; one glob is a tuple of one."""
     explicit = {
-        name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if value is not None and name != "progress"
     }
     for name in {"include", "exclude"} & explicit.keys():
         explicit[name] = (explicit[name],) if isinstance(explicit[name], str) else tuple(explicit[name])
     return explicit | ({"out": Path(explicit["out"])} if "out" in explicit else {})
+
+
+def _shown(run: Callable[[Any, Any], T], request: Any, progress: bool | None) -> T:
+    from prune_cli.progress import progress_from_python
+
+    with progress_from_python(progress) as shown:
+        return run(request, shown)
 
 
 def _with_commas(value: str | float | Iterable[object]) -> str:

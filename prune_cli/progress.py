@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -33,7 +34,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """For the Python API and --quiet."""
+    """For --quiet, and scripts that call the Python API."""
 
     def expect(self, stages: Sequence[ExpectedStage]) -> None:
         pass
@@ -144,4 +145,12 @@ class Bar(Silent):
 def progress_on(console: Console, *, quiet: bool) -> Progress:
     if quiet:
         return Silent()
-    return Bar(console) if console.is_terminal else Lines(console)
+    # In a notebook the bar is a widget.
+    moves = importlib.util.find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+    return Bar(console) if moves else Lines(console)
+
+
+def progress_from_python(asked: bool | None) -> Progress:
+    """As `asked`; None is yes in a notebook, and no elsewhere."""
+    console = Console(stderr=True)
+    return progress_on(console, quiet=not (console.is_jupyter if asked is None else asked))

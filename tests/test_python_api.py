@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich import console
 
 import prune_cli
 from prune_cli.checks.own_packages import check_own_packages
@@ -23,6 +24,7 @@ from prune_cli.commands.recover import recover as recover_command
 from prune_cli.commands.sweep import sweep as sweep_command
 from prune_cli.commands.verify import verify as verify_command
 from prune_cli.evaluation.requests import EvaluationRequest
+from prune_cli.progress import Bar, Lines, Silent, progress_from_python
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.request.presets import PRESETS
 from prune_cli.request.request import PruneRequest
@@ -74,6 +76,7 @@ def test_functions_take_the_fields_of_their_requests(
     function: Callable[..., Any], _: Callable[..., None], request_type: type
 ) -> None:
     explicit = {name: (each.annotation, each.default) for name, each in inspect.signature(function).parameters.items()}
+    assert explicit.pop("progress") == ("bool | None", None)
     # A config is read by the command line alone.
     fields = [field for field in dataclasses.fields(request_type) if field.name != "config"]
     assert explicit == {field.name: _expected(field, request_type) for field in fields}
@@ -197,3 +200,30 @@ def test_a_folder_without_init_that_hides_ours_is_told(tmp_path: Path, monkeypat
     with pytest.raises(ImportError, match="rename that one") as failure:
         check_own_packages()
     assert failure.value.path == str(tmp_path / "methods")
+
+
+@pytest.mark.parametrize(
+    ("notebook", "widgets", "asked", "kind"),
+    [
+        (False, True, None, Silent),
+        (False, True, True, Lines),
+        (True, True, None, Bar),
+        (True, False, None, Lines),
+        (True, True, False, Silent),
+    ],
+)
+def test_a_notebook_shows_a_bar_and_a_script_only_what_it_asks_for(
+    notebook: bool, widgets: bool, asked: bool | None, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_is_jupyter", lambda: notebook)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if widgets else None)
+    assert type(progress_from_python(asked)) is kind
+
+
+def test_a_call_prints_what_it_was_asked_to(llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prune_cli.prune(llama, tmp_path / "a", method="magnitude")
+    assert capfd.readouterr() == ("", "")
+    prune_cli.prune(llama, tmp_path / "b", method="magnitude", progress=True)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == ["Copying 5 file(s)", "Pruning with magnitude"]
