@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from methods._allocation import mean_sparsity
 from prune_cli.errors import PruneError
+from prune_cli.request.presets import PRESETS
 from prune_cli.sweeps import workers
 from prune_cli.sweeps.search import CHILDREN, children, random_tables, start_of_evolution
 from prune_cli.sweeps.search_report import search_schema, verdict
@@ -72,7 +73,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return ("--data", folder / "data.safetensors", *calibration, "-q")
 
 
-@pytest.mark.parametrize(("strategy", "method"), [("random", "magnitude"), ("evolution", "wanda")])
+@pytest.mark.parametrize(("strategy", "method"), [("random", "best"), ("evolution", "wanda")])
 def test_the_allocation_is_what_prune_takes(
     strategy: str, method: str, llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand
 ) -> None:
@@ -93,12 +94,13 @@ def test_the_allocation_is_what_prune_takes(
     assert names[-1] in report["verdict"]
 
     out, given = tmp_path / "pruned", f"file:{tmp_path / 'found' / 'allocation.json'}"
-    pruned = command("prune", llama, out, "-m", method, "--allocate", given, "--eval", *texts[1:])
+    how = ("--preset" if method in PRESETS else "-m", method)
+    pruned = command("prune", llama, out, *how, "--allocate", given, "--eval", *texts[1:])
     assert pruned.code == 0, pruned.stderr
     written = json.loads((out / "prune_report.json").read_text())
     winner = next(result for result in report["results"] if result["name"] == report["winner"])
     assert written["evaluation"]["after"] == winner["evaluation"]
-    uniform = command("prune", llama, tmp_path / "even", "-m", method, "-s", 0.6, "--eval", *texts[1:])
+    uniform = command("prune", llama, tmp_path / "even", *how, "-s", 0.6, "--allocate", "uniform", "--eval", *texts[1:])
     assert uniform.code == 0
     even = json.loads((tmp_path / "even" / "prune_report.json").read_text())
     assert even["evaluation"]["after"] == report["results"][0]["evaluation"]

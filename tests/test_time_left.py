@@ -21,6 +21,8 @@ from prune_cli.sweeps import run as sweeps
 from prune_cli.sweeps.estimate import estimate
 from prune_cli.sweeps.request import SweepRequest
 from prune_cli.sweeps.run import sweep
+from prune_cli.sweeps.search_request import SearchRequest
+from prune_cli.sweeps.search_run import search
 from prune_cli.time_left import ExpectedStage, TimeLeft
 from prune_cli.unstructured.dry_run import dry_run
 
@@ -146,6 +148,10 @@ def test_sweeps_and_recoveries_are_expected_too(
     sweep(request, seen)
     check_all_expected(seen)
     assert list(foretold.stages) == [each.title for each in seen.expected]
+    seen = Recorded()
+    search(SearchRequest(replace(request, out=tmp_path / "search"), "evolution", budget=9, held_out=2), seen)
+    check_all_expected(seen)
+    assert [each.title for each in seen.expected].count("Evolution") == 2, "four, then five that are born in two steps"
     prune(PruneRequest(model=str(whole), out=tmp_path / "pruned", method="magnitude"))
     recovery = RecoverRequest(
         model=str(tmp_path / "pruned"),

@@ -7,7 +7,7 @@ Sparse Neural Network Architecture Search", arXiv:2303.08895). No torch here.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from methods._allocation import to_budget
 
@@ -37,6 +37,12 @@ def random_tables(counts: Mapping[str, int], asked: float, number: int, seed: in
 def start_of_evolution(budget: int) -> int:
     """How many of the random candidates evolution begins with; they count as its own."""
     return min(budget, max(_LEAST_TO_START, budget // _SHARE_OF_BUDGET_TO_START))
+
+
+def generations(budget: int) -> Iterator[int]:
+    """How many candidates are born in each of evolution's generations, until there are `budget`."""
+    for begun in range(start_of_evolution(budget), budget, CHILDREN):
+        yield min(CHILDREN, budget - begun)
 
 
 def children(

@@ -35,7 +35,7 @@ from prune_cli.sweeps.run import (
     warnings_of,
     with_sampled,
 )
-from prune_cli.sweeps.search import CHILDREN, Table, children, random_tables, start_of_evolution
+from prune_cli.sweeps.search import Table, children, generations, random_tables, start_of_evolution
 from prune_cli.sweeps.search_report import (
     ALLOCATION_JSON,
     SCHEMA_VERSION,
@@ -46,6 +46,7 @@ from prune_cli.sweeps.search_report import (
     verdict,
 )
 from prune_cli.sweeps.search_request import SearchRequest
+from prune_cli.sweeps.search_stages import EVOLVING, MEASURING_BEST, SEARCHING, stages_of_search
 from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.version import __version__
 
@@ -71,7 +72,8 @@ class _Judge:
 
     def point(self, table: Table, on: str = "held-out") -> Point:
         by_tensor = for_tensors(self.sweep_plan.plan, table)
-        return replace(self.request.point(), allocation=by_tensor, on=on)
+        # With what the plan has settled of --self-calibration.
+        return replace(self.sweep_plan.grid[0], allocation=by_tensor, on=on)
 
 
 @torch.no_grad()
@@ -84,8 +86,11 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     progress = progress or Silent()
     begun = time.monotonic()
     request.check()
-    final = with_sampled(plan_sweep(request.sweep, progress), progress)
-    judging = with_sampled(replace(final, texts=_held_out(request, final)), progress)
+    final = plan_sweep(request.sweep, progress)
+    judging = replace(final, texts=_held_out(request, final))
+    texts, workers = (final.texts, judging.texts), len(final.plans)
+    progress.expect(stages_of_search(request, final.grid[0], final.plan, *texts, workers))
+    final, judging = with_sampled(final, progress), with_sampled(judging, progress)
     for warning in warnings_of(request.sweep, final.texts):
         progress.say(f"warning: {warning}")
     files = hash_files(final.plan.checkpoint.folder, final.plan.checkpoint.files)
@@ -149,13 +154,12 @@ def _candidates(request: SearchRequest, judge: _Judge) -> dict[str, list[tuple[f
     counts, asked = block_counts(judge.sweep_plan.plan), request.sweep.sparsities[0]
     seed, budget = request.sweep.seed, request.budget
     tables = random_tables(counts, asked, budget, seed)
-    judged = {_RANDOM: list(zip(judge.losses(tables, "Random search"), tables, strict=True))}
+    judged = {_RANDOM: list(zip(judge.losses(tables, SEARCHING), tables, strict=True))}
     if request.strategy == "evolution":
         evolved = judged[_RANDOM][: start_of_evolution(budget)]
-        while len(evolved) < budget:
-            number = min(CHILDREN, budget - len(evolved))
+        for number in generations(budget):
             born = children(evolved, counts, asked, number, seed)
-            title = f"Evolution, {len(evolved)} of {budget} candidates judged"
+            title = f"{EVOLVING}, {len(evolved)} of {budget} candidates judged"
             evolved = [*evolved, *zip(judge.losses(born, title), born, strict=True)]
         judged[_EVOLUTION] = evolved
     return judged
@@ -164,7 +168,7 @@ def _candidates(request: SearchRequest, judge: _Judge) -> dict[str, list[tuple[f
 def _measure_best(judge: _Judge, final: SweepPlan, best: Mapping[str, tuple[float, Table]]) -> dict[str, Measured]:
     """On --data, calibrated on the very windows that `prune` takes."""
     points = {name: judge.point(table, on="data") for name, (_, table) in best.items()}
-    measured = measure(final, list(points.values()), judge.journal, judge.progress, "Measuring the best")
+    measured = measure(final, list(points.values()), judge.journal, judge.progress, MEASURING_BEST)
     return {name: measured[point.key] for name, point in points.items()}
 
 
