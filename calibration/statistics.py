@@ -178,7 +178,7 @@ class Gram:
 class Cross:
     """(lefts, in): the sum over tokens of y^T x, y being something else that is known of the same tokens.
 
-    `cross` is that of the dense model's inputs, `drift` that of what the residual stream has lost. Kept on `device`.
+    `cross` is that of the dense model's inputs, `output_cross` that of the outputs that are wanted. Kept on `device`.
     """
 
     def __init__(self, lefts: int, inputs: int, device: torch.device) -> None:

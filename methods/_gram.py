@@ -19,24 +19,22 @@ def alpha_option() -> Any:
 
 
 def dense_target(weight: torch.Tensor, statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor:
-    """W (alpha C + (1 - alpha) G) + alpha D (out, in): the right-hand side whose solution on all inputs is the target.
+    """(1 - alpha) W G + alpha T^T X' (out, in): the right-hand side whose solution on all inputs is the target.
 
-    G = X'^T X' of the layer's inputs, C = X^T X' with the dense model's inputs X (`cross`), D = R^T X' with what the
-    residual stream, which the layer adds to, has lost so far (`drift`); without C it is W G, without D there is none.
+    G = X'^T X' of the layer's inputs, T the outputs that the dense model wants of it. T^T X' is `output_cross`, where a
+    layer also makes up for what the residual stream has lost; else W C, C = X^T X' with the dense model's inputs X
+    (`cross`); with neither, the target is W G.
     """
-    return weight @ mixed_gram(statistics, alpha) + drift(statistics, alpha)
+    if "output_cross" in statistics:
+        return torch.lerp(weight @ statistics["gram"], statistics["output_cross"], alpha)
+    if "cross" in statistics:
+        return weight @ torch.lerp(statistics["gram"], statistics["cross"], alpha)
+    return weight @ statistics["gram"]
 
 
-def mixed_gram(statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor:
-    """alpha C + (1 - alpha) G (in, in), or G."""
-    if "cross" not in statistics:
-        return statistics["gram"]
-    return torch.lerp(statistics["gram"], statistics["cross"], alpha)
-
-
-def drift(statistics: Mapping[str, torch.Tensor], alpha: float) -> torch.Tensor | float:
-    """alpha D (out, in), or 0."""
-    return alpha * statistics["drift"] if "drift" in statistics else 0.0
+def follows_dense(statistics: Mapping[str, torch.Tensor]) -> bool:
+    """Whether `dense_target` is another one than the layer's own outputs."""
+    return "output_cross" in statistics or "cross" in statistics
 
 
 def raised_damping(asked: float, used: float) -> tuple[str, ...]:

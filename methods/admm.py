@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from methods._allocation import shrunk
-from methods._gram import alpha_option, conjugate_gradients, damped, drift, mixed_gram, raised_damping
+from methods._gram import alpha_option, conjugate_gradients, damped, dense_target, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, zeroed
 from methods._torch import torch
@@ -47,8 +47,8 @@ def prune(
 ) -> Pruned:
     """Minimise ||X W^T - X' W_new^T|| over sparse W_new (out, in); `gram` is (in, in).
 
-    For dense targets there are also `cross` (in, in) and, for a layer that adds to the residual stream, `drift` (out,
-    in). With `sensitivity` (out,), squared derivatives by the outputs, rows compete by what their errors matter.
+    For dense targets there is also `cross` (in, in) or, for a layer that adds to the residual stream, `output_cross`
+    (out, in). With `sensitivity` (out,), squared derivatives by the outputs, rows compete by what their errors matter.
     Columns are scaled by d = sqrt(diag G), so that the scaled Gram matrix has a unit diagonal. Raises ValueError
     where it cannot be made positive definite. `relax` is the over-relaxation of Boyd et al. (2011), section 3.4.3.
     """
@@ -60,9 +60,8 @@ def prune(
     scale = scale.masked_fill(dead, 1.0)
     gram = _scaled(statistics["gram"], scale)
     start = weight.masked_fill(dead, 0.0) * scale
-    mixed = _scaled(mixed_gram(statistics, options.alpha), scale)
     least = _damping(statistics, options)
-    target = start @ _damp(mixed, least) + drift(statistics, options.alpha) / scale
+    target = dense_target(weight, statistics, options.alpha).div_(scale).add_(start, alpha=least)
     gram.diagonal()[dead] = 1.0
     inverse, used = damped(gram, least + options.rho, _inverse)
     current, dual = start, torch.zeros_like(start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from methods._gram import alpha_option, damped, dense_target, raised_damping
+from methods._gram import alpha_option, damped, dense_target, follows_dense, raised_damping
 from methods._method import Method, Pruned
 from methods._pattern import NofM, Pattern, Unstructured, keep_highest, keep_highest_count, pruned_count, zeroed
 from methods._torch import torch
@@ -33,7 +33,8 @@ def prune(
     options: Options,
     generator: torch.Generator,
 ) -> Pruned:
-    """Algorithm 1 of arXiv:2301.00774 on (out, in); `gram` and, for dense targets, `cross` are (in, in).
+    """Algorithm 1 of arXiv:2301.00774 on (out, in); `gram` is (in, in), for dense targets `cross` too, or
+    `output_cross` (out, in).
 
     Raises ValueError where the Gram matrix cannot be made positive definite.
     """
@@ -42,7 +43,7 @@ def prune(
     gram.diagonal()[dead] = 1.0
     upper, damping = damped(gram, options.damping, _upper_factor_of_inverse)
     start = weight
-    if "cross" in statistics:
+    if follows_dense(statistics):
         # Follow the dense outputs: the unconstrained solution takes the place of the dense weights.
         target = dense_target(weight, statistics, options.alpha) + damping * float(gram.diagonal().mean()) * weight
         start = target @ (upper.T @ upper)

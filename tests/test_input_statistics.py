@@ -25,12 +25,12 @@ TO_THE_LAST_BIT = ("sq_norm", "mean", "variance")
 
 @dataclass(frozen=True)
 class Passing:
-    """One batch at a linear layer: its inputs, the dense model's, and what the residual stream has lost."""
+    """One batch at a linear layer: its inputs, the dense model's, and the outputs that it wants of the layer."""
 
     batch: Batch
     inputs: torch.Tensor
     dense: torch.Tensor
-    lost: torch.Tensor
+    wanted: torch.Tensor
 
     def real(self, tensor: torch.Tensor) -> torch.Tensor:
         """Of each of its samples the rows that are no padding, one sample below the other, in float64."""
@@ -46,11 +46,11 @@ def passings(draw: st.DrawFn, least: int = 0) -> list[Passing]:
         lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         generator = torch.Generator().manual_seed(seed)
-        inputs, dense, lost = (torch.randn(*mask.shape, n, generator=generator) for n in (INPUTS, INPUTS, OUTPUTS))
+        inputs, dense, wanted = (torch.randn(*mask.shape, n, generator=generator) for n in (INPUTS, INPUTS, OUTPUTS))
         inputs += 3
-        for tensor in (inputs, dense, lost):
+        for tensor in (inputs, dense, wanted):
             tensor[~mask] = torch.nan
-        found.append(Passing(Batch(mask.long(), None if mask.all() else mask), inputs, dense, lost))
+        found.append(Passing(Batch(mask.long(), None if mask.all() else mask), inputs, dense, wanted))
     return found
 
 
@@ -143,20 +143,21 @@ def test_an_empty_part_changes_nothing(everything: list[Passing], constant: bool
 
 @settings(max_examples=30, deadline=None)
 @given(everything=passings(least=1), at=st.integers(0, 5), constant=st.booleans())
-def test_drift_is_merged_like_the_statistics(everything: list[Passing], at: int, constant: bool) -> None:
+def test_the_output_cross_is_merged_like_the_statistics(everything: list[Passing], at: int, constant: bool) -> None:
     statistics = collector(everything, constant=constant)
 
-    def drift(part: list[Passing]) -> Cross:
-        return statistics.drift(OUTPUTS, [p.lost for p in part], [p.inputs for p in part], [p.batch for p in part])
+    def output_cross(part: list[Passing]) -> Cross:
+        wanted = [p.real(p.wanted) for p in part]
+        return statistics.output_cross(OUTPUTS, wanted, [p.inputs for p in part], [p.batch for p in part])
 
     expected = torch.zeros(OUTPUTS, INPUTS + constant, dtype=torch.float64)
     for each in everything:
         x = each.real(each.inputs)
-        expected += each.real(each.lost).T @ (torch.cat([x, torch.ones(len(x), 1)], 1) if constant else x)
-    whole = drift(everything)
+        expected += each.real(each.wanted).T @ (torch.cat([x, torch.ones(len(x), 1)], 1) if constant else x)
+    whole = output_cross(everything)
     assert_near(whole.value(), expected)
     if 0 < at < len(everything):
-        half, other = drift(everything[:at]), drift(everything[at:])
+        half, other = output_cross(everything[:at]), output_cross(everything[at:])
         half.merge(other)
         assert_near(half.value(), expected)
 

@@ -78,13 +78,13 @@ def test_scores_are_wandas_squared_times_the_shrunk_sensitivity() -> None:
 def test_rows_that_matter_more_are_pruned_as_if_they_were_larger() -> None:
     generator = torch.Generator().manual_seed(5)
     weight, inputs = torch.randn(12, 16, generator=generator), torch.randn(60, 16, generator=generator)
-    drift, sensitivity = torch.randn(12, 16, generator=generator), torch.rand(12, generator=generator) * 9
+    wanted, sensitivity = torch.randn(12, 16, generator=generator), torch.rand(12, generator=generator) * 9
     factor = (0.8 * sensitivity + 0.2 * sensitivity.mean()).sqrt()[:, None]
-    shared = {"gram": inputs.T @ inputs, "cross": inputs.T @ (inputs + 0.1)}
-    told = {**shared, "drift": drift, "sensitivity": sensitivity}
+    shared = {"gram": inputs.T @ inputs}
+    told = {**shared, "output_cross": wanted, "sensitivity": sensitivity}
     options, pattern = admm.Options(), Unstructured(0.5)
     ours = admm.prune(weight, told, pattern, options, generator)
-    larger = admm.prune(weight * factor, {**shared, "drift": drift * factor}, pattern, options, generator)
+    larger = admm.prune(weight * factor, {**shared, "output_cross": wanted * factor}, pattern, options, generator)
     assert torch.equal(ours.keep, larger.keep)
     assert torch.allclose(ours.weight, larger.weight / factor, atol=1e-4)
     assert len(set(ours.keep.sum(1).tolist())) > 1

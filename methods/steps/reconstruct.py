@@ -30,7 +30,7 @@ def improve(
     """Minimise ||X W^T - X' W_new^T||^2 + damping ||(W_new - W) D||^2 over the kept weights, row by row.
 
     D^2 = diag(G), which makes the system's diagonal one in the scale that it is solved in; the method's weights are
-    the start. `gram` and, for dense targets, `cross` are (in, in). Dead inputs keep what they have.
+    the start. `gram` is (in, in), for dense targets `cross` too, or `output_cross` (out, in). Dead inputs keep theirs.
     """
     gram, keep = statistics["gram"], pruned.keep
     scale = gram.diagonal().sqrt()

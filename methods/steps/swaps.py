@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from methods._gram import alpha_option, mixed_gram
+from methods._gram import alpha_option, dense_target, follows_dense
 from methods._method import Pruned, Step
 from methods._pattern import NofM, Pattern, infinite, zeroed
 from methods._torch import torch
@@ -36,11 +36,10 @@ def improve(
 
     With q the pruned part of a row and c = q G, dropping p and restoring u changes the row's error by
     2 w_p c_p + w_p^2 G_pp - 2 w_u c_u + w_u^2 G_uu - 2 w_p w_u G_pu. `gram` and, for dense targets, `cross` are
-    (in, in).
+    (in, in), `output_cross` (out, in).
     """
     gram = statistics["gram"]
-    # Without the residual stream's drift: weights that stay as they are cannot make up for it, and try at a cost.
-    target = weight @ mixed_gram(statistics, options.alpha) if "cross" in statistics else None
+    target = dense_target(weight, statistics, options.alpha) if follows_dense(statistics) else None
     keep = pruned.keep.clone()
     for rows in torch.arange(len(weight), device=weight.device).split(_ROWS):
         target = None if target is None else target[rows]

@@ -113,7 +113,7 @@ def narrow(
 ) -> Narrowed:
     """Choose the `keep` units that stay and the values of the linear layer that reads them.
 
-    Where there is a `bias`, Gram, cross and drift statistics have one more input at the end that is always 1.
+    Where there is a `bias`, Gram and cross statistics have one more input at the end that is always 1.
     Raises ValueError where the inputs' Gram matrix stays singular.
     """
     weight = units.consumer if bias is None else torch.cat([units.consumer, bias[:, None]], 1)

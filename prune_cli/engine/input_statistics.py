@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -40,7 +40,7 @@ class InputStatistics:
 
     With `share` they are those of one of several ranks, each of which takes in its batches, until they `combine`.
 
-    `device_of_sums` is where gram, cross and drift are kept: the host where `device` has no room for them.
+    `device_of_sums` is where gram, cross and output_cross are kept: the host where `device` has no room for them.
     """
 
     def __init__(
@@ -71,6 +71,10 @@ class InputStatistics:
         self._device = device
         self._ranks = ALONE
         self._values: dict[str, torch.Tensor] | None = None
+
+    @property
+    def with_dense(self) -> bool:
+        return self._cross is not None
 
     def add(self, tensor: torch.Tensor, dense: torch.Tensor | None, batch: Batch) -> None:
         """Take in the input of `batch`, (..., in), and what the dense model has in its place."""
@@ -169,17 +173,17 @@ class InputStatistics:
         assert self._sketch is not None
         return self._sketch.value()
 
-    def drift(
-        self, out: int, lost: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], batches: Sequence[Batch]
+    def output_cross(
+        self, out: int, wanted: Iterable[torch.Tensor], inputs: Sequence[torch.Tensor], batches: Sequence[Batch]
     ) -> Cross:
-        """The sum over tokens of r^T x (out, in), r (..., out) being what the residual stream has lost at each of them.
+        """The sum over tokens of t^T x (out, in), t (tokens, out) being the `wanted` outputs for each of `batches`.
 
-        `out` differs between layers that share their inputs x (..., in), so it is no part of these statistics. Of all
+        They differ between layers that share their inputs x (..., in), so this is no part of these statistics. Of all
         ranks' batches, as these were shared.
         """
         width = self._kind[1] + self._constant
         total = Cross(out, width, self.device_of_sums)
-        for r, x, batch in zip(lost, inputs, batches, strict=True):
-            total.add(real_rows(r, batch), self._with_constant(real_rows(x, batch)))
+        for t, x, batch in zip(wanted, inputs, batches, strict=True):
+            total.add(t, self._with_constant(real_rows(x, batch)))
         self._ranks.add_up(total.total)
         return total

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
+from calibration.batch import Batch
 from calibration.statistics import sum_dtype
+from prune_cli.engine.padding import real_rows
 from prune_cli.engine.stream import Stream
 
 # The sum may miss what rounding takes, for nearly every element; and must explain most of what the block changes.
@@ -23,6 +26,23 @@ DENSE_TARGET_PAPER = (
 )
 _ROUNDINGS, _NEARLY_ALL, _MOST = 8.0, 0.98, 0.5
 _LEAST_FACTOR, _DIGITS = 1e-2, 4
+
+
+def wanted_outputs(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dense: Sequence[torch.Tensor],
+    lost: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
+) -> Iterator[torch.Tensor]:
+    """For each of `batches` (tokens, out): what the dense layer gives, and what the stream lacks there besides.
+
+    `weight` (out, in) and `bias` (out,) are the dense layer's, `dense` (..., in) its inputs.
+    """
+    for x, r, batch in zip(dense, lost, batches, strict=True):
+        yield linear(real_rows(x, batch), weight.to(x.dtype), None if bias is None else bias.to(x.dtype)).add_(
+            real_rows(r, batch)
+        )
 
 
 class ResidualDrift:

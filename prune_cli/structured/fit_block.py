@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods._gram import dense_target
+from methods._gram import dense_target, follows_dense
 from methods.structured._units import Units, inputs_of
 from methods.structured.width import Options, fitted, narrow, statistics_for
 from prune_cli.checkpoint.stored_values import to_stored
 from prune_cli.engine.expert_inputs import AtExperts, at_experts
 from prune_cli.engine.input_statistics import InputStatistics
-from prune_cli.engine.residual_drift import residual_drift, residual_factors
+from prune_cli.engine.residual_drift import residual_drift, residual_factors, wanted_outputs
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.orientation import as_matrix
@@ -90,9 +90,9 @@ class BlockNarrower:
                     beside = at_experts(dense, name) if dense is not None else None
                     self._narrow_experts(mixtures[name], at_experts(stream, name), beside)
                     continue
-                error_sq = drift.at(name, len(inputs)) if drift is not None else None
-                error_sq = error_sq if stream.ranks.all_agree(error_sq is not None) else None
-                self._serve(name, stream, inputs, arrived[1][1] if dense is not None else None, error_sq)
+                lost = drift.at(name, len(inputs)) if drift is not None else None
+                lost = lost if stream.ranks.all_agree(lost is not None) else None
+                self._serve(name, stream, inputs, arrived[1][1] if dense is not None else None, lost)
         self._cut_the_rest()
         return self.result
 
@@ -120,16 +120,17 @@ class BlockNarrower:
         stream: Stream,
         inputs: Sequence[torch.Tensor],
         dense: Sequence[torch.Tensor] | None,
-        error_sq: Sequence[torch.Tensor] | None,
+        lost: Sequence[torch.Tensor] | None,
     ) -> None:
         info = self._model.tensor_map[name]
         weight = self._matrix(info)
         bias_name = self._bias_of(info)
         needs = statistics_for(self._options) if name in self._parts else ("gram",)
-        shared_as = (needs, bias_name is not None)
+        bias = None if bias_name is None else self._tensors[bias_name].to(self._model.device, torch.float32)
+        with_dense = dense is not None and "gram" in needs and lost is None
+        shared_as = (needs, bias_name is not None, with_dense)
         if not stream.shares_inputs() or self._shared is None or self._shared_as != shared_as:
             self._shared_as = shared_as
-            with_dense = dense is not None and "gram" in needs
             self._shared = InputStatistics(
                 needs, weight.shape[1], self._model.device, with_dense=with_dense, constant=bias_name is not None
             )
@@ -137,11 +138,13 @@ class BlockNarrower:
             self._shared.add_batches(inputs, dense if with_dense else None, stream.here())
             self._shared.combine()
         statistics = dict(self._shared.values())
-        if error_sq is not None and "gram" in statistics:
-            statistics["drift"] = self._shared.drift(weight.shape[0], error_sq, inputs, stream.here()).value()
+        if dense is not None and lost is not None and "gram" in statistics:
+            wanted = wanted_outputs(weight, bias, dense, lost, stream.here())
+            total = self._shared.output_cross(len(weight), wanted, inputs, stream.here())
+            statistics["output_cross"] = total.value()
         self._check(name, statistics)
         weight = weight.to(self._shared.device_of_sums)
-        bias = None if bias_name is None else self._tensors[bias_name].to(self._shared.device_of_sums, torch.float32)
+        bias = None if bias is None else bias.to(self._shared.device_of_sums)
         try:
             if name in self._parts:
                 self._narrow(name, weight, bias, bias_name, statistics)
@@ -208,7 +211,7 @@ class BlockNarrower:
         statistics: dict[str, torch.Tensor],
     ) -> None:
         """A linear layer that keeps its inputs is fitted to what the dense one gave, which its inputs no longer do."""
-        if "cross" not in statistics and "drift" not in statistics:
+        if not follows_dense(statistics):
             return
         with_bias = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
         target = dense_target(with_bias, statistics, self._options.alpha)

@@ -9,12 +9,12 @@ import torch
 
 from prune_cli.engine.expert_inputs import AtExperts, at_experts, experts_by_module
 from prune_cli.engine.input_statistics import InputStatistics
-from prune_cli.engine.residual_drift import residual_drift, residual_factors
+from prune_cli.engine.residual_drift import residual_drift, residual_factors, wanted_outputs
 from prune_cli.engine.same_inputs import SameInputs
 from prune_cli.engine.stream import Stream
 from prune_cli.errors import PruneError
 from prune_cli.model.moe import routed
-from prune_cli.model.orientation import matrices, matrix_shape
+from prune_cli.model.orientation import as_matrix, matrices, matrix_shape
 from prune_cli.model.routed import Routed
 from prune_cli.model.tensor_info import TensorInfo
 from prune_cli.progress import Progress
@@ -143,20 +143,37 @@ class BlockPruner:
             experts = self._of_experts(name, at_experts(self.stream, name), dense and at_experts(dense, name))
             yield from experts.inputs(from_dense_block=False)
             return
-        batches, names = self.stream.here(), [name]
-        if not self.stream.shares_inputs() or self._statistics is None:
-            self._statistics = self._new_statistics(name, with_dense=dense_inputs is not None)
-            self._statistics.add_batches(inputs, dense_inputs, batches)
+        names = [name]
+        with_dense = dense_inputs is not None and drift is None
+        if not self.stream.shares_inputs() or self._statistics is None or with_dense > self._statistics.with_dense:
+            self._statistics = self._new_statistics(name, with_dense=with_dense)
+            self._statistics.add_batches(inputs, dense_inputs if with_dense else None, self.stream.here())
             self._statistics.combine()
-            self._ahead = self._likely_beside(name)
+            self._ahead = self._likely_beside(name) if drift is None else []
             names += self._ahead
         elif drift is None:
             self.stream.groups.learn(self._leader, name)
             if name in self._ahead:
                 return
-        out = matrix_shape(self._infos[name])[0]
-        own = {} if drift is None else {"drift": self._statistics.drift(out, drift, inputs, batches).value()}
+        own: dict[str, torch.Tensor] = {}
+        if dense_inputs is not None and drift is not None:
+            own["output_cross"] = self._output_cross(name, self._statistics, inputs, dense_inputs, drift)
         yield [self._known(each, self._statistics, own if each == name else {}) for each in names]
+
+    def _output_cross(
+        self,
+        name: str,
+        statistics: InputStatistics,
+        inputs: Sequence[torch.Tensor],
+        dense_inputs: Sequence[torch.Tensor],
+        drift: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        weight = as_matrix(self._infos[name], self.tensors[name]).to(self.settings.device)
+        # To make up for inputs that are always 0 by now did harm.
+        dead = statistics.values()["gram"].diagonal().to(weight.device) == 0
+        batches = self.stream.here()
+        wanted = wanted_outputs(weight.masked_fill(dead, 0.0), None, dense_inputs, drift, batches)
+        return statistics.output_cross(len(weight), wanted, inputs, batches).value()
 
     def _likely_beside(self, name: str) -> list[str]:
         """Of several ranks, what the others may prune while this one prunes `name`."""
@@ -263,7 +280,12 @@ def _beside_dense(pruners: Sequence[BlockPruner], dense: Stream, block: int) -> 
     ranks, layers = dense.ranks, dense.model.linear_layers(block)
     factors = ranks.on_first(lambda: residual_factors(dense, block, layers))
     with ExitStack() as stack:
-        drifts = [stack.enter_context(residual_drift(pruner.stream, dense, factors)) for pruner in pruners]
+        # Weights that stay as they are cannot make up for what the stream has lost, and try at a cost.
+        own = [factors if pruner.settings.pipeline.new_values else {} for pruner in pruners]
+        drifts = [
+            stack.enter_context(residual_drift(pruner.stream, dense, each))
+            for pruner, each in zip(pruners, own, strict=True)
+        ]
         for pruner in pruners:
             yield from _of(pruner, pruner.without_inputs())
         names = pruners[0].stops

@@ -119,7 +119,7 @@ def prune_linear(inputs: LinearInputs, stored: torch.Tensor, settings: Settings)
     scale = _power_to_ordinary(weight)
     if scale != 1:
         weight = weight * scale
-        statistics = {key: value * scale if key == "drift" else value for key, value in statistics.items()}
+        statistics = {key: value * scale if key == "output_cross" else value for key, value in statistics.items()}
     if info.entry.name in settings.sensitivities:
         statistics = {**statistics, "sensitivity": settings.sensitivities[info.entry.name].to(device)}
     generator = torch.Generator().manual_seed(seed_of(name, settings.seed))
