@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prune_cli.engine.activation_budget import Batching
+from prune_cli.report.memory import MemoryPlan
 from tests import reference
 from tests.conftest import RunCommand, token_ids
 from tests.tiny import load_plain, save_tiny
@@ -71,10 +71,12 @@ def test_many_windows_in_several_passes(
     llama: Path, tokens_file: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
-    few = Batching(2, together=1)
-    monkeypatch.setattr("prune_cli.evaluation.perplexity.Batching", lambda size: few)
+    assert whole["memory"] is None
+    few = MemoryPlan(True, 1, None, 1, None, hidden_states=0)
+    monkeypatch.setattr("prune_cli.evaluation.perplexity.fitted", lambda *_: (few, ()))
     passes = command("eval", llama, "--data", tokens_file, "--json", "--batch-size", 2).json
     assert whole["evaluation"] == passes["evaluation"]
+    assert passes["memory"]["hidden_states"] == 0
 
 
 def test_windows_are_drawn_with_the_seed(llama: Path, tokens_file: Path, command: RunCommand) -> None:

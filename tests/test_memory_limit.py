@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from prune_cli.engine import activation_offload, memory, memory_limit
+from prune_cli.engine.activation_budget import ActivationBudget
+from prune_cli.engine.estimated_memory import Estimate
 from prune_cli.errors import RequestError
 from prune_cli.request.sizes import parse_size
 from tests.conftest import LENGTH, SAMPLES, RunCommand, folder_bytes
@@ -28,13 +30,16 @@ def in_files(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return seen
 
 
+def only_without_states(_: object, estimate: Estimate, budget: ActivationBudget) -> bool:
+    """In place of what holds: no budget but that of no hidden state at all."""
+    return budget.states == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        [],
         ["--preset", "best", "--self-calibration", 1],
-        ["--calibrate-by", "block"],
-        ["--preset", "max"],
+        ["--calibrate-by", "block", "--eval"],
         ["-m", "depth", "-o", "remove=1"],
         ["-m", "width", "-s", 0.25],
     ],
@@ -47,25 +52,36 @@ def test_the_output_is_the_same(
     tokens_file: Path,
     command: RunCommand,
     in_files: list[torch.Size],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shared = ["--calibration", tokens_file, "--eval", tokens_file, "--batch-size", 2, "-q", *options]
-    needed = command("prune", llama, tmp_path / "memory", *shared, "--dry-run", "--json").json
-    assert needed["memory"] is None
-    usual = command("prune", llama, tmp_path / "memory", *shared, "--json").json
-    assert "memory" not in usual
+    text = [tokens_file] if options[-1] == "--eval" else []
+    shared = ["--batch-size", 2, "-q", "--json", "--calibration", tokens_file, *options, *text]
+    usual = command("prune", llama, tmp_path / "memory", *shared)
+    assert usual.code == 0
     assert not in_files
-    limit = f"{needed['peak_host_bytes'] - 1}B"
-    dry = command("prune", llama, tmp_path / "files", *shared, "--limit-memory", limit, "--dry-run", "--json").json
-    fitted = command("prune", llama, tmp_path / "files", *shared, "--limit-memory", limit, "--json").json
+    assert "memory" not in usual.json
+    monkeypatch.setattr(memory_limit._Limits, "hold", only_without_states)
+    fitted = command("prune", llama, tmp_path / "files", *shared, "--limit-memory", "20GB")
+    assert fitted.json["memory"]["hidden_states"] == 0
     assert folder_bytes(tmp_path / "memory") == folder_bytes(tmp_path / "files")
-    assert usual["evaluation"] == fitted["evaluation"]
-    plan = fitted["memory"]
+    assert usual.json["evaluation"] == fitted.json["evaluation"]
+    hidden, blocks = json.loads((llama / "config.json").read_text())["hidden_size"], 3
+    before_blocks = in_files.count(torch.Size((2, LENGTH, hidden)))
+    assert before_blocks >= (SAMPLES // 2) * blocks, "at least before each block"
+
+
+def test_a_dry_run_tells_what_the_run_then_does(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    prune = ("prune", llama, tmp_path / "out", "--calibration", tokens_file, "--json")
+    needed = command(*prune, "--dry-run").json
+    assert needed["memory"] is None
+    limit = ("--limit-memory", f"{needed['peak_host_bytes'] - 1}B")
+    dry, done = command(*prune, *limit, "--dry-run").json, command(*prune, *limit).json
+    plan = done["memory"]
     assert dry["memory"] == plan
     assert plan["hidden_states"] == 0
     assert plan["host_estimate"] == dry["peak_host_bytes"] < plan["host_limit"] == needed["peak_host_bytes"] - 1
-    hidden = json.loads((llama / "config.json").read_text())["hidden_size"]
-    blocks = 3
-    assert in_files.count(torch.Size((2, LENGTH, hidden))) >= (SAMPLES // 2) * blocks, "at least before each block"
 
 
 def test_what_cannot_fit_is_refused_before_the_start(
@@ -83,6 +99,17 @@ def test_what_cannot_fit_is_refused_before_the_start(
     assert command(*prune, "2").stderr.splitlines()[-1].endswith("must be a size with its unit, as 20GB or 900MiB.")
     assert command(*prune, enough, "-q").code == 0
     assert f"(limit {parse_size('', enough) / 1e6:.1f} MB" in (tmp_path / "out" / "prune_report.md").read_text()
+
+
+def test_evaluations_and_sweeps_are_refused_too(
+    llama: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+) -> None:
+    limit = ("--data", tokens_file, "--limit-memory", "300MB")
+    evaluated = command("eval", llama, "--against", llama, *limit)
+    swept = command("sweep", llama, tmp_path / "out", "--calibration", tokens_file, *limit, "--dry-run")
+    assert (evaluated.code, swept.code) == (2, 2)
+    assert "--limit-memory is 300MB, but evaluation takes about 41" in evaluated.stderr
+    assert "--limit-memory is 300MB, but evaluation takes about 41" in swept.stderr
 
 
 def test_what_is_free_is_a_limit_too_but_refuses_nothing(

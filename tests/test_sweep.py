@@ -13,8 +13,7 @@ import pytest
 
 from prune_cli.checkpoint.file_names import partial_folder
 from prune_cli.engine import activation_offload as parking
-from prune_cli.engine.activation_budget import ActivationBudget
-from prune_cli.engine.open_model import OpenModel
+from prune_cli.engine import memory_limit
 from prune_cli.errors import PruneError, RequestError
 from prune_cli.sweeps import workers
 from prune_cli.sweeps.grid import parse_method, parse_sparsities
@@ -157,7 +156,7 @@ def test_states_that_wait_in_files_change_nothing(
     assert command("sweep", llama, tmp_path / "memory", *arguments).code == 0
     in_files = []
     original = parking._in_a_file
-    monkeypatch.setattr(OpenModel, "budget", ActivationBudget(inputs=1))
+    monkeypatch.setattr(memory_limit._Limits, "hold", lambda _, estimate, budget: budget.states == 0)
     monkeypatch.setattr(parking, "_in_a_file", lambda *given: in_files.append(given[0].shape) or original(*given))
     assert command("sweep", llama, tmp_path / "files", *arguments).code == 0
     memory, files = read(tmp_path / "memory"), read(tmp_path / "files")

@@ -64,6 +64,7 @@ def evaluate(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     batch_size: options.BatchSize = "auto",
+    limit_memory: options.LimitMemory = None,
     devices: options.Devices = None,
     rank_timeout: options.RankTimeout = SILENCE_SECONDS,
     revision: options.Revision = None,
@@ -92,7 +93,7 @@ def evaluate(
         _check(
             data,
             tasks,
-            {"--eval-windows": eval_windows, "--seq-len": seq_len},
+            {"--eval-windows": eval_windows, "--seq-len": seq_len, "--limit-memory": limit_memory},
             {"--limit": limit, "--include-path": include_path, "--add-to-report": add_to_report or None},
         )
         if not verbose:
@@ -117,8 +118,8 @@ def evaluate(
             asked_tasks = TasksRequest(tasks=names, limit=limit, include_path=include_path, **shared)
             asked_tasks.check()
         if data is not None:
-            windows = {"eval_windows": eval_windows, "seq_len": seq_len, "seed": seed}
-            asked_text = EvaluationRequest(data=data, allow_changed_inputs=allow_changed_inputs, **windows, **shared)
+            own = {"eval_windows": eval_windows, "seq_len": seq_len, "seed": seed, "limit_memory": limit_memory}
+            asked_text = EvaluationRequest(data=data, allow_changed_inputs=allow_changed_inputs, **own, **shared)
             asked_text.check()
         check_models([(model, revision), *([(against, None)] if against is not None else [])], [(data, None)], seq_len)
         if add_to_report:

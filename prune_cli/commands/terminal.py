@@ -218,6 +218,8 @@ def show_evaluation(console: Console, result: EvaluationResult) -> None:
         table.add_row("loss increase", f"{other.loss_increase:+.5f} ± {other.loss_increase_standard_error:.5f}")
         table.add_row("KL divergence from it", f"{other.kl_from_dense:.5f}")
         table.add_row("same first choice", percent(other.top1_agreement))
+    if result.memory is not None:
+        table.add_row("memory", fitted_into(result.memory))
     console.print(table)
     console.print(f"{result.protocol}. {result.text.protocol}", highlight=False)
     for warning in result.warnings:

@@ -23,9 +23,9 @@ class ActivationBudget:
     together: int = GROUP_BYTES
 
     @classmethod
-    def of(cls, nbytes: int) -> ActivationBudget:
-        """`nbytes` for each, or as usual where that is less."""
-        return cls(min(nbytes, LARGE_INPUTS), nbytes, min(nbytes, GROUP_BYTES))
+    def of(cls, nbytes: int | None) -> ActivationBudget:
+        """`nbytes` for each, or as usual where that is less, or nothing is said."""
+        return cls() if nbytes is None else cls(min(nbytes, LARGE_INPUTS), nbytes, min(nbytes, GROUP_BYTES))
 
 
 USUAL = ActivationBudget()

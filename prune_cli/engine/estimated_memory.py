@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prune_cli.engine.activation_budget import USUAL, ActivationBudget
@@ -11,9 +11,8 @@ from prune_cli.engine.evaluate import STATES_PER_TOKEN
 from prune_cli.engine.expected import Sizes
 from prune_cli.engine.memory import gram_bytes
 from prune_cli.engine.open_model import OpenModel, pick_batch_size, usual_length
+from prune_cli.model.streamed_model import StreamedModel
 
-# torch, transformers and their tables; measured as anonymous memory after importing them.
-_LIBRARIES = 400 << 20
 # Paused forward passes keep the embeddings and the block's input, and the residual between; in attention, instead of
 # the last, queries, keys and values.
 _BEFORE_BLOCK, _BESIDE_WIDEST, _IN_ATTENTION = 2, 1, 3
@@ -37,6 +36,10 @@ class Part:
     what: str
     nbytes: int
     remedy: str = ""
+
+
+# And their tables; measured as anonymous memory after importing them.
+LIBRARIES = Part("torch and transformers", 400 << 20)
 
 
 @dataclass(frozen=True)
@@ -90,28 +93,27 @@ class _ModelBytes:
     head: int
 
     @classmethod
-    def of(cls, opened: OpenModel) -> _ModelBytes:
+    def of(cls, model: StreamedModel) -> _ModelBytes:
         stored, counts = Counter[int](), Counter[int]()
         outside = head = 0
-        for info in opened.model.tensor_map.values():
+        for info in model.tensor_map.values():
             if info.block is not None:
                 stored[info.block] += info.entry.nbytes
                 counts[info.block] += info.entry.count
             elif info.parameter:
                 outside += info.entry.count
                 head += info.entry.count * (info.role == "output head")
-        size = opened.dtype.itemsize
+        size = model.dtype.itemsize
         return cls(max(stored.values(), default=0), max(counts.values(), default=0) * size, outside * size, head * size)
 
 
 def estimate_of(opened: OpenModel, sizes: Sizes, *phases: Phase) -> Estimate:
-    """Of a run of `phases` which perhaps evaluates."""
-    stored = _ModelBytes.of(opened).stored
-    always = (
-        Part("torch and transformers", _LIBRARIES),
-        Part("a block to be written", stored),
-    )
-    return Estimate((*phases, *evaluation_phases(opened, sizes.evaluation)), always, opened.device.type == "cpu")
+    """Of a run of `phases` which writes blocks and perhaps evaluates."""
+    length, tokens = usual_length(opened), -(-sizes.evaluation // opened.ranks.count)
+    batch = min(-(-tokens // length), pick_batch_size(opened.request.batch_size, opened.device, length))
+    evaluation = [evaluation_phase(opened.model, tokens, length, batch)] if tokens else []
+    written = Part("a block to be written", _ModelBytes.of(opened.model).stored)
+    return Estimate((*phases, *evaluation), (LIBRARIES, written), opened.device.type == "cpu")
 
 
 def pruning_phase(name: str, opened: OpenModel, tokens: int | None, streams: int, layers: LayersSolved) -> Phase:
@@ -121,7 +123,7 @@ def pruning_phase(name: str, opened: OpenModel, tokens: int | None, streams: int
     """
     if tokens is None:
         return Phase(name, (Part("copies of the largest tensor", 4 * 4 * layers.largest),), lambda _: 0, "")
-    sizes = _ModelBytes.of(opened)
+    sizes = _ModelBytes.of(opened.model)
     of_dense = "leave out --target dense (or a preset that has it), which takes a second model" if streams > 1 else ""
     gram = gram_bytes(layers.widest, streams) if layers.gram else 0
     copies = (4 if gram == 0 else 8) * 4 * layers.largest
@@ -151,21 +153,19 @@ def _paused(hidden: int, inputs: int, budget: ActivationBudget | None) -> int:
     return _BEFORE_BLOCK * before + max(at_widest, _IN_ATTENTION * hidden + 2 * min(hidden, limit))
 
 
-def evaluation_phases(opened: OpenModel, tokens: int) -> Sequence[Phase]:
-    """Of --eval: hidden states that travel together, a block, the head with one batch of logits; none without it."""
-    request, model = opened.request, opened.model
-    if not tokens:
-        return ()
-    length, itemsize = usual_length(opened), opened.dtype.itemsize
-    windows, sizes = -(-tokens // length), _ModelBytes.of(opened)
-    states = -(-tokens // opened.ranks.count) * model.hidden_size * itemsize * STATES_PER_TOKEN
-    batch = min(windows, pick_batch_size(request.batch_size, opened.device, length))
-    least = states * batch // windows
-    logits = length * model.vocab_size * (batch * itemsize + _FLOATS_OF_A_LOGIT * 4)
+def evaluation_phase(model: StreamedModel, tokens: int, length: int, batch: int, models: int = 1) -> Phase:
+    """Of windows of `length`, `tokens` in all, so many in a `batch`, through one or two models: hidden states that
+    travel together, a block, the head with one batch of logits.
+    """
+    itemsize, sizes = model.dtype.itemsize, _ModelBytes.of(model)
+    state = model.hidden_size * itemsize * STATES_PER_TOKEN
+    logits = length * model.vocab_size * (models * batch * itemsize + _FLOATS_OF_A_LOGIT * 4)
     parts = (
-        Part("weights of blocks and of what lies outside them", 2 * sizes.block + sizes.outside),
+        Part("weights of blocks and of what lies outside them", 2 * sizes.block + models * sizes.outside),
         Part("logits of a batch", logits, "give a smaller --batch-size or a shorter --seq-len"),
     )
-    return (
-        Phase("evaluation", parts, lambda budget: min(states, max(least, budget.together)), "give a shorter --seq-len"),
-    )
+
+    def states(budget: ActivationBudget) -> int:
+        return models * min(tokens * state, max(batch * length * state, budget.together))
+
+    return Phase("evaluation", parts, states, "give a shorter --seq-len")

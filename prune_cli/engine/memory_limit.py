@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
+
 from prune_cli.engine.activation_budget import USUAL, ActivationBudget
 from prune_cli.engine.estimated_memory import Estimate, Part
 from prune_cli.engine.memory import free_on_device, free_on_host
 from prune_cli.engine.open_model import OpenModel
 from prune_cli.errors import RequestError
+from prune_cli.ranks.ranks import Ranks
 from prune_cli.report.format import size
 from prune_cli.report.memory import MemoryPlan
 from prune_cli.request.sizes import parse_size
@@ -42,35 +45,38 @@ def within_memory(opened: Opened, estimate: Estimate) -> Opened:
     Raises RequestError where it fits --limit-memory with none. With what is free just now it then goes on with a
     warning: an estimate may be too high, and other programs may end.
     """
-    memory, warnings = opened.ranks.on_first(lambda: _fitted(opened, estimate))
+    asked, device = opened.request.limit_memory, opened.device
+    memory, warnings = opened.ranks.on_first(lambda: fitted(asked, device, opened.ranks, estimate))
     return replace(opened, memory=memory, warnings=(*opened.warnings, *warnings))
 
 
-def _fitted(opened: OpenModel, estimate: Estimate) -> tuple[MemoryPlan | None, tuple[str, ...]]:
-    asked, limits = opened.request.limit_memory, _limits(opened)
+def fitted(
+    asked: str | None, device: torch.device, ranks: Ranks, estimate: Estimate
+) -> tuple[MemoryPlan | None, tuple[str, ...]]:
+    """What a run on `device` is fitted into, None where it is as usual, and warnings; raises as `within_memory`."""
+    limits = _limits(asked, device, ranks)
     if asked is None and limits.hold(estimate, USUAL):
         return None, ()
     hidden_states = _hidden_states(estimate, limits)
-    budget = USUAL if hidden_states is None else ActivationBudget.of(hidden_states)
+    budget = ActivationBudget.of(hidden_states)
     warnings: tuple[str, ...] = ()
     if not limits.hold(estimate, budget):
-        needed, device, told = _shortage(estimate, limits, budget)
+        needed, on_device, told = _shortage(estimate, limits, budget)
         if asked is not None:
             raise RequestError(
                 f"--limit-memory is {asked}, but {told}, however few hidden states wait in memory: "
-                f"{_advice(estimate, budget, device=device)}allow {math.ceil(needed / 1e6)}MB."
+                f"{_advice(estimate, budget, device=on_device)}allow {math.ceil(needed / 1e6)}MB."
             )
         warnings = (f"{told[0].upper()}{told[1:]}, more than is free: the system may end the run.",)
-    host, device = estimate.host(budget), estimate.device(budget)
-    return MemoryPlan(asked is not None, limits.host, limits.device, host, device, hidden_states), warnings
+    estimates = estimate.host(budget), estimate.device(budget)
+    return MemoryPlan(asked is not None, limits.host, limits.device, *estimates, hidden_states), warnings
 
 
-def _limits(opened: OpenModel) -> _Limits:
-    ranks, on_cpu = opened.ranks, opened.device.type == "cpu"
-    if opened.request.limit_memory is not None:
-        limit = parse_size("--limit-memory", opened.request.limit_memory)
-        return _Limits(limit, None if on_cpu else limit)
-    return _Limits(free_on_host(-(-ranks.count // ranks.nodes)), free_on_device(opened.device))
+def _limits(asked: str | None, device: torch.device, ranks: Ranks) -> _Limits:
+    if asked is not None:
+        limit = parse_size("--limit-memory", asked)
+        return _Limits(limit, None if device.type == "cpu" else limit)
+    return _Limits(free_on_host(-(-ranks.count // ranks.nodes)), free_on_device(device))
 
 
 def _hidden_states(estimate: Estimate, limits: _Limits) -> int | None:

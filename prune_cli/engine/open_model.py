@@ -14,7 +14,7 @@ from prune_cli.checkpoint.dtypes import FLOATS, SHORT_FLOATS, torch_dtype
 from prune_cli.checkpoint.preflight import check_output
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.engine.activation_budget import USUAL, ActivationBudget, Batching
+from prune_cli.engine.activation_budget import ActivationBudget, Batching
 from prune_cli.engine.texts import TextReader, check_seq_len
 from prune_cli.errors import RequestError
 from prune_cli.model.open_checkpoint import dequantised
@@ -73,8 +73,7 @@ class OpenModel:
     @property
     def budget(self) -> ActivationBudget:
         """How many hidden states wait in memory."""
-        few = None if self.memory is None else self.memory.hidden_states
-        return USUAL if few is None else ActivationBudget.of(few)
+        return ActivationBudget.of(None if self.memory is None else self.memory.hidden_states)
 
     def batching(self, windows: Batch) -> Batching:
         """How `windows` pass the model where nothing is pruned."""

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from calibration.batch import Batch
 from prune_cli.checkpoint.source import Source, resolve_model
-from prune_cli.engine.activation_budget import Batching
+from prune_cli.engine.activation_budget import ActivationBudget, Batching
+from prune_cli.engine.estimated_memory import LIBRARIES, Estimate, evaluation_phase
 from prune_cli.engine.evaluate import PROTOCOL, compare, evaluate, passes_of
+from prune_cli.engine.memory_limit import fitted
 from prune_cli.engine.open_model import pick_batch_size, pick_device, pick_dtype
 from prune_cli.engine.provenance import text_report
 from prune_cli.engine.texts import TextReader, check_seq_len, read_evaluation
@@ -25,12 +28,16 @@ from prune_cli.ranks.join import joined
 from prune_cli.ranks.ranks import Ranks
 from prune_cli.report.comparison import Comparison
 from prune_cli.report.dense_model import check_dense, revision_of_dense
+from prune_cli.report.memory import MemoryPlan
 from prune_cli.report.types import Evaluation, TextReport
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """`comparison` is None without a dense model; all figures are on the windows of `text`."""
+    """`comparison` is None without a dense model; all figures are on the windows of `text`.
+
+    `memory` is what the run was fitted into, None where it was as usual.
+    """
 
     model: str
     against: str | None
@@ -40,6 +47,7 @@ class EvaluationResult:
     compute_dtype: str
     evaluation: Evaluation
     comparison: Comparison | None
+    memory: MemoryPlan | None
     warnings: tuple[str, ...]
 
     def to_json(self) -> str:
@@ -80,7 +88,9 @@ def _measure(request: EvaluationRequest, progress: Progress, ranks: Ranks) -> Ev
     reader = TextReader(model, tokenizer, request.seq_len, request.seed)
     tokens = ranks.on_first(lambda: read_evaluation(reader, text, request.eval_windows))
     windows, comparison = tokens.windows, None
-    batching = Batching(pick_batch_size(request.batch_size, device, windows.length))
+    memory, short = _fitted(request, model, windows, ranks)
+    budget = ActivationBudget.of(None if memory is None else memory.hidden_states)
+    batching = Batching(pick_batch_size(request.batch_size, device, windows.length), budget.together)
     passes = passes_of(model, windows, batching) * (1 if against is None else 2)
     progress.stage("Evaluating", len(model.blocks) * passes)
     if against is not None:
@@ -95,8 +105,20 @@ def _measure(request: EvaluationRequest, progress: Progress, ranks: Ranks) -> Ev
         compute_dtype=str(model.dtype).removeprefix("torch."),
         evaluation=evaluation,
         comparison=comparison,
-        warnings=(*tokens.warnings, *changed),
+        memory=memory,
+        warnings=(*tokens.warnings, *changed, *short),
     )
+
+
+def _fitted(
+    request: EvaluationRequest, model: StreamedModel, windows: Batch, ranks: Ranks
+) -> tuple[MemoryPlan | None, tuple[str, ...]]:
+    """What it is fitted into, and warnings. Raises RequestError where it does not fit --limit-memory."""
+    tokens, batch = -(-windows.tokens // ranks.count), pick_batch_size(request.batch_size, model.device, windows.length)
+    models = 1 if request.against is None else 2
+    phase = evaluation_phase(model, tokens, windows.length, min(batch, len(windows)), models)
+    estimate = Estimate((phase,), (LIBRARIES,), model.device.type == "cpu")
+    return ranks.on_first(lambda: fitted(request.limit_memory, model.device, ranks, estimate))
 
 
 def open_evaluated(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from prune_cli.errors import RequestError
 from prune_cli.request.request import Dtype, check_counts, check_device, check_eval_windows
+from prune_cli.request.sizes import parse_size
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class EvaluationRequest:
     device: str = "auto"
     dtype: Dtype = "auto"
     batch_size: int | Literal["auto"] = "auto"
+    limit_memory: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
     allow_changed_inputs: bool = False
@@ -30,6 +32,8 @@ class EvaluationRequest:
     def check(self) -> None:
         """Raise RequestError for anything that can be told wrong without the models."""
         check_counts(None, self.seq_len, self.batch_size)
+        if self.limit_memory is not None:
+            parse_size("--limit-memory", self.limit_memory)
         check_eval_windows(self.eval_windows)
         check_device(self.device)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from prune_cli.engine.expected import Seconds
 from prune_cli.progress import Progress
+from prune_cli.report.memory import MemoryPlan
 from prune_cli.sweeps.request import SweepRequest
 from prune_cli.sweeps.run import expected_stages, plan_sweep
 from prune_cli.unstructured.probe import measured_pruning_pace
@@ -18,7 +19,8 @@ from prune_cli.unstructured.probe import measured_pruning_pace
 class Estimate:
     """`passes` over the model's weights, the dense evaluation among them; tokens are those of one pass of one point.
 
-    `seconds` come from a probe of each method on one block.
+    `memory` is what the sweep is fitted into, None where it is as usual. `seconds` come from a probe of each method on
+    one block.
     """
 
     model: str
@@ -29,6 +31,7 @@ class Estimate:
     blocks_alone: int
     side_by_side: int
     bytes_of_point: int
+    memory: MemoryPlan | None
     passes: int
     calibration_tokens: int
     evaluation_tokens: int
@@ -54,6 +57,7 @@ def estimate(request: SweepRequest, progress: Progress) -> Estimate:
         blocks_alone=len(sweep_plan.alone),
         side_by_side=load.together,
         bytes_of_point=load.bytes_of_point,
+        memory=plan.memory,
         passes=1 + sum(-(-count // load.together) for count in (follow, alone)),
         calibration_tokens=texts.calibration.ids.numel() if texts.calibration else 0,
         evaluation_tokens=texts.evaluation.ids.numel(),

@@ -102,7 +102,9 @@ class PointRun:
 
     def __enter__(self) -> PointRun:
         model = self.plan.model
-        self.evaluation = self._stack.enter_context(Stream(model, self._batches))
+        self.evaluation = self._stack.enter_context(
+            Stream(model, self._batches, ActivationOffload(self._folder, self.plan.budget))
+        )
         if self.plan.pipeline.needs:
             batches = self.plan.batches(self._texts.of(self.point).windows)
             # Left first, and before the end where no block is left to prune.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from prune_cli.report.figures import fitted_into
 from prune_cli.report.format import duration, duration_range, percent, size
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def show_estimate(console: Console, plan: Estimate) -> None:
     figures.add_row("blocks pruned alone", str(plan.blocks_alone))
     figures.add_row("points side by side", str(plan.side_by_side))
     figures.add_row("memory of each beside the others", size(plan.bytes_of_point))
+    if plan.memory is not None:
+        figures.add_row("fitted into", fitted_into(plan.memory))
     figures.add_row("passes over the weights", str(plan.passes))
     figures.add_row("calibration, tokens a point", f"{plan.calibration_tokens:,}")
     figures.add_row("evaluation, tokens a point", f"{plan.evaluation_tokens:,}")

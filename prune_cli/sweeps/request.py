@@ -73,6 +73,7 @@ class SweepRequest:
     device: str = "auto"
     dtype: Dtype = "auto"
     batch_size: int | Literal["auto"] = "auto"
+    limit_memory: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_unsupported: bool = False
@@ -159,6 +160,7 @@ class SweepRequest:
             device=self.devices[0],
             dtype=self.dtype,
             batch_size=self.batch_size,
+            limit_memory=self.limit_memory,
             include=self.include,
             exclude=self.exclude,
             eval=self.data,

@@ -14,6 +14,7 @@ import torch
 from calibration.tokens import TokenSet
 from prune_cli.checkpoint.inputs import hash_files
 from prune_cli.engine.evaluate import PROTOCOL, losses_of_windows, passes_of, summary
+from prune_cli.engine.memory_limit import within_memory
 from prune_cli.engine.provenance import batch_size_of, environment, model_facts, text_report, versions
 from prune_cli.engine.self_calibration import self_calibrated
 from prune_cli.engine.texts import TextReader, read_evaluation
@@ -27,6 +28,7 @@ from prune_cli.request.request import DEFAULT_SOURCE, check_device
 from prune_cli.sweeps.curves import knees, point_reports, sensitivity
 from prune_cli.sweeps.journal import Journal, check_folder
 from prune_cli.sweeps.knee import DEFINITION
+from prune_cli.sweeps.memory import estimated_memory_of_sweep
 from prune_cli.sweeps.plot import pictures
 from prune_cli.sweeps.point_run import Measured, SweepTexts, plan_of
 from prune_cli.sweeps.report import BLOCKS_CSV, SCHEMA_VERSION, SWEEP_CSV, SWEEP_JSON, SweepReport
@@ -78,7 +80,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     sweep_plan = plan_sweep(request, progress)
     progress.expect(expected_stages(sweep_plan, usual_pruning_pace))
     sweep_plan = with_allocated(with_sampled(sweep_plan, progress), progress)
-    for warning in warnings_of(request, sweep_plan.texts):
+    for warning in warnings_of(request, sweep_plan):
         progress.say(f"warning: {warning}")
     files = hash_files(sweep_plan.plan.checkpoint.folder, sweep_plan.plan.checkpoint.files)
     shared = fingerprint(request, sweep_plan, files)
@@ -110,7 +112,11 @@ def plan_sweep(request: SweepRequest, progress: Progress) -> SweepPlan:
     for point in (*grid, *alone[:1]):
         _check_inside_blocks(plan_of(point, plan, plan.model))
     texts = read_texts(request, plan, [*grid, *alone], progress)
-    return SweepPlan(plans, texts, *([_settled(point, plan, texts) for point in points] for points in (grid, alone)))
+    grid, alone = ([_settled(point, plan, texts) for point in points] for points in (grid, alone))
+    if grid or alone:
+        estimate = estimated_memory_of_sweep(plan, [*grid, *alone[:1]], texts)
+        plans = [within_memory(each, estimate) for each in plans]
+    return SweepPlan(plans, texts, grid, alone)
 
 
 def expected_stages(sweep_plan: SweepPlan, pace_of: Callable[[PruningPlan], PruningPace]) -> list[ExpectedStage]:
@@ -279,7 +285,7 @@ def _report(
         knees=knees(grid, dense, texts.evaluation, with_zero),
         sensitivity=sensitivity(alone, dense, texts.evaluation),
         seconds=seconds,
-        warnings=warnings_of(request, texts),
+        warnings=warnings_of(request, sweep_plan),
     )
 
 
@@ -289,7 +295,9 @@ def as_json(request: SweepRequest) -> dict[str, Any]:
     return {**asdict(request), "out": str(request.out), **lists}
 
 
-def warnings_of(request: SweepRequest, texts: SweepTexts) -> list[str]:
-    """What a user should know of the request and the texts."""
+def warnings_of(request: SweepRequest, sweep_plan: SweepPlan) -> list[str]:
+    """What a user should know of the request, the texts and the memory."""
+    texts = sweep_plan.texts
     found: list[TokenSet] = [text for text in (texts.calibration, texts.evaluation) if text]
-    return [*request.notes, *(warning for text in found for warning in text.warnings)]
+    of_texts = [warning for text in found for warning in text.warnings]
+    return [*request.notes, *of_texts, *sweep_plan.plan.warnings]

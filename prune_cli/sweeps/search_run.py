@@ -91,7 +91,7 @@ def search(request: SearchRequest, progress: Progress | None = None) -> SearchRe
     texts, workers = (final.texts, judging.texts), len(final.plans)
     progress.expect(stages_of_search(request, final.grid[0], final.plan, *texts, workers))
     final, judging = with_sampled(final, progress), with_sampled(judging, progress)
-    for warning in warnings_of(request.sweep, final.texts):
+    for warning in warnings_of(request.sweep, final):
         progress.say(f"warning: {warning}")
     files = hash_files(final.plan.checkpoint.folder, final.plan.checkpoint.files)
     shared = {**fingerprint(request.sweep, final, files), "held out": judging.texts.evaluation.sha256}
@@ -215,7 +215,7 @@ def _report(judge: _Judge, final: SweepPlan, found: _Found, seconds: float) -> S
         verdict=_verdict(found.measured, text),
         allocation=Allocation(f"search: {winner}", options, table, facts).to_dict(),
         seconds=seconds,
-        warnings=warnings_of(request.sweep, final.texts),
+        warnings=warnings_of(request.sweep, final),
     )
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-import torch
-
-from prune_cli.engine.memory import LARGE_INPUTS
+from prune_cli.engine.memory import free_on_device, free_on_host
 from prune_cli.progress import Progress
 from prune_cli.sweeps.concurrent_points import Worker, measure_concurrently
 from prune_cli.sweeps.point_run import Measured, SweepTexts
@@ -23,7 +21,6 @@ _MOST_CONCURRENT = 8
 _SHARE_OF_FREE_MEMORY = 0.5
 # Hidden states that a batch keeps inside a block; between two blocks it is one, and on a CPU that may be in a file.
 _STATES_PER_TOKEN = 3
-_MEMINFO = Path("/proc/meminfo")
 _FREE_WHERE_UNKNOWN = 4 << 30
 
 
@@ -38,29 +35,31 @@ class Load:
 def load_of(plan: PruningPlan, points: Sequence[Point], tokens: int, workers: int) -> Load:
     """`tokens` are those of calibration and evaluation; `workers` share the memory of a host."""
     on_cpu = plan.device.type == "cpu"
-    state = tokens * plan.model.hidden_size * plan.dtype.itemsize
-    weight = min(state, LARGE_INPUTS) if on_cpu else _STATES_PER_TOKEN * state
+    state, parked = tokens * plan.model.hidden_size * plan.dtype.itemsize, plan.budget.inputs
+    weight = min(state, parked) if on_cpu else _STATES_PER_TOKEN * state
     if any(point.request.target == "dense" for point in points):
         # These are in the block at the same time.
         largest = max(_block_bytes(plan, block) for block in range(len(plan.model.blocks)))
-        weight = largest + LARGE_INPUTS + _STATES_PER_TOKEN * state
-    room = int(_free(plan.device) * _SHARE_OF_FREE_MEMORY / (workers if on_cpu else 1))
+        weight = largest + parked + _STATES_PER_TOKEN * state
+    most = _concurrent(plan, max(weight, 1), workers if on_cpu else 1)
     fair = -(-len(points) // workers)
-    return Load(weight, max(1, min(_MOST_CONCURRENT, room // max(weight, 1), fair)))
+    return Load(weight, max(1, min(_MOST_CONCURRENT, most, fair)))
+
+
+def _concurrent(plan: PruningPlan, weight: int, workers: int) -> int:
+    """How many points of `weight` have room: in a share of what is free, or beside a first one within a limit."""
+    memory, on_cpu = plan.memory, plan.device.type == "cpu"
+    if memory is None:
+        free = free_on_host() if on_cpu else free_on_device(plan.device)
+        return int((_FREE_WHERE_UNKNOWN if free is None else free) * _SHARE_OF_FREE_MEMORY / workers) // weight
+    limit, taken = memory.host_limit or 0, memory.host_estimate
+    if not on_cpu:
+        limit, taken = memory.device_limit or 0, memory.device_estimate or 0
+    return 1 + max(0, limit // workers - taken) // weight
 
 
 def _block_bytes(plan: PruningPlan, block: int) -> int:
     return sum(plan.checkpoint.entries[name].count for name in plan.model.block_names(block)) * plan.dtype.itemsize
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return _FREE_WHERE_UNKNOWN
 
 
 def measure_points(
