@@ -78,8 +78,25 @@ def test_options_that_make_no_sense(
 def test_a_word_in_place_of_a_number(option: str, whole: Path, tmp_path: Path, command: RunCommand) -> None:
     outcome = command("prune", whole, tmp_path / "out", "-m", "magnitude", option, "many")
     assert outcome.code == 2
-    assert f"Invalid value for '{option}'" in outcome.stderr
+    kind = "number" if option == "--sparsity" else "integer"
+    assert outcome.stderr.splitlines()[-1] == f"Error: {option} is 'many', but must be a valid {kind}."
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["recover", "a", "b"], "--teacher is missing: "),
+        (["recover", "a"], "OUT is missing: Folder to write"),
+        (["sweep", "a", "b"], "--data is missing: Text on which"),
+        (["soup", "a"], "MODELS is missing: "),
+    ],
+    ids=" ".join,
+)
+def test_what_is_missing_is_told_with_what_it_is_for(words: list[str], told: str, command: RunCommand) -> None:
+    outcome = command(*words)
+    assert outcome.code == 2
+    assert outcome.stderr.splitlines()[-1].startswith(f"Error: {told}")
 
 
 @pytest.mark.parametrize("pattern", ["3:8", "2:4", "15:16"])

@@ -24,7 +24,10 @@ def check(request: GateRequest, progress: Progress | None = None) -> GateResult:
     measured = measure_figures(request, progress)
     verdicts = request.asked.decide(measured.figures)
     if not verdicts:
-        raise RequestError(f"There is no rule, and {request.target} has no report to hold its files against: say one.")
+        raise RequestError(
+            f"There is no rule, and {request.target} has no report to hold its files against: say one, as --max-size "
+            "4GB, or with --against DENSE --max-perplexity-increase 5%."
+        )
     return GateResult(
         target=request.target,
         source="measured",

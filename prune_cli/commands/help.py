@@ -1,10 +1,12 @@
-"""How --help looks: commands and options in groups, summaries whole."""
+"""How --help and wrong options look: commands and options in groups, summaries whole, refusals as sentences."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from prune_cli.commands.usage_errors import told_in_a_sentence
 
 GROUPS = {
     "Prune": ("prune", "sweep", "recover", "soup"),
@@ -29,7 +31,11 @@ class Commands(TyperGroup):
 
 
 class Command(TyperCommand):
-    """Options under the titles that they are declared with."""
+    """Options under the titles that they are declared with; a wrong one told in a sentence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with told_in_a_sentence():
+            return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
