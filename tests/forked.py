@@ -1,6 +1,7 @@
 """Processes without the seconds of imports: forks of one that has torch and transformers, and nothing of ours.
 
-Each gets its own environment, working folder and output, as a program that a user starts does.
+`prune-cli` is forked from a second one that has our modules too. Each gets its own environment, working folder and
+output, as a program that a user starts does.
 """
 
 from __future__ import annotations
@@ -16,17 +17,33 @@ import tempfile
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from threading import Lock
 
 _IMPORTED = (
     "torch", "safetensors.torch", "huggingface_hub.hf_api", "huggingface_hub.constants", "tokenizers", "typer",
     "transformers.modeling_utils", "transformers.generation", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers", "accelerate", "greenlet", "jinja2", "rich.progress",
-    "typer._adapters", "tests.warm",
+    "typer._adapters",
 )  # fmt: skip
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(list(_IMPORTED))
+
+
+def _server(warm: str) -> forkserver.ForkServer:
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload([*_IMPORTED, warm])
+    return server
+
+
+def _choose(server: forkserver.ForkServer) -> None:
+    """The one that the next process is forked from; multiprocessing itself knows a single one."""
+    setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)  # noqa: B010 - a function there
+
+
+_BARE, _WITH_OURS, _STARTING = _server("tests.warm"), _server("tests.warm_ours"), Lock()
+_choose(_WITH_OURS)
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,10 @@ class ForkedRun:
         texts = [str(each) for each in arguments]
         process = _Process(program, texts, self._files, dict(env or os.environ), str(cwd or Path.cwd()))
         self._process = SERVER.Process(target=process.become)
-        self._process.start()
+        with _STARTING:
+            _choose(_WITH_OURS if program is None else _BARE)
+            self._process.start()
+            _choose(_WITH_OURS)
         assert self._process.pid is not None
         self.pid = self._process.pid
 
