@@ -1,6 +1,6 @@
 """Processes without the seconds of imports: forks of one that has torch and transformers, and nothing of ours.
 
-`prune-cli` is forked from a second one that has our modules too. Each gets its own environment, working folder and
+`prune-cli` is forked from a fork that has our modules too. Each gets its own environment, working folder and
 output, as a program that a user starts does.
 """
 
@@ -18,6 +18,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
 
@@ -26,15 +27,31 @@ _IMPORTED = (
     "transformers.modeling_utils", "transformers.generation", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers", "accelerate", "greenlet", "jinja2", "rich.progress",
-    "typer._adapters",
+    "typer._adapters", "tests.warm",
 )  # fmt: skip
 SERVER = multiprocessing.get_context("forkserver")
 
 
-def _server(warm: str) -> forkserver.ForkServer:
-    server = forkserver.ForkServer()
-    server.set_forkserver_preload([*_IMPORTED, warm])
-    return server
+class _WithOurs(forkserver.ForkServer):
+    """Itself forked from the bare one, so that it has to import our modules alone."""
+
+    def ensure_running(self) -> None:
+        if self._forkserver_alive_fd is not None:
+            return
+        self._forkserver_address = str(Path(tempfile.mkdtemp(prefix="forks-")) / "asked")
+        alive, self._writer = SERVER.Pipe(duplex=False)
+        self._forkserver_alive_fd = self._writer.fileno()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._forkserver_address)
+            listener.listen()
+            _choose(_BARE)
+            SERVER.Process(target=_serve, args=(listener, alive), daemon=True).start()
+            _choose(self)
+
+
+def _serve(listener: socket.socket, alive: Connection) -> None:
+    importlib.import_module("tests.warm_ours")
+    forkserver.main(listener.detach(), alive.fileno(), [])  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _choose(server: forkserver.ForkServer) -> None:
@@ -42,7 +59,8 @@ def _choose(server: forkserver.ForkServer) -> None:
     setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)  # noqa: B010 - a function there
 
 
-_BARE, _WITH_OURS, _STARTING = _server("tests.warm"), _server("tests.warm_ours"), Lock()
+_BARE, _WITH_OURS, _STARTING = forkserver.ForkServer(), _WithOurs(), Lock()
+_BARE.set_forkserver_preload(list(_IMPORTED))
 _choose(_WITH_OURS)
 
 
@@ -67,10 +85,7 @@ class _Process:
         sys.argv = ["prune-cli" if self.program is None else "-c", *self.arguments]
         if self.program is None:
             from prune_cli.cli import run
-            from prune_cli.report.html import charts
 
-            # Each takes longer than a tiny run; tests/test_page.py draws them.
-            charts.draw = lambda data, spec: "<svg></svg>"
             run()
         else:
             for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:

@@ -22,6 +22,7 @@ from calibration import statistics
 from methods import _precision
 from prune_cli.cli import app
 from prune_cli.engine import open_model
+from tests.drawing import draw_charts
 
 NAME = "pretend"
 _ROOMS = ("prune_cli", "methods", "calibration")
@@ -206,6 +207,7 @@ def watched(commands: Sequence[tuple[bool, Sequence[str]]]) -> list[dict[str, An
     Of each: code, stdout, stderr, what it raised, and the waits.
     """
     device = install()
+    draw_charts(really=False)
     for name in _LAZY:
         importlib.import_module(name)
     _replace(open_model.pick_device, lambda _: device)

@@ -27,6 +27,8 @@ from tests.browser import CHROMIUM, browser
 from tests.conftest import RunCommand
 from tests.test_repeat import parsed
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory, llama: Path, tokens_file: Path) -> Path:

@@ -317,6 +317,7 @@ def test_parts_are_told_from_names(architecture: str, tmp_path: Path) -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.drawn
 def test_routers_alone_win_back(texts: tuple[Path, Path], tmp_path: Path, command: RunCommand) -> None:
     dense = save_tiny(tmp_path / "dense", "mixtral", dtype=torch.bfloat16, shards=False)
     model = pruned(dense, tmp_path / "pruned", command, "-m", "experts", "-o", "keep=2", "--calibration", texts[0])

@@ -14,6 +14,7 @@ from prune_cli.sweeps.knee import Knee
 from prune_cli.sweeps.plot import SWEEP_PNG, SWEEP_SVG, pictures
 from prune_cli.sweeps.report import BlockSensitivity, KneeReport, PointReport, Sensitivity, SweepReport
 
+pytestmark = pytest.mark.drawn
 DENSE = Evaluation(perplexity=12.2, loss=2.5, loss_standard_error=0.1, windows=8, predicted_tokens=800)
 NONE = Knee(None, None, None, None, None, 0.4, "one straight line fits as well (p = 0.4)")
 

@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from prune_cli.progress import Silent
-from prune_cli.recovery import page as recovery_page
 from prune_cli.recovery.request import RecoverRequest
 from prune_cli.recovery.run import recover
 from prune_cli.report.format import duration_range
 from prune_cli.request.request import PruneRequest
 from prune_cli.run import prune
 from prune_cli.structured.dry_run import dry_run_structured
-from prune_cli.sweeps import run as sweeps
 from prune_cli.sweeps.estimate import estimate
 from prune_cli.sweeps.request import SweepRequest
 from prune_cli.sweeps.run import sweep
@@ -136,12 +134,7 @@ def check_all_expected(seen: Recorded) -> None:
     assert min(each.work for each in seen.expected) > 0
 
 
-def test_sweeps_and_recoveries_are_expected_too(
-    whole: Path, tokens_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Pictures take longer than all else here.
-    monkeypatch.setattr(sweeps, "pictures", lambda _: {})
-    monkeypatch.setattr(recovery_page, "draw", lambda *_: "<svg></svg>")
+def test_sweeps_and_recoveries_are_expected_too(whole: Path, tokens_file: Path, tmp_path: Path) -> None:
     text, seen = str(tokens_file), Recorded()
     request = SweepRequest(str(whole), tmp_path / "sweep", text, None, "best", "0.5", sensitivity=0, calibration=text)
     foretold = estimate(request, Silent()).seconds
@@ -160,6 +153,7 @@ def test_sweeps_and_recoveries_are_expected_too(
         calibration=text,
         eval=text,
         self_calibration=1,
+        epochs=1,
     )
     for how in ("block", "full"):
         seen = Recorded()

@@ -1,4 +1,4 @@
-"""What a forked `prune-cli` finds done: its modules imported, its commands and the template of its page read."""
+"""What a forked `prune-cli` finds done: its modules imported, its commands and its page read, and no charts drawn."""
 
 import gc
 import importlib
@@ -10,9 +10,9 @@ import typer.main
 import calibration
 import methods
 import prune_cli
-import tests.warm  # noqa: F401
 from prune_cli.cli import app
 from prune_cli.report.html import page
+from tests.drawing import draw_charts
 
 for package in (prune_cli, methods, calibration):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -21,4 +21,5 @@ for package in (prune_cli, methods, calibration):
 typer.main.get_command = cache(typer.main.get_command)
 typer.main.get_command(app)
 page._template()
+draw_charts(really=False)
 gc.freeze()
