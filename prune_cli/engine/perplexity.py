@@ -29,7 +29,7 @@ def read_texts(opened: OpenModel, progress: Progress) -> Texts:
 def _read_texts(opened: OpenModel, progress: Progress) -> Texts:
     progress.stage("Reading text", 1)
     request = opened.request
-    tokenizer = load_tokenizer(opened.source.folder, opened.trust_remote_code)
+    tokenizer = load_tokenizer(opened.source.folder, opened.trust_remote_code, opened.model.config)
     reader = TextReader(opened.model, tokenizer, request.seq_len, request.seed)
     calibration = evaluation = None
     if opened.calibration is not None:

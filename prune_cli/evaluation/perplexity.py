@@ -84,7 +84,7 @@ def _measure(request: EvaluationRequest, progress: Progress, ranks: Ranks) -> Ev
             "only models with the same vocabulary can be compared."
         )
     progress.stage("Reading the text", 1)
-    tokenizer = load_tokenizer(source.folder, request.trust_remote_code)
+    tokenizer = load_tokenizer(source.folder, request.trust_remote_code, model.config)
     reader = TextReader(model, tokenizer, request.seq_len, request.seed)
     tokens = ranks.on_first(lambda: read_evaluation(reader, text, request.eval_windows))
     windows, comparison = tokens.windows, None

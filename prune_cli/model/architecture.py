@@ -186,12 +186,12 @@ def setting(config: Any, name: str) -> Any:
         return None
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any | None:
-    """The checkpoint's tokenizer, or None where the folder has none."""
+def load_tokenizer(folder: Path, trust_remote_code: bool, config: Any | None = None) -> Any | None:
+    """The checkpoint's tokenizer, or None where the folder has none; its `config` is read unless it is given."""
     if not has_tokenizer(folder):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise RequestError(
             f"The tokenizer in {folder} cannot be loaded ({one_line(error)}): download its files again, "

@@ -154,7 +154,7 @@ def _check_inside_blocks(plan: PruningPlan) -> None:
 def read_texts(request: SweepRequest, plan: PruningPlan, points: Sequence[Point], progress: Progress) -> SweepTexts:
     """The evaluation windows, and the calibration windows where a point needs them; as `prune` would read them."""
     progress.stage("Reading text", 1)
-    tokenizer = load_tokenizer(plan.source.folder, plan.trust_remote_code)
+    tokenizer = load_tokenizer(plan.source.folder, plan.trust_remote_code, plan.model.config)
     reader = TextReader(plan.model, tokenizer, request.seq_len, request.seed)
     calibration = None
     if any(point.request.pipeline().needs for point in points):
