@@ -29,12 +29,12 @@ def magnitude_score(weight: torch.Tensor, sq_norm: torch.Tensor) -> torch.Tensor
 
 def keep_per_row(score: torch.Tensor, sparsity: float) -> torch.Tensor:
     """Sort each row; of equal scores the lower column goes first."""
-    keep = torch.ones_like(score, dtype=torch.bool)
-    for i, row in enumerate(score.tolist()):
-        order = sorted(range(len(row)), key=lambda j: (row[j], j))
-        for j in order[: math.floor(sparsity * len(row) + 1e-9)]:
-            keep[i, j] = False
-    return keep
+    keep = []
+    for row in score.tolist():
+        order = sorted(range(len(row)), key=row.__getitem__)
+        gone = set(order[: math.floor(sparsity * len(row) + 1e-9)])
+        keep.append([j not in gone for j in range(len(row))])
+    return torch.tensor(keep, dtype=torch.bool).reshape(score.shape)
 
 
 def keep_per_tensor(score: torch.Tensor, sparsity: float) -> torch.Tensor:
@@ -43,13 +43,13 @@ def keep_per_tensor(score: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 def keep_n_of_m(score: torch.Tensor, n: int, m: int) -> torch.Tensor:
     """N kept of every M consecutive inputs."""
-    keep = torch.zeros_like(score, dtype=torch.bool)
-    for i, row in enumerate(score.tolist()):
+    keep = []
+    for row in score.tolist():
+        kept = set()
         for start in range(0, len(row), m):
-            order = sorted(range(start, start + m), key=lambda j: (row[j], j))
-            for j in order[m - n :]:
-                keep[i, j] = True
-    return keep
+            kept |= set(sorted(range(start, start + m), key=row.__getitem__)[m - n :])
+        keep.append([j in kept for j in range(len(row))])
+    return torch.tensor(keep, dtype=torch.bool)
 
 
 def squared_norms(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -279,12 +279,10 @@ def damped_least_squares(weight: torch.Tensor, keep: torch.Tensor, gram: torch.T
 
 def lowest_row_loss(row: torch.Tensor, pruned: int, inputs: torch.Tensor) -> float:
     """The lowest loss of any mask of one row that prunes `pruned` weights, by trying all of them."""
-    gram = inputs.double().T @ inputs.double()
-    best = math.inf
-    for places in itertools.combinations(range(len(row)), pruned):
-        lost = row.double()[list(places)]
-        best = min(best, float(lost @ gram[list(places)][:, list(places)] @ lost))
-    return best
+    masks = torch.zeros(math.comb(len(row), pruned), len(row), dtype=torch.float64)
+    for mask, places in zip(masks, itertools.combinations(range(len(row)), pruned), strict=True):
+        mask[list(places)] = 1
+    return float((inputs.double() @ (row * masks).T).square().sum(0).min())
 
 
 def adam_with_a_mask(

@@ -60,7 +60,8 @@ def test_block_by_block_equals_the_whole_forward_exactly(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "by"), [*((kind, "sublayer") for kind in KINDS), *((kind, "block") for kind in KINDS[::3])]
+    ("kind", "by"),
+    [*((kind, "sublayer") for kind in KINDS), *((kind, "block") for kind in ("falcon-new", "deepseek_v3", "gpt_oss"))],
 )
 def test_output_equals_pruning_the_whole_model_in_memory(
     kind: str, by: str, tmp_path: Path, tokens_file: Path, command: RunCommand
@@ -68,14 +69,14 @@ def test_output_equals_pruning_the_whole_model_in_memory(
     folder = save_kind(tmp_path / "model", kind)
     out = tmp_path / "out"
     outcome = command(
-        "prune", folder, out, "--calibration", tokens_file, "--calibrate-by", by, "--batch-size", 2, "-q"
+        "prune", folder, out, "--calibration", tokens_file, "--calibrate-by", by, "--batch-size", 4, "-q"
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
 
     whole = load_plain(folder)
     _, blocks_of_whole = _blocks(whole)
     reference.prune_whole_model(
-        whole, blocks_of_whole, token_ids().split(2), reference.wanda_score, _half_of_each_row, by=by
+        whole, blocks_of_whole, token_ids().split(4), reference.wanda_score, _half_of_each_row, by=by
     )
     pruned = load_plain(out)
     expected = whole.state_dict()
@@ -103,8 +104,9 @@ CHOICES: dict[str, tuple[list[str], Callable[[torch.Tensor], torch.Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("kind", ["llama-tied", "gpt2"])
+@pytest.mark.parametrize(
+    ("kind", "choice"), [("llama-tied", "30 %"), ("llama-tied", "4:8"), ("gpt2", "2:4"), ("gpt2", "1:4")]
+)
 def test_the_authors_protocol_gives_the_reference_masks(
     kind: str, choice: str, tmp_path: Path, tokens_file: Path, command: RunCommand
 ) -> None:
@@ -112,12 +114,12 @@ def test_the_authors_protocol_gives_the_reference_masks(
     options, choose = CHOICES[choice]
     out = tmp_path / "out"
     outcome = command(
-        "prune", folder, out, *options, "--calibration", tokens_file, "--calibrate-by", "block", "--batch-size", 1, "-q"
+        "prune", folder, out, *options, "--calibration", tokens_file, "--calibrate-by", "block", "--batch-size", 3, "-q"
     )
     assert outcome.code == 0, outcome.stderr
     whole = load_plain(folder)
     reference.prune_whole_model(
-        whole, _blocks(whole)[1], token_ids().split(1), reference.wanda_score, choose, by="block"
+        whole, _blocks(whole)[1], token_ids().split(3), reference.wanda_score, choose, by="block"
     )
     expected = whole.state_dict()
     for name, tensor in load_plain(out).state_dict().items():

@@ -166,7 +166,9 @@ def test_images_are_seen_where_samples_hold_them(kind: str, tmp_path: Path, comm
     data.mkdir()
     for number, sample in enumerate(samples):
         save_file(sample, data / f"{number}.safetensors")
-    outcome = command("prune", folder, out, "--calibration", data, "--eval", data, "-q", "--json")
+    outcome = command(
+        "prune", folder, out, "--calibration", data, "--eval", data, "--calibrate-by", "block", "-q", "--json"
+    )
     assert outcome.code == 0, outcome.stderr
     _, blocks = find_blocks(whole)
     seeing = SeeingImages(whole, samples)
@@ -176,7 +178,7 @@ def test_images_are_seen_where_samples_hold_them(kind: str, tmp_path: Path, comm
         [sample["input_ids"] for sample in samples],
         reference.wanda_score,
         lambda scores: reference.keep_per_row(scores, 0.5),
-        by="sublayer",
+        by="block",
     )
     expected = whole.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load(out).state_dict().items())
