@@ -19,7 +19,7 @@ from tests.tiny import save_tiny
 
 RUNS: dict[str, list[str]] = {
     "wanda": ["-m", "wanda"],
-    "depth": ["-m", "depth", "-o", "remove=2", "-o", "windows=4"],
+    "depth": ["-m", "depth", "-o", "remove=1", "-o", "windows=2"],
     "width": ["-m", "width", "-o", "parts=both", "-s", "0.5"],
     "width of own sizes": ["-m", "width", "-s", "0.5", "-o", "uniform=false", "-o", "multiple=4"],
     "experts": ["-m", "experts", "-s", "0.5"],

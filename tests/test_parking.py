@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 
 from prune_cli.engine import activation_offload as parking
 from prune_cli.engine.activation_budget import ActivationBudget
+from tests.forked import run_program
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -60,5 +59,6 @@ before = _host_bytes()
 del pieces[::2]
 print(before - _host_bytes())
 """
-    freed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    freed = run_program(code)
+    assert freed.returncode == 0, freed.stderr
     assert int(freed.stdout) > 0.9 * 100 * 2**20, freed.stdout
