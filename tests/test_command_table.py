@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,13 +62,6 @@ def test_the_table_of_methods_is_what_the_methods_say() -> None:
     for name, owner in loaded:
         assert (name, owner.summary, owner.cost) in table
     assert SUMMARIES.keys() == PRESETS.keys() <= {row[0] for row in next(iter(choices().values()))}
-
-
-def test_methods_imports_no_torch() -> None:
-    program = "import sys; from prune_cli.cli import app\ntry: app(['methods'])\n"
-    program += "except SystemExit: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize(

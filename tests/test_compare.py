@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,15 @@ from tests.tiny import load_plain, save_tiny
 PROMPTS = ("ab", "a longer prompt")
 
 
+@cache
+def opened(folder: Path) -> tuple[Any, Any]:
+    return AutoTokenizer.from_pretrained(folder), load_plain(folder)
+
+
 @torch.no_grad()
 def naive(folder: Path, prompt: str, tokens: int) -> str:
     """The likeliest token after everything so far, one by one, on the whole model."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), load_plain(folder)
+    tokenizer, model = opened(folder)
     ids = tokenizer(prompt, add_special_tokens=True)["input_ids"]
     new: list[int] = []
     while len(new) < tokens:
@@ -34,20 +41,20 @@ def test_continuations_are_those_of_the_whole_models(kind: str, tmp_path: Path, 
     prune = ("prune", dense, tmp_path / "out", "-m", "magnitude", "-s", "0.7", "--generate", 4, "--json")
     report = command(*prune).json
     (tmp_path / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n")
-    both = ("compare", tmp_path / "out", dense, "--tokens", 6)
-    found = command(*both, "--prompts", tmp_path / "prompts.txt", "--json").json["continuations"]
+    both = ("compare", tmp_path / "out", dense, "--tokens")
+    found = command(*both, 4, "--prompts", tmp_path / "prompts.txt", "--json").json["continuations"]
     assert [each["prompt"] for each in found] == list(PROMPTS)
     for each in found:
-        assert each["dense"] == naive(dense, each["prompt"], 6)
-        assert each["pruned"] == naive(tmp_path / "out", each["prompt"], 6)
+        assert each["dense"] == naive(dense, each["prompt"], 4)
+        assert each["pruned"] == naive(tmp_path / "out", each["prompt"], 4)
     assert len(report["continuations"]) == 3
     for each in report["continuations"]:
         assert each["pruned"] == naive(tmp_path / "out", each["prompt"], 4)
     pages = [(tmp_path / "out" / name).read_text() for name in ("prune_report.md", "README.md", "prune_report.html")]
     assert all("What it says" in page and "of the city begins with" in page for page in pages)
-    shown = command(*both, "--prompt", "ab").stdout
+    shown = command(*both, 2, "--prompt", "ab").stdout
     assert "ab  (the same for " in shown or "ab  (the same to the end)" in shown
-    assert "- dense: `" in command(*both, "-p", "ab", "--markdown").stdout
+    assert "- dense: `" in command(*both, 2, "-p", "ab", "--markdown").stdout
 
 
 def test_a_chat_template_is_used_where_there_is_one(llama: Path, tmp_path: Path, command: RunCommand) -> None:

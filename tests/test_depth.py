@@ -72,7 +72,9 @@ def _removed(report: Any) -> list[int]:
 def test_a_share_of_the_blocks_is_rounded_and_the_report_says_so(
     five: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
 ) -> None:
-    report = _depth(command, five, tmp_path / "out", tokens_file, "-s", "0.3", "--eval", tokens_file)
+    report = _depth(
+        command, five, tmp_path / "out", tokens_file, "-s", "0.3", "-o", "score=influence", "--eval", tokens_file
+    )
     structure = report["structure"]
     assert len(_removed(report)) == 2
     assert "30 % of the 5 blocks removed, which is 2" in structure["asked"]
@@ -123,11 +125,11 @@ def test_refusals_come_before_any_work(
     assert not partial_folder(tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("score", ["greedy", "influence"])
+@pytest.mark.parametrize(("score", "remove"), [("greedy", 1), ("influence", 2)])
 def test_a_stopped_run_continues_to_the_same_bytes(
-    score: str, five: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
+    score: str, remove: int, five: Path, tmp_path: Path, tokens_file: Path, command: RunCommand
 ) -> None:
-    options = ["-o", "remove=2", "-o", f"score={score}"]
+    options = ["-o", f"remove={remove}", "-o", f"score={score}"]
     _depth(command, five, tmp_path / "expected", tokens_file, *options)
     out = tmp_path / "out"
     for stop_at in ("lay_out", "copy_side_files"):

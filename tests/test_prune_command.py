@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 import prune_cli
 from methods import load_method, method_names
 from methods.structured import structured_names
+from prune_cli.errors import PruneError
 from prune_cli.report.schema import report_schema
+from prune_cli.request.request import PruneRequest
 from tests import reference
 from tests.conftest import LENGTH, SAMPLES, RunCommand, folder_bytes, token_ids
 from tests.forked import ForkedRun
@@ -168,8 +170,9 @@ def test_random_follows_the_seed_and_the_name_alone(llama: Path, tmp_path: Path,
 def test_options_of_a_method(llama: Path, tmp_path: Path, command: RunCommand) -> None:
     out = tmp_path / "out"
     assert command("prune", llama, out, "-m", "magnitude", "-o", "per=row", "-q").code == 0
+    weights = load_plain(out).state_dict()
     for name in pruned_rows(report_of(out)):
-        weight = load_plain(out).state_dict()[name]
+        weight = weights[name]
         assert ((weight == 0).sum(1) == weight.shape[1] // 2).all()
 
 
@@ -287,14 +290,22 @@ def test_steps_follow_a_method(name: str, tokens_file: Path, tmp_path: Path, com
 
 
 def test_a_preset_is_its_options_and_what_is_said_beside_it_wins(
-    llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand
+    llama: Path, tokens_file: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def request(*options: str) -> dict[str, Any]:
-        out = tmp_path / "-".join(("out", *options))
-        return command("prune", llama, out, *options, "--calibration", tokens_file, "--json").json["request"]
+    asked: list[PruneRequest] = []
+
+    def stop(request: PruneRequest, *_: object, **__: object) -> None:
+        asked.append(request)
+        raise PruneError("far enough")
+
+    monkeypatch.setattr("prune_cli.run.prune", stop)
+
+    def request(*options: str) -> PruneRequest:
+        assert command("prune", llama, tmp_path / "out", *options, "--calibration", tokens_file).code == 1
+        return asked.pop()
 
     best = request("--preset", "best")
-    assert (best["preset"], best["method"], best["target"]) == ("best", "admm", "dense")
-    assert request("--preset", "best", "-m", "sparsegpt")["method"] == "sparsegpt"
-    assert request("--preset", "best", "--target", "pruned")["target"] == "pruned"
-    assert request()["method"] == "wanda"
+    assert (best.preset, best.method, best.target) == ("best", "admm", "dense")
+    assert request("--preset", "best", "-m", "sparsegpt").method == "sparsegpt"
+    assert request("--preset", "best", "--target", "pruned").target == "pruned"
+    assert request().method == "wanda"

@@ -129,6 +129,7 @@ def test_alignment_is_the_cheapest_in_order(case: tuple[int, int, int]) -> None:
     assert tuple(found) == min(each, key=lambda way: sum(float(costs[row, at]) for row, at in enumerate(way)))
 
 
+@pytest.mark.drawn
 def test_a_sparse_model_wins_back_and_keeps_every_zero(
     llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
 ) -> None:
@@ -199,7 +200,7 @@ def test_every_kind_of_output_wins_back(
     gains = [block["error_before"] - block["error_after"] for block in done.json["blocks"]]
     assert min(gains) >= 0 < max(gains)
     assert command("verify", tmp_path / "out", "--against", model).code == 0
-    if architecture not in ("gpt2", "mixtral"):
+    if architecture != "gpt2" and "experts" not in how:
         return
     # Trained in float32 beside hidden states of 16 bits, as on a GPU.
     half = command("recover", model, tmp_path / "half", *options(texts, dense), "--json", "--dtype", "bfloat16")
@@ -305,7 +306,7 @@ def test_prune_matches_blocks_as_recover_does(
     llama: Path, texts: tuple[Path, Path], tmp_path: Path, command: RunCommand
 ) -> None:
     """The first block alone is pruned alike with and without: what is trained before it would change the others."""
-    how, text = ("-m", "admm", "--target", "dense"), ("--calibration", texts[0], "--batch-size", 2)
+    how, text = ("-m", "admm", "--target", "dense", "-o", "steps=2"), ("--calibration", texts[0], "--batch-size", 2)
     model = pruned(llama, tmp_path / "pruned", command, *how, *text)
     usual = ("--epochs", EPOCHS, "--rate", RATE)
     recovered = command("recover", model, tmp_path / "recovered", *options(texts, llama), *usual, "--json")

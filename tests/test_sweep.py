@@ -44,12 +44,15 @@ def test_points_equal_prune_and_eval(llama: Path, tmp_path: Path, texts: tuple[A
     said = {"wanda": ["-m", "wanda"], "magnitude": ["-m", "magnitude"], "best": ["--preset", "best"]}
     said["wanda+swaps"] = ["-m", "wanda", "--refine", "swaps"]
     assert len(report["points"]) == 4 * 3
+    # Each method at one of the two, and each of the two with and without a step after the method.
+    tried = {("wanda", None), ("magnitude", "2:4"), ("best", "2:4"), ("wanda+swaps", None)}
     for point in report["points"]:
         assert point["loss_increase"] == pytest.approx(
             point["evaluation"]["loss"] - report["dense"]["loss"], rel=1e-9, abs=1e-12
         )
         if point["asked_sparsity"] == 0:
             assert point["evaluation"] == report["dense"]
+        if point["asked_sparsity"] == 0 or (point["method"], point["pattern"]) not in tried:
             continue
         out = tmp_path / f"{point['method']}-{point['pattern'] or point['asked_sparsity']}"
         how = ["--pattern", point["pattern"]] if point["pattern"] else ["-s", point["asked_sparsity"]]
@@ -80,12 +83,14 @@ def test_a_block_alone_equals_prune_with_include(
     assert table["blocks"][1]["sparsity"] == expected["totals"]["sparsity_of_pruned"]
 
 
+@pytest.mark.drawn
 def test_files_agree_and_side_by_side_changes_nothing(
     llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command("sweep", llama, tmp_path / "a", *GRID, *texts).code == 0
+    grid = ("-m", "wanda,wanda+swaps", *GRID[2:], *texts)
+    assert command("sweep", llama, tmp_path / "a", *grid).code == 0
     monkeypatch.setattr(workers, "_MOST_CONCURRENT", 1)
-    assert command("sweep", llama, tmp_path / "b", *GRID, *texts, "--device", "cpu,cpu").code == 0
+    assert command("sweep", llama, tmp_path / "b", *grid, "--device", "cpu,cpu").code == 0
     a, b = read(tmp_path / "a"), read(tmp_path / "b")
     for one, other in zip(a["points"], b["points"], strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -123,22 +128,22 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
 def test_a_killed_sweep_continues_to_the_same_results(
     llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("-m", "wanda,best", "-s", "0.3,0.6", "--sensitivity", 0, *texts)
+    arguments = ("-m", "wanda,best", "-s", 0.5, "--sensitivity", 0, *texts)
     assert command("sweep", llama, tmp_path / "expected", *arguments).code == 0
     out = tmp_path / "out"
     monkeypatch.setattr(workers, "_MOST_CONCURRENT", 1)
     with monkeypatch.context() as patch:
-        _stop_after(patch, 2)
+        _stop_after(patch, 1)
         stopped = command("sweep", llama, out, *arguments)
     assert stopped.code == 1
     assert "the plug was pulled" in stopped.stderr
     assert not out.exists()
     journal = partial_folder(out) / POINTS
-    assert journal.read_text().count('"losses"') == 2
+    assert journal.read_text().count('"losses"') == 1
     journal.write_text(journal.read_text() + '{"point": {"cut sh')
     assert "--resume" in command("sweep", llama, out, *arguments).stderr
     with monkeypatch.context() as patch:
-        _stop_after(patch, 2)
+        _stop_after(patch, 1)
         assert command("sweep", llama, out, *arguments, "--resume").code == 0
     expected, found = read(tmp_path / "expected"), read(out)
     for one, other in zip(expected["points"], found["points"], strict=True):
@@ -288,9 +293,7 @@ def test_experts_are_pruned_as_prune_does(
     tmp_path: Path, tokens_file: Path, texts: tuple[Any, ...], command: RunCommand
 ) -> None:
     model = save_tiny(tmp_path / "model", "mixtral")
-    done = command(
-        "sweep", model, tmp_path / "sweep", "-m", "magnitude,wanda,best", "-s", 0.5, *texts, "--sensitivity", 0
-    )
+    done = command("sweep", model, tmp_path / "sweep", "-m", "wanda,best", "-s", 0.5, *texts, "--sensitivity", 0)
     assert done.code == 0, done.stderr
     for point in read(tmp_path / "sweep")["points"]:
         said = ["--preset", "best"] if point["method"] == "best" else ["-m", point["method"]]

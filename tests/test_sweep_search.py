@@ -112,7 +112,7 @@ def test_the_allocation_is_what_prune_takes(
 def test_a_killed_search_continues_to_the_same_result(
     llama: Path, tmp_path: Path, texts: tuple[Any, ...], command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = ("--search", "evolution", "--budget", 8, "--held-out", 6, "-s", 0.6, *texts)
+    search = ("--search", "evolution", "--budget", 6, "--held-out", 6, "-s", 0.6, *texts)
     assert command("sweep", llama, tmp_path / "expected", *search).code == 0
     original, left = workers.measure_concurrently, iter(range(1))
 
