@@ -86,8 +86,9 @@ def test_the_bytes_are_those_of_one_process(
         ("qwen3_moe", ["--preset", "best"]),
         ("llama-untied", ["-m", "width", "-s", "0.5", "-o", "uniform=false", "-o", "multiple=4"]),
         ("llama-untied", ["-m", "depth", "-o", "remove=1"]),
+        ("gpt_oss", ["-m", "experts", "-s", "0.5", "-o", "after=refit"]),
     ],
-    ids=["best of maps and experts", "width", "depth"],
+    ids=["best of maps and experts", "width", "depth", "refit of experts"],
 )
 def test_solvers_agree_but_for_rounding(
     architecture: str, arguments: list[str], tmp_path: Path, text: Path, command: RunCommand

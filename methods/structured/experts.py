@@ -40,6 +40,19 @@ class Options:
             "(k, layers, keep, and the ranking of all)"
         },
     )
+    after: Literal["nothing", "refit", "merge", "router"] = field(
+        default="nothing",
+        metadata={
+            "help": "what makes up for the experts that go, where it helps on held-out samples: the last layers of "
+            "those that stay are fitted by least squares (refit), those that go are averaged into their likes (merge), "
+            "the router's rows are trained (router)"
+        },
+    )
+
+    @property
+    def measures(self) -> bool:
+        """Whether a text tells which experts stay."""
+        return self.score != "random" and self.keep_list is None
 
 
 def expert_sums(outputs: torch.Tensor, gates: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -95,7 +108,7 @@ def keep_count(sparsity: float, experts: int, groups: int) -> int:
 
 
 def _needs_text(options: Options) -> bool:
-    return options.score != "random" and options.keep_list is None
+    return options.measures or options.after != "nothing"
 
 
 METHOD = StructuredMethod(

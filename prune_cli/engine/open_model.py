@@ -129,7 +129,10 @@ def _packed_by_default(request: PruneRequest) -> str:
 
 
 def _asks_for_refit(request: PruneRequest) -> bool:
-    return "refit" in request.options and bool(getattr(request.structured_options(), "fits", False))
+    options = request.structured_options()
+    if getattr(options, "after", "nothing") != "nothing":
+        return True
+    return "refit" in request.options and bool(getattr(options, "fits", False))
 
 
 def pick_device(asked: str) -> torch.device:

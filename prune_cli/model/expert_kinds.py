@@ -21,11 +21,13 @@ _PARALLEL = {"input_linear.weight": False, "output_linear.weight": True}
 class ExpertsKind(Protocol):
     """`maps`: the parameters by their names under the module, and whether each is the last, after the activation.
 
-    Of `rows`, a parameter has the matrices of all experts one below the other.
+    Of `rows`, a parameter has the matrices of all experts one below the other. `every_token`: the entrance is called
+    with all tokens.
     """
 
     maps: Mapping[str, bool]
     rows: bool
+    every_token: bool
 
     def fits(self, module: nn.Module) -> bool:
         """Whether `module` computes its experts so."""
@@ -65,6 +67,7 @@ class _Described:
 
     maps: Mapping[str, bool] = _FIRST_AND_LAST
     rows: bool = False
+    every_token: bool = True
 
     def fits(self, module: nn.Module) -> bool:
         return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "num_experts"))
@@ -100,6 +103,8 @@ class _Described:
 
 class _RowsForAll(_Described):
     """Llama 4: each gets a row of zeros for every token that is not its own, and no list of the experts chosen."""
+
+    every_token: bool = False
 
     def fits(self, module: nn.Module) -> bool:
         return type(module).__name__ == "Llama4TextExperts"

@@ -139,6 +139,16 @@ def outputs_of(module: nn.Module, expert: int, rows: torch.Tensor) -> torch.Tens
     return kind.last(module, expert, kind.before_down(module, expert, rows))
 
 
+def tells_every_token(module: nn.Module) -> bool:
+    """Whether the entrance is called with all tokens and the experts of each."""
+    return _kind(module).every_token
+
+
+def norms_outputs(module: nn.Module) -> bool:
+    """Whether a norm stands behind the last map of each expert."""
+    return bool(getattr(module, "has_post_expert_norm", False))
+
+
 def _kind(module: nn.Module) -> ExpertsKind:
     kind = kind_of(module)
     assert kind is not None, "only experts of a known kind have an ExpertPart"

@@ -79,10 +79,12 @@ def assemble_report(plan: RecoveryPlan, texts: RecoveryTexts, done: Done) -> Rec
 
 
 def block_recoveries(runs: Sequence[tuple[int, ...]], output: OutputFolder) -> list[BlockRecovery]:
-    """What was journaled of each block that was matched; `runs` as in `Pair`."""
+    """What was journaled of every block that was matched; `runs` as in `Pair`."""
     found = []
     for block, run in enumerate(runs):
-        line = output.done[block]
+        line = output.done.get(block, {})
+        if "matched" not in line:
+            continue
         matched = Matched(**line["matched"])
         found.append(
             BlockRecovery(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -24,9 +24,10 @@ from prune_cli.engine.seeds import seed_of
 from prune_cli.engine.stream import Stream
 from prune_cli.engine.waiting_batches import Call
 from prune_cli.errors import PruneError
+from prune_cli.model.roles import Role
 from prune_cli.model.streamed_model import StreamedModel
 from prune_cli.progress import Progress
-from prune_cli.recovery.trained_block import Trained, as_stored, trainable, trained_names
+from prune_cli.recovery.trained_block import TRAINED, Trained, as_stored, trainable, trained_names
 
 MATCHING = "Matching the blocks"
 # One sample of so many is held out.
@@ -140,9 +141,14 @@ class BlockTrainer:
     matching: Matching
 
     def train(
-        self, block: int, tensors: Mapping[str, torch.Tensor], calls: Sequence[Call], targets: Sequence[torch.Tensor]
+        self,
+        block: int,
+        tensors: Mapping[str, torch.Tensor],
+        calls: Sequence[Call],
+        targets: Sequence[torch.Tensor],
+        roles: Collection[Role] = TRAINED,
     ) -> tuple[Matched, dict[str, torch.Tensor]]:
-        """What came of it, and the new values of `tensors`, which are those that `block` is loaded with.
+        """What came of it, and the new values of `tensors`, which are those that `block` is loaded with; `roles` move.
 
         `calls` are how the samples' batches are about to call it, `targets` the hidden states to reach, one a batch.
         Raises PruneError where the hidden states are not finite, or a dtype cannot hold new weights (by name).
@@ -152,7 +158,7 @@ class BlockTrainer:
         forwards = [_forward(self.model, call, batch) for call, batch in zip(calls[:seen], batches, strict=True)]
         rows = [real_rows(target, batch) for target, batch in zip(targets[:seen], batches, strict=True)]
         generator = torch.Generator().manual_seed(seed_of(f"block {block}", self.matching.seed))
-        with trainable(self.model, trained_names(self.model, block)) as parameters:
+        with trainable(self.model, trained_names(self.model, block, roles)) as parameters:
             examples = Examples(forwards[:fit], rows[:fit]), Examples(forwards[fit:], rows[fit:])
             matched = match(parameters, *examples, self.matching.schedule, generator)
             if not math.isfinite(matched.before):

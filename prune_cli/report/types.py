@@ -275,7 +275,7 @@ class Report:
     `inputs` has the sha256 of all that was read, calibration before windows of the model's own were added.
     The last `sampled` calibration samples are such. `output_error_rows` stand for the calibration tokens in
     output_error; as many as tokens means exact. `tasks` were measured afterwards; `matched` is what --match-blocks did
-    to each block.
+    to each block, or -o after= to those that lost experts.
     """
 
     schema_version: Annotated[int, Keywords(const=SCHEMA_VERSION)]
@@ -316,7 +316,7 @@ class Report:
     def to_json(self) -> str:
         document = asdict(self) | {"request": request_as_json(self.request)}
         if not self.matched:
-            del document["matched"]  # as in every report of a run without --match-blocks
+            del document["matched"]  # as in every report of a run without --match-blocks or -o after=
         if self.tasks is None:
             del document["tasks"]  # until eval --add-to-report adds some
         if self.processes is None:

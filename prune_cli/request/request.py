@@ -274,6 +274,11 @@ def check_list_only(request: PruneRequest) -> None:
     for option, value in given.items():
         if value is not None:
             raise RequestError(f"{option} is for a run that writes a model, not for --keep-list-only: leave it out.")
+    after = request.structured_options().after
+    if after != "nothing":
+        raise RequestError(
+            f"--keep-list-only writes no weights that could make up for experts: leave -o after={after} out."
+        )
     listed = request.options.get("save_keep_list")
     if listed is None and request.out.suffix not in (".json", ".jsonl"):
         raise RequestError(

@@ -79,6 +79,7 @@ def assemble_structured(
         blocks=[
             BlockReport(group, line["seconds"], group in output.resumed) for group, line in sorted(output.done.items())
         ],
+        matched=change.matched,
         tensors=_tensors(prepared, change, written, zeros, output.done.values()),
         seconds=seconds,
         peak_host_bytes=run.memory.host_bytes,

@@ -13,7 +13,8 @@ class Pass:
     """A stage of the run, whose title begins with `title`: so many times the calibration text through all blocks.
 
     `heads` is how often it also comes to the output head. All layers are fitted `fits` times, on the share `fitted_on`
-    of the text. `states` is how often hidden states of the whole text wait side by side.
+    of the text. `states` is how often hidden states of the whole text wait side by side. `both`: the dense model passes
+    beside the smaller one.
     """
 
     title: str
@@ -22,6 +23,7 @@ class Pass:
     fits: float = 0.0
     fitted_on: float = 1.0
     states: float = 0.0
+    both: bool = False
 
 
 @dataclass(frozen=True)

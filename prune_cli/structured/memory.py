@@ -14,7 +14,9 @@ from prune_cli.structured.prepare import PreparedStructure
 def estimated_memory(prepared: PreparedStructure, cost: Cost, sizes: Sizes) -> Estimate:
     """Of the fit, with the dense model beside, and of the choice."""
     tokens = None if prepared.calibration is None else sizes.calibration
-    fits = any(stage.fits for stage in (*cost.choice, *cost.fit))
+    stages = (*cost.choice, *cost.fit)
+    fits = any(stage.fits for stage in stages)
+    streams = 2 if fits or any(stage.both for stage in stages) else 1
     infos = [
         info for info in prepared.model.tensor_map.values() if info.block is not None and info.role == "linear map"
     ]
@@ -23,7 +25,7 @@ def estimated_memory(prepared: PreparedStructure, cost: Cost, sizes: Sizes) -> E
         widest=max((matrix_shape(info)[1] for info in infos), default=0),
         gram=fits,
     )
-    work = pruning_phase("fitting" if fits else "writing", prepared, tokens, 2 if fits else 1, layers)
+    work = pruning_phase("fitting" if streams > 1 else "writing", prepared, tokens, streams, layers)
     return estimate_of(prepared, sizes, work, _choosing(prepared, cost, tokens))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prune_cli.checkpoint.layout import OutputTensor
-from prune_cli.report.types import BlockChange, ExpertComparison
+from prune_cli.report.types import BlockChange, BlockRecovery, ExpertComparison
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class StructuredPlan:
     attributes of modules that differ because of it; both are for the check against the rebuilt model. `cuts` tell of
     tensors with a shape what they are of their source, where that is all; `shares` tells how much of each kind of unit
     went, where there are several. `tables` are tensors whose values are numbers of experts, `misfits` the extra heads
-    that config.json does not describe rightly; `heads` tells what was removed of others.
+    that config.json does not describe rightly; `heads` tells what was removed of others. `experts` are those that stay
+    in each block; `matched` has the blocks that
+    were made to follow the dense ones by -o after=.
     """
 
     config: dict[str, Any]
@@ -55,3 +57,5 @@ class StructuredPlan:
     misfits: tuple[str, ...] = ()
     heads: Mapping[str, str] = field(default_factory=dict)
     compared: ExpertComparison | None = None
+    experts: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    matched: tuple[BlockRecovery, ...] = ()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from methods.structured._expert_tables import without_removed
 from prune_cli.checkpoint.file_names import CARD
 from prune_cli.checkpoint.inputs import KEEP_LIST, STATISTICS_FILE
 from prune_cli.checkpoint.preflight import check_space
@@ -34,6 +33,7 @@ from prune_cli.report.types import Report
 from prune_cli.request.request import PruneRequest
 from prune_cli.structured.build_report import assemble_structured
 from prune_cli.structured.config import config_from
+from prune_cli.structured.kept_tensors import renumbered, sliced
 from prune_cli.structured.memory import estimated_memory
 from prune_cli.structured.method import removal_of
 from prune_cli.structured.plan import NewNumbers
@@ -125,21 +125,12 @@ def write_slices(run: Run[PreparedStructure], stored: StoredOutput, tables: Mapp
     for block, names in sorted(by_block.items()):
         if block not in run.output.done:
             begun = time.monotonic()
-            tensors = {name: _sliced(stored, name) for name in names if name in stored.slices}
-            tensors |= {name: _renumbered(run, name, tables[name]) for name in names if name in tables}
+            tensors = {
+                name: sliced(stored.source.read(stored.tensors[name].source), stored.slices[name])
+                for name in names
+                if name in stored.slices
+            }
+            tensors |= {name: renumbered(run.plan.checkpoint, name, tables[name]) for name in names if name in tables}
             run.output.write_block(block, tensors, {"seconds": time.monotonic() - begun})
         run.progress.advance()
     run.output.wait()
-
-
-def _renumbered(run: Run[PreparedStructure], name: str, table: NewNumbers) -> torch.Tensor:
-    read = run.plan.checkpoint.read
-    return without_removed(read(name), torch.tensor(table.kept), read(table.router))
-
-
-def _sliced(stored: StoredOutput, name: str) -> torch.Tensor:
-    part, tensor = stored.slices[name], stored.source.read(stored.tensors[name].source)
-    if tensor.dtype.itemsize > 1:
-        return tensor.index_select(part.axis, torch.tensor(part.entries))
-    # torch selects no entries of float8.
-    return tensor.view(torch.uint8).index_select(part.axis, torch.tensor(part.entries)).view(tensor.dtype)

@@ -30,6 +30,7 @@ from prune_cli.structured.extra_heads import (
     refused_by_runtimes,
     whole_heads,
 )
+from prune_cli.structured.moe.after import check_after, check_samples, cost_after, make_up
 from prune_cli.structured.moe.compare_sources import compared_use
 from prune_cli.structured.moe.counts import asked_count, listed_scores
 from prune_cli.structured.moe.expert_statistics import MEASURING_EXPERTS, finite_sums, measure_experts
@@ -91,6 +92,7 @@ class ExpertRemoval:
                 what = useless.partition(",")[0]
                 raise RequestError(f"--compare-calibration needs what {what} does not measure: leave it out.")
             open_text(compared)
+        check_after(self.prepared, find_mixtures(self.prepared.model))
         self.example()
 
     def asked(self) -> str:
@@ -113,14 +115,16 @@ class ExpertRemoval:
         return _change(self.prepared, mixtures, Choice(kept, {}, heads))
 
     def cost(self, text: str) -> Cost:
-        choice = (Pass(MEASURING_EXPERTS, 1.0),) if self.prepared.method.needs_text(self.prepared.options) else ()
+        choice = (Pass(MEASURING_EXPERTS, 1.0),) if self.prepared.options.measures else ()
         known = how_known(self.prepared) if choice else ()
-        return Cost(choice, (), how_chosen(self.prepared, passes_of(choice), text) + known)
+        fit, told = cost_after(self.prepared.options.after)
+        return Cost(choice, fit, (*how_chosen(self.prepared, passes_of(choice), text), *known, *told))
 
     def bytes_at_most(self) -> int:
         return output_bytes(self.prepared.checkpoint)
 
     def decide(self, run: Run[PreparedStructure]) -> StructuredPlan:
+        check_samples(run)
         prepared, mixtures = run.plan, find_mixtures(run.model)
         keep, score = asked_count(prepared, mixtures), prepared.options.score
         heads = _heads(prepared, mixtures)
@@ -140,8 +144,8 @@ class ExpertRemoval:
         return replace(_change(prepared, mixtures, choice), compared=compared)
 
     def write(self, run: Run[PreparedStructure], change: StructuredPlan) -> StructuredPlan:
-        """What stays is as it was."""
-        return change
+        """What stays is as it was, or makes up for what went."""
+        return change if run.plan.options.after == "nothing" else make_up(run, change)
 
 
 def _heads(prepared: PreparedStructure, mixtures: Sequence[Mixture]) -> list[HeadMixture]:
@@ -163,7 +167,7 @@ def _sums(
     run: Run[PreparedStructure], mixtures: Sequence[Mixture], heads: Sequence[HeadMixture]
 ) -> dict[int | str, dict[str, list[float]]]:
     """Of each block with experts, and of each extra head that could be run."""
-    if not run.plan.method.needs_text(run.plan.options):
+    if not run.plan.options.measures:
         places = [mixture.block for mixture in mixtures] + [head.head for head in heads]
         return {place: {"tokens": [0.0] * mixtures[0].experts} for place in places}
 
@@ -227,6 +231,7 @@ def _change(prepared: PreparedStructure, mixtures: Sequence[Mixture], choice: Ch
         notes=tuple(refused_by_runtimes(head, keep) for head in whole),
         tables=tables,
         misfits=tuple(whole),
+        experts=choice.kept,
         heads={head: _of_head(experts, kept, known=bool(choice.scores)) for head, kept in choice.heads.items()},
     )
     check_module_lists(prepared, change)
