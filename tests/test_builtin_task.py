@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from calibration.builtin import builtin_documents
+from prune_cli.engine.activation_budget import Batching
 from prune_cli.engine.open_model import pick_device
 from prune_cli.evaluation.builtin_task import CHOICES, builtin_items
 from prune_cli.evaluation.choices import answered_right
@@ -51,7 +52,7 @@ def test_answers_are_those_of_a_naive_loop(positions: int, tmp_path: Path) -> No
             first = max(len(ids) - new, 1)
             scores.append(sum(float(log_p[at - 1, ids[at]]) for at in range(first, len(ids))) / len(choice.encode()))
         expected.append(scores.index(max(scores)) == item.answer)
-    assert answered_right(model, tokenizer, items, 3, Silent()) == expected
+    assert answered_right(model, tokenizer, items, Batching(3), Silent()) == expected
 
 
 def test_recovery_and_its_error_know_that_both_answered_the_same_items() -> None:
