@@ -117,8 +117,8 @@ def test_best_samples_until_each_input_of_the_widest_layer_has_16_tokens(
     assert ("self-calibration" in (tmp_path / "auto" / "README.md").read_text()) == (copies > 0)
 
 
-def test_auto_stops_at_three_windows_for_each() -> None:
-    assert [copies_for(tokens, 100) for tokens in (1, 400, 401, 534, 800, 1599, 1600)] == [3, 3, 3, 2, 1, 1, 0]
+def test_auto_stops_at_two_windows_for_each() -> None:
+    assert [copies_for(tokens, 100) for tokens in (1, 400, 534, 800, 1599, 1600)] == [2, 2, 2, 1, 1, 0]
 
 
 @pytest.mark.parametrize(

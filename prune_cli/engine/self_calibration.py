@@ -27,11 +27,11 @@ SELF_CALIBRATION_PAPER = (
 
 SAMPLING = "Sampling calibration windows"
 ENOUGH = 16
-_MOST_AUTO = 3
+_MOST_AUTO = 2
 
 
 def copies_for(tokens: int, inputs: int) -> int:
-    """What `auto` is with `tokens` given ones: so many windows for each that `inputs` have ENOUGH, up to 3."""
+    """What `auto` is with `tokens` given ones: so many windows for each that `inputs` have ENOUGH, up to 2."""
     return min(-(-ENOUGH * inputs // tokens) - 1, _MOST_AUTO) if tokens < ENOUGH * inputs else 0
 
 
