@@ -38,7 +38,8 @@ class _WithOurs(forkserver.ForkServer):
     def ensure_running(self) -> None:
         if self._forkserver_alive_fd is not None:
             return
-        self._forkserver_address = str(Path(tempfile.mkdtemp(prefix="forks-")) / "asked")
+        self._folder = tempfile.TemporaryDirectory()  # goes when the tests end
+        self._forkserver_address = str(Path(self._folder.name) / "asked")
         alive, self._writer = SERVER.Pipe(duplex=False)
         self._forkserver_alive_fd = self._writer.fileno()
         with socket.socket(socket.AF_UNIX) as listener:
