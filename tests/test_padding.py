@@ -104,7 +104,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "means and variances, by sample, outliers": ("-m", "dsnot", "-o", "released=true", "--allocate", "owl"),
     "Gram matrices beside the dense model, slopes tried, the head": (
         *("-m", "sparsegpt", "--target", "dense", "--allocate", "atp", "-o", "atp.candidates=2"),
-        *("--include", "*lm_head*"),
+        # Through more blocks a last bit can grow to another weight.
+        *("--include", "*layers.0.*", "--include", "*lm_head*"),
     ),
     "blocks by influence, refitted": ("-m", "depth", "-o", "remove=1", "-o", "score=influence"),
 }
