@@ -76,8 +76,9 @@ def show_report(console: Console, report: Report, *, verbose: bool) -> None:
     show_continuations(console, report.continuations)
     show_not_loaded(console, report.not_loaded)
     console.print(report.gain, highlight=False)
-    for text in [*report.warnings, *(structure.notes if structure else ())]:
-        console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
+    for kind, texts in (("Warning", report.warnings), ("Note", structure.notes if structure else ())):
+        for text in texts:
+            console.print(f"{kind}: {text}", highlight=False, soft_wrap=True)
     written = f"Written to {report.output.folder}; prune_report.html there shows it."
     console.print(written, highlight=False, soft_wrap=True)
 
