@@ -3,8 +3,7 @@
 Each token of a new window is drawn from what the model predicts after the text before it (one forward pass for all
 windows, no generation), so that new words come in the contexts of the given text. After Williams, Chrysostomou &
 Aletras, Self-calibration for Language Model Quantization and Pruning, arXiv:2410.17170, who generate whole texts.
-`auto` stops at ENOUGH tokens for each input of the widest linear layer: beyond them nothing is gained
-(docs/quality.md).
+`auto` adds none where each input of the widest linear layer has ENOUGH tokens: nothing is gained (docs/quality.md).
 """
 
 from __future__ import annotations
@@ -27,12 +26,14 @@ SELF_CALIBRATION_PAPER = (
 
 SAMPLING = "Sampling calibration windows"
 ENOUGH = 16
-_MOST_AUTO = 2
 
 
 def copies_for(tokens: int, inputs: int) -> int:
-    """What `auto` is with `tokens` given ones: so many windows for each that `inputs` have ENOUGH, up to 2."""
-    return min(-(-ENOUGH * inputs // tokens) - 1, _MOST_AUTO) if tokens < ENOUGH * inputs else 0
+    """What `auto` is with `tokens` given ones: one window for each where `inputs` have fewer than ENOUGH.
+
+    On a real model a second one gains nothing (docs/quality.md).
+    """
+    return int(tokens < ENOUGH * inputs)
 
 
 def self_calibrated(
