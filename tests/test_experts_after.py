@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from methods.structured._expert_merge import assignment, averaged, groups, likeness
+from methods.structured._expert_merge import averaged, groups, likeness
 from prune_cli.checkpoint.output_folder import OutputFolder
 from prune_cli.checkpoint.reader import Checkpoint
 from prune_cli.model.streamed_model import StreamedModel
@@ -165,24 +162,6 @@ def test_what_cannot_be_made_up_for_is_refused(
     )
     keep = ["-o", f"save_keep_list={tmp_path / 'keep.json'}", "--keep-list-only"]
     assert "leave -o after=merge out" in message("mixtral", "merge", *keep)
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 1000), st.integers(1, 5))
-def test_an_assignment_is_nearly_the_best_of_all(seed: int, count: int) -> None:
-    benefits = torch.rand(count, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = assignment(benefits).tolist()
-    assert sorted(found) == list(range(count))
-    worth = [
-        sum(float(benefits[row, column]) for row, column in enumerate(p)) for p in itertools.permutations(range(count))
-    ]
-    assert sum(float(benefits[row, column]) for row, column in enumerate(found)) >= max(worth) - 1e-4 * count
-
-
-def test_equal_benefits_keep_the_order_and_a_permutation_is_found() -> None:
-    assert assignment(torch.ones(5, 5)).tolist() == [0, 1, 2, 3, 4]
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(assignment(torch.eye(200)[order]), order)
 
 
 def test_experts_join_their_likes_until_a_group_is_full() -> None:

@@ -12,8 +12,6 @@ from methods._torch import torch
 
 # Experts that become one.
 _MOST = 16
-# Of the auction: bids start this coarse and end this fine, as shares of the spread of the benefits.
-_FIRST_STEP, _LAST_STEP, _FINER = 0.25, 1e-4, 5.0
 
 
 def likeness(outputs: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
@@ -45,48 +43,6 @@ def unit_likeness(units: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """(units, units): the cosine of all weights of each hidden unit of one expert, (units, weights), with another's."""
     a, b = (torch.nn.functional.normalize(each, dim=1) for each in (units, others))
     return a @ b.T
-
-
-def assignment(benefits: torch.Tensor) -> torch.Tensor:
-    """(n,): a column of its own for each row of `benefits` (n, n), with nearly the largest sum there is.
-
-    Bertsekas' auction with bids that get finer: the sum is at most n/10,000 of the spread of the benefits too low.
-    """
-    count = len(benefits)
-    values = benefits.to(widest(benefits.device))
-    spread = float(values.max() - values.min())
-    columns = torch.arange(count, device=values.device)
-    if count < 2 or not spread > 0:
-        return columns
-    prices, step = torch.zeros(count, dtype=values.dtype, device=values.device), _FIRST_STEP
-    while True:
-        columns = _auction(values, prices, step * spread)
-        if step <= _LAST_STEP:
-            return columns
-        step = max(step / _FINER, _LAST_STEP)
-
-
-def _auction(values: torch.Tensor, prices: torch.Tensor, step: float) -> torch.Tensor:
-    """One round: rows without a column bid until all have one; `prices` (n,) rise."""
-    count = len(values)
-    owner = torch.full((count,), -1, dtype=torch.long, device=values.device)
-    columns = owner.clone()
-    while len(rows := (columns < 0).nonzero().flatten()):
-        worth = values[rows] - prices
-        best = worth.topk(2, dim=1)
-        wanted = best.indices[:, 0]
-        bids = prices[wanted] + best.values[:, 0] - best.values[:, 1] + step
-        highest = torch.full_like(prices, float("-inf")).scatter_reduce(0, wanted, bids, "amax")
-        # Of equal bids that of the first row.
-        first = torch.full_like(owner, count)
-        first.scatter_reduce_(0, wanted, torch.where(bids == highest[wanted], rows, count), "amin")
-        sold = (first < count).nonzero().flatten()
-        losers = owner[sold]
-        columns[losers[losers >= 0]] = -1
-        owner[sold] = first[sold]
-        columns[first[sold]] = sold
-        prices[sold] = highest[sold]
-    return columns
 
 
 def averaged(parts: Mapping[str, Sequence[torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:

@@ -112,6 +112,7 @@ class _Matcher:
         if block in self.output.done:
             pass_run(dense, self.pair.runs[block])
             stream.load(block, self.output.checkpoint())
+            stream.run_block(block)
         else:
             begun = time.monotonic()
             targets = pass_run(dense, self.pair.runs[block])
@@ -119,10 +120,7 @@ class _Matcher:
             trainer = BlockTrainer(self.pair.student, self.samples, self.matching)
             matched, new = trainer.train(block, tensors, stream.calls(), targets)
             self._write(block, new, matched, time.monotonic() - begun)
-            stream.unload(block)
-            # As it would be read back: a run that is resumed sees the same.
-            stream.load(block, Trained(self.pair.student.checkpoint, new))
-        stream.run_block(block)
+            pass_trained(stream, block, new)
         stream.unload(block)
 
     def _write(self, block: int, new: dict[str, torch.Tensor], matched: Matched, seconds: float) -> None:
@@ -167,6 +165,13 @@ class BlockTrainer:
                     "--dtype float32."
                 )
             return matched, as_stored(self.model, tensors, parameters)
+
+
+def pass_trained(stream: Stream, block: int, new: Mapping[str, torch.Tensor]) -> None:
+    """Take all batches through `block` with its `new` values as they would be read back, as a resumed run does."""
+    stream.unload(block)
+    stream.load(block, Trained(stream.model.checkpoint, new))
+    stream.run_block(block)
 
 
 def pass_run(dense: Stream, run: Sequence[int]) -> list[torch.Tensor]:

@@ -16,11 +16,11 @@ from prune_cli.recovery.match_blocks import (
     Matching,
     Samples,
     held_out_of,
+    pass_trained,
     samples_per_step,
     states_behind,
 )
 from prune_cli.recovery.request import EPOCHS, RATE
-from prune_cli.recovery.trained_block import Trained
 from prune_cli.unstructured.prepare import PruningPlan
 from prune_cli.unstructured.prune_block import BlockPruner
 
@@ -69,8 +69,5 @@ def match_block(
     tensors = {name: pruned.get(name, tensor) for name, tensor in pruner.tensors.items()}
     trainer = BlockTrainer(model, samples, Matching.of(EPOCHS, RATE, run.request.seed))
     matched, new = trainer.train(block, tensors, stream.calls(), targets)
-    stream.unload(block)
-    # As it would be read back: a run that is resumed sees the same.
-    stream.load(block, Trained(model.checkpoint, {**pruned, **new}))
-    stream.run_block(block)
+    pass_trained(stream, block, {**pruned, **new})
     return MatchedBlock(new, matched)

@@ -25,10 +25,11 @@ from prune_cli.recovery.match_blocks import (
     Matching,
     Samples,
     held_out_of,
+    pass_trained,
     samples_per_step,
     states_behind,
 )
-from prune_cli.recovery.trained_block import ROUTERS, Trained
+from prune_cli.recovery.trained_block import ROUTERS
 from prune_cli.report.types import BlockRecovery
 from prune_cli.structured.config import config_from
 from prune_cli.structured.cost import Pass
@@ -174,10 +175,7 @@ class _Maker:
         tensors = stream.load(block)
         trainer = BlockTrainer(self.smaller, self.samples, Matching.of(_EPOCHS, _RATE, self.run.request.seed))
         matched, new = trainer.train(block, tensors, stream.calls(), targets, ROUTERS)
-        stream.unload(block)
-        # As it would be read back: a run that is resumed sees the same.
-        stream.load(block, Trained(self.smaller.checkpoint, new))
-        stream.run_block(block)
+        pass_trained(stream, block, new)
         return matched, new if matched.best else {}
 
     def _fit(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.structured._expert_merge import assignment, averaged, groups, likeness, unit_likeness
+from methods.structured._expert_merge import averaged, groups, likeness, unit_likeness
 from prune_cli.model.moe import outputs_of
 from prune_cli.structured.moe.both_mixtures import BothMixtures
 from prune_cli.structured.moe.expert_matrices import ExpertMatrices
@@ -61,10 +61,14 @@ def _mean_outputs(both: BothMixtures, like: torch.Tensor) -> torch.Tensor:
 
 def _in_one_order(experts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
     """By name the parts of all `experts`, the units of each in the order of those of the first that they are like."""
+    # Of all commands, merging alone needs it.
+    from scipy.optimize import linear_sum_assignment
+
     first, *others = experts
     ordered = {name: [part] for name, part in first.items()}
     for units in others:
-        order = assignment(unit_likeness(_weights(first), _weights(units)))
+        like = unit_likeness(_weights(first), _weights(units)).cpu().numpy()
+        order = torch.from_numpy(linear_sum_assignment(like, maximize=True)[1])
         for name, part in units.items():
             ordered[name].append(part if name == _DOWN_BIAS else part[order])
     return ordered
